@@ -1,0 +1,1 @@
+"""Drafters: one file, one drafter, one YAML in `conf/drafter/`. Imports `specdec` only."""

@@ -1,0 +1,100 @@
+"""Prompt lookup: what followed the last time the text ended like this (Saxena 2023; arXiv 2304.04487).
+
+Costs no model: every n-gram of prompt and text is kept in a table as it is written.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from itertools import cycle, islice
+
+from specdec.errors import InputError
+from specdec.protocols import DraftState, Session
+from specdec.tree import TokenTree
+
+
+class Ngram:
+    """Continuations of the longest suffix seen before, most recent first, merged into one tree.
+
+    max_ngram, min_ngram: lengths of the suffix to look for, longest first; depth: tokens per continuation;
+    branches: most continuations in a tree; nodes: most drafted nodes. Nothing is drafted without a match.
+    """
+
+    def __init__(self, max_ngram: int, min_ngram: int, depth: int, branches: int, nodes: int) -> None:
+        for name, value in (("min_ngram", min_ngram), ("depth", depth), ("branches", branches), ("nodes", nodes)):
+            if value < 1:
+                raise InputError(f"drafter.{name}", expected="an integer >= 1", got=value, fix="raise it")
+        if max_ngram < min_ngram:
+            fix = "raise drafter.max_ngram"
+            raise InputError("drafter.max_ngram", expected=f"at least min_ngram ({min_ngram})", got=max_ngram, fix=fix)
+        self.sizes = range(max_ngram, min_ngram - 1, -1)
+        self.depth, self.branches, self.nodes = depth, branches, nodes
+
+    @property
+    def max_nodes(self) -> int:
+        return self.nodes + 1
+
+    def start(self, session: Session) -> None:
+        self._device = session.target.device
+        self._tables = [_Table(self.sizes) for _ in session.rows]
+
+    def propose(self, state: DraftState) -> TokenTree:
+        trees = []
+        for row, table, room in zip(state.rows, self._tables, state.room, strict=True):
+            table.read(row)
+            continuations = table.continuations(row, min(self.depth, room - 1), self.branches) if room else []
+            trees.append(_trie(row[-1], continuations, self.max_nodes))
+        return TokenTree.from_rows([t for t, _ in trees], [p for _, p in trees], self._device)
+
+
+RECENT = 32  # occurrences of an n-gram to look at: bounds the time spent in very repetitive text
+
+
+class _Table:
+    """Where each n-gram of a growing text ends (exclusive), in order of appearance."""
+
+    def __init__(self, sizes: Sequence[int]) -> None:
+        self._sizes = sizes
+        self._ends: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        self._read = 0
+
+    def read(self, row: Sequence[int]) -> None:
+        """Add the n-grams that end in the tokens written since the last call."""
+        for end in range(self._read + 1, len(row) + 1):
+            for size in self._sizes:
+                if size <= end:
+                    self._ends[tuple(row[end - size : end])].append(end)
+        self._read = len(row)
+
+    def continuations(self, row: Sequence[int], depth: int, branches: int) -> list[list[int]]:
+        """Up to `branches` different continuations: longer matches first, then the more recent.
+
+        One that runs into the end of the text goes on with itself, as periodic text would."""
+        found: list[list[int]] = []
+        for size in self._sizes:
+            ends = self._ends.get(tuple(row[-size:]), [])[:-1]  # the last is the suffix itself
+            for end in reversed(ends[-RECENT:]):
+                continuation = list(islice(cycle(row[end : end + depth]), depth))
+                if continuation not in found:
+                    found.append(continuation)
+                if len(found) == branches:
+                    return found
+        return found
+
+
+def _trie(root: int, continuations: Sequence[Sequence[int]], limit: int) -> tuple[list[int], list[int]]:
+    """Tokens and parents of the tree of all continuations; common beginnings are shared."""
+    tokens, parents = [root], [-1]
+    child: dict[tuple[int, int], int] = {}
+    for continuation in continuations:
+        node = 0
+        for token in continuation:
+            if (node, token) not in child:
+                if len(tokens) == limit:
+                    break
+                child[node, token] = len(tokens)
+                tokens.append(token)
+                parents.append(node)
+            node = child[node, token]
+    return tokens, parents

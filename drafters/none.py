@@ -1,0 +1,20 @@
+"""Drafts nothing: autoregressive decoding through the speculative loop, tau = 1."""
+
+from __future__ import annotations
+
+import torch
+
+from specdec.protocols import DraftState, Session
+from specdec.tree import TokenTree
+
+
+class NoDrafter:
+    """The root alone. Its speedup over `autoregressive()` is what the loop itself costs."""
+
+    max_nodes = 1
+
+    def start(self, session: Session) -> None:
+        self._device = session.target.device
+
+    def propose(self, state: DraftState) -> TokenTree:
+        return TokenTree.root_only(torch.tensor([row[-1] for row in state.rows], device=self._device))

@@ -1,0 +1,119 @@
+"""TreeCache: the KV cache of one batch, allocated once, with a length per row.
+
+    slots of a row   [ committed prefix | tree being verified | free ]
+                     0            lengths[b]
+
+A forward writes its nodes behind the prefix; `keep(path)` moves the accepted ones to the front of that
+region and advances the row's length. Nothing is computed twice. Knows no model and no tree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import psutil
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import Cache
+
+from specdec.errors import InputError
+
+LayerShape = tuple[int, int, int]  # kv heads, key dim, value dim
+
+
+class TreeCache(Cache):
+    """Preallocated KV storage for every layer.
+
+    layers: the shape of each layer; capacity: slots per row (prompt + new tokens + one tree).
+
+    Raises:
+        InputError: the storage does not fit into the memory that is free.
+    """
+
+    def __init__(
+        self, layers: Sequence[LayerShape], batch: int, capacity: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        super().__init__(layers=[])
+        self.capacity, self.device = capacity, device
+        self.bytes = batch * capacity * dtype.itemsize * sum(heads * (k + v) for heads, k, v in layers)
+        _require_memory(self.bytes, batch, capacity, device)
+        # One storage for all tensors of a kind, so that `keep` is one gather and one scatter.
+        self._storage: dict[tuple[int, int], Tensor] = {}
+        kinds = [(heads, dim) for heads, *dims in layers for dim in dims]
+        for heads, dim in dict.fromkeys(kinds):
+            count = kinds.count((heads, dim))
+            self._storage[heads, dim] = torch.zeros(count, batch, heads, capacity, dim, dtype=dtype, device=device)
+        taken = dict.fromkeys(self._storage, 0)
+        tensors = []
+        for kind in kinds:
+            tensors.append(self._storage[kind][taken[kind]])
+            taken[kind] += 1
+        self._layers = list(zip(tensors[::2], tensors[1::2], strict=True))
+        self.lengths: Int[Tensor, " batch"] = torch.zeros(batch, dtype=torch.long, device=device)
+        self.host_lengths = [0] * batch
+        self._slots: Tensor | None = None
+
+    def layer(self, index: int) -> tuple[Float[Tensor, "batch kv_heads slots dim"], Float[Tensor, "batch kv_heads slots dim"]]:
+        """Keys and values of a layer, all slots."""
+        return self._layers[index]
+
+    def open_block(self, start: int, new: int) -> None:
+        """Say where the next forward writes: block nodes `start` to `start + new` behind the prefix."""
+        assert max(self.host_lengths) + start + new <= self.capacity, "the cache is too small for this block"
+        slots = self.lengths[:, None] + torch.arange(start, start + new, device=self.device)
+        self._slots = slots[:, None, :, None]
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: object, **__: object) -> tuple[Tensor, Tensor]:
+        """Called by the model in each layer: store the new keys and values, and hand them back."""
+        assert self._slots is not None, "open_block() comes before a forward"
+        for storage, new in zip(self._layers[layer_idx], (key_states, value_states), strict=True):
+            storage.scatter_(2, self._slots.expand_as(new), new)
+        return key_states, value_states
+
+    def block_of(self, storage: Float[Tensor, "batch kv_heads slots dim"], size: int) -> Tensor:
+        """The first `size` block entries of every row of a layer's keys or values."""
+        slots = (self.lengths[:, None] + torch.arange(size, device=self.device))[:, None, :, None]
+        return storage.gather(2, slots.expand(-1, storage.shape[1], -1, storage.shape[3]))
+
+    def keep(self, path: Int[Tensor, "batch kept"], counts: Sequence[int]) -> None:
+        """Commit the block nodes on `path` (padded with -1) and forget the rest of the block.
+
+        counts: how many nodes each row keeps, known to the host (the loop has read them anyway).
+        """
+        order = torch.arange(path.shape[1], device=self.device)
+        # On a CPU looking costs nothing, and a chain's nodes already stand where they belong.
+        if not (self.device.type == "cpu" and bool(((path == order) | (path < 0)).all())):
+            base = self.lengths[:, None]
+            source, to = base + path.clamp(min=0), base + order
+            for storage in self._storage.values():
+                shape = (storage.shape[0], -1, storage.shape[2], -1, storage.shape[4])
+                moved = storage.gather(3, source[None, :, None, :, None].expand(shape))
+                storage.scatter_(3, to[None, :, None, :, None].expand(shape), moved)
+        self.advance(counts)
+
+    def advance(self, counts: Sequence[int]) -> None:
+        """Commit the first `counts[b]` block nodes of each row where they stand."""
+        self.host_lengths = [length + n for length, n in zip(self.host_lengths, counts, strict=True)]
+        self.lengths += torch.tensor(list(counts), device=self.device)
+
+    def crop(self, lengths: Sequence[int]) -> None:  # type: ignore[override]
+        """Forget everything behind `lengths[b]` committed tokens."""
+        assert all(new <= old for new, old in zip(lengths, self.host_lengths, strict=True))
+        self.host_lengths = list(lengths)
+        self.lengths.copy_(torch.tensor(self.host_lengths))
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """For models that ask although they were given positions: the longest row."""
+        return max(self.host_lengths)
+
+
+def _require_memory(needed: int, batch: int, capacity: int, device: torch.device) -> None:
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    if needed > free:
+        raise InputError(
+            "KV cache",
+            expected=f"at most {free / 2**20:,.0f} MiB (what is free on {device})",
+            got=f"{needed / 2**20:,.0f} MiB for batch {batch} x {capacity} tokens",
+            fix="lower generation.batch_size or generation.max_new_tokens",
+        )

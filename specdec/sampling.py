@@ -1,0 +1,159 @@
+"""From logits to probabilities, and from probabilities to tokens.
+
+One place for both, used by target and drafters alike: p and q carry the same temperature, top-k,
+top-p and penalties, and q is exactly what was sampled from. The processors are those of
+`transformers`, in its order (penalties, temperature, top-k, top-p).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformers import (
+    LogitsProcessorList,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from specdec.errors import InputError
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How tokens are chosen. Defaults are greedy decoding.
+
+    temperature         0 is greedy; otherwise logits are divided by it
+    top_k               keep the k most likely tokens; 0 keeps all
+    top_p               keep the smallest set of tokens with this much probability; 1.0 keeps all
+    repetition_penalty  divides (multiplies) positive (negative) logits of tokens already in the
+                        prompt or the text; 1.0 is none (arXiv 1909.05858)
+
+    Raises:
+        InputError: a value outside its range.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+
+    def __post_init__(self) -> None:
+        _require("temperature", self.temperature, self.temperature >= 0, "a number >= 0", "use 0 for greedy decoding")
+        _require("top_k", self.top_k, self.top_k >= 0, "an integer >= 0", "use 0 to keep every token")
+        _require("top_p", self.top_p, 0 < self.top_p <= 1, "a number in (0, 1]", "use 1.0 to keep every token")
+        penalty = self.repetition_penalty
+        _require("repetition_penalty", penalty, penalty > 0, "a number > 0", "use 1.0 for no penalty")
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature == 0
+
+    @property
+    def needs_history(self) -> bool:
+        """Whether probabilities depend on the tokens before, so that every node needs its own."""
+        return self.repetition_penalty != 1.0
+
+    @cached_property
+    def _warpers(self) -> LogitsProcessorList:
+        warpers = LogitsProcessorList()
+        if self.temperature not in (0, 1):
+            warpers.append(TemperatureLogitsWarper(float(self.temperature)))
+        if self.top_k > 0:
+            warpers.append(TopKLogitsWarper(self.top_k))
+        if self.top_p < 1:
+            warpers.append(TopPLogitsWarper(self.top_p))
+        return warpers
+
+    def scores(
+        self, logits: Float[Tensor, "rows vocab"], histories: Sequence[Sequence[int]] | None = None
+    ) -> Float[Tensor, "rows vocab"]:
+        """Logits in fp32 (or more) after the penalties, before temperature.
+
+        `histories`: the tokens before each row (prompt included); needed only with `needs_history`.
+        """
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        if not self.needs_history:
+            return logits
+        assert histories is not None and len(histories) == len(logits)
+        penalty = RepetitionPenaltyLogitsProcessor(penalty=float(self.repetition_penalty))
+        tokens = [torch.tensor([history], device=logits.device) for history in histories]
+        return torch.cat([penalty(t, row[None]) for t, row in zip(tokens, logits, strict=True)])
+
+    def probabilities(
+        self, logits: Float[Tensor, "rows vocab"], histories: Sequence[Sequence[int]] | None = None
+    ) -> Float[Tensor, "rows vocab"]:
+        """The distribution a next token is drawn from; one-hot at temperature 0."""
+        scores = self.scores(logits, histories)
+        if self.greedy:
+            return torch.zeros_like(scores).scatter_(-1, scores.argmax(-1, keepdim=True), 1.0)
+        no_history = torch.empty(len(scores), 0, dtype=torch.long, device=scores.device)
+        return torch.softmax(self._warpers(no_history, scores), dim=-1)
+
+
+def _require(name: str, got: object, ok: bool, expected: str, fix: str) -> None:
+    if not ok:
+        raise InputError(f"generation.{name}", expected=expected, got=got, fix=fix)
+
+
+class Draws(Protocol):
+    """The random decisions of one step. `slot` numbers them, so that a decision does not depend on
+    how many others were made: slot i belongs to tree node i, slot 0 to the recovered or bonus token.
+    Each slot decides at most once. Tests enumerate every outcome by implementing this protocol."""
+
+    def bernoulli(self, probs: Float[Tensor, " batch"], slot: int) -> Bool[Tensor, " batch"]:
+        """True with the given probability, for each row."""
+        ...
+
+    def categorical(self, probs: Float[Tensor, "batch vocab"], slot: int) -> Int[Tensor, " batch"]:
+        """An index of each row drawn with (possibly unnormalised) probability `probs`."""
+        ...
+
+
+@dataclass(frozen=True)
+class UniformDraws:
+    """Draws made from one uniform number in [0, 1) per row and slot (float64)."""
+
+    uniforms: Float[Tensor, "batch slots"]
+
+    def bernoulli(self, probs: Float[Tensor, " batch"], slot: int) -> Bool[Tensor, " batch"]:
+        return self.uniforms[:, slot] < probs
+
+    def categorical(self, probs: Float[Tensor, "batch vocab"], slot: int) -> Int[Tensor, " batch"]:
+        # Inverse CDF in float64. The first index whose CDF exceeds u * total: never one of probability 0.
+        cdf = probs.double().cumsum(-1)
+        return torch.searchsorted(cdf, (self.uniforms[:, slot] * cdf[:, -1])[:, None], right=True)[:, 0]
+
+
+class Streams:
+    """One reproducible random stream per row, addressed and not advanced.
+
+    What a row draws at a step depends on its seed and on its own number of committed tokens only: not
+    on the other rows, their trees or the device. So a row's sampled text is the same alone and in
+    a batch. Counter-based (Philox 4x64, Salmon et al. 2011, numpy's implementation).
+    """
+
+    DRAFT, ACCEPT = 0, 1
+
+    def __init__(self, seeds: Sequence[Sequence[int]], sampling: SamplingParams, device: torch.device) -> None:
+        self._keys = [np.random.SeedSequence(list(seed)).generate_state(2, np.uint64) for seed in seeds]
+        self._greedy = sampling.greedy
+        self._device = device
+
+    def draws(self, lengths: Sequence[int], phase: int, slots: int) -> UniformDraws:
+        """The decisions of `phase` at the step where rows have committed `lengths` tokens."""
+        if self._greedy:  # every probability is 0 or 1: any number decides the same
+            return UniformDraws(torch.zeros(len(lengths), slots, dtype=torch.float64, device=self._device))
+        rows = [
+            np.random.Generator(np.random.Philox(key=key, counter=[0, 0, phase, length])).random(slots)
+            for key, length in zip(self._keys, lengths, strict=True)
+        ]
+        return UniformDraws(torch.from_numpy(np.stack(rows)).to(self._device, non_blocking=True))

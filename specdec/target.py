@@ -1,0 +1,180 @@
+"""TargetModel: any `transformers` causal LM, unmodified, driven with trees.
+
+A draft model is driven through the same class. Knows token ids and tensors; no tokenizer logic, no
+drafter, no acceptance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from specdec.attention import ATTENTION_NAME, AttentionContext, choose_kernel
+from specdec.cache import LayerShape, TreeCache
+from specdec.errors import InputError
+from specdec.tree import TokenTree
+
+PREFILL_CHUNK = 512  # tokens of a prompt per forward: bounds activation memory, long enough for the matrix units
+
+
+@dataclass(frozen=True)
+class TargetOutput:
+    """logits [batch kept vocab]; hidden [batch new dim]: the decoder's last hidden states, after its final
+    norm (what the output layer, Medusa heads and the like read)."""
+
+    logits: Float[Tensor, "batch kept vocab"]
+    hidden: Float[Tensor, "batch new dim"]
+
+
+class TargetModel:
+    """Wraps a loaded model; its weights and its modeling code stay as they are.
+
+    model: a causal LM in eval mode; name: how it is called in results; kernel: see `choose_kernel`;
+    tokenizer: kept beside the model for the entry points and for comparing vocabularies.
+
+    Raises:
+        InputError: the architecture does not route its attention through `AttentionInterface`, or the
+            kernel cannot be had.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        name: str,
+        kernel: str = "auto",
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ) -> None:
+        self.model, self.name, self.tokenizer = model.eval(), name, tokenizer
+        self.kernel = choose_kernel(kernel, self.device)
+        self._hidden: Tensor | None = None
+        self.model.set_attn_implementation(ATTENTION_NAME)
+        self.model.base_model.register_forward_hook(self._remember_hidden)
+        self.layers = self._probe()
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.dtype
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of logits; may exceed the number of tokens (padded vocabularies)."""
+        return self.model.config.get_text_config().vocab_size
+
+    @property
+    def context_window(self) -> int | None:
+        """Longest text in tokens, None when the config does not say."""
+        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+
+    @property
+    def eos(self) -> frozenset[int]:
+        """Token ids that end a text."""
+        generation, config = self.model.generation_config, self.model.config.get_text_config()
+        ids = generation.eos_token_id if generation is not None else None
+        ids = ids if ids is not None else getattr(config, "eos_token_id", None)
+        return frozenset([ids] if isinstance(ids, int) else ids or [])
+
+    def new_cache(self, batch: int, capacity: int) -> TreeCache:
+        """Storage for `batch` rows of at most `capacity` tokens, one tree included."""
+        return TreeCache(self.layers, batch, capacity, self.dtype, self.device)
+
+    @torch.inference_mode()
+    def forward(
+        self,
+        cache: TreeCache,
+        tokens: Int[Tensor, "batch new"],
+        positions: Int[Tensor, "batch block"],
+        mask: Bool[Tensor, "batch new block"] | None,
+        logits_at: Int[Tensor, "batch kept"] | None = None,
+    ) -> TargetOutput:
+        """One forward over the last `new` nodes of a block behind each row's committed prefix.
+
+        positions: of all `block` nodes of the block; mask: which of them each new node sees, None for a
+        causal chain; logits_at: the new nodes to compute logits for, None for all.
+        """
+        batch, new = tokens.shape
+        tree = AttentionContext(self.kernel, cache, cache.lengths, cache.host_lengths, positions, new, mask)
+        cache.open_block(tree.block - new, new)
+        # tables of learned positions end at the context window; only padding ever stands behind it
+        last = (self.context_window or cache.capacity) - 1
+        out = self.model(
+            input_ids=tokens.clamp(min=0),  # padding nodes need some embedding; nobody sees them
+            position_ids=positions[:, -new:].clamp(max=last),
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=0 if logits_at is None else logits_at,
+            tree=tree,
+        )
+        hidden, self._hidden = self._hidden, None
+        assert hidden is not None
+        return TargetOutput(out.logits, hidden)
+
+    def forward_tree(self, cache: TreeCache, tree: TokenTree) -> TargetOutput:
+        """Logits and hidden states at every node of the tree; its KV waits for `cache.keep(path)`."""
+        positions = cache.lengths[:, None] + tree.depth
+        return self.forward(cache, tree.tokens, positions, tree.ancestor_mask)
+
+    def prefill(self, cache: TreeCache, rows: Sequence[Sequence[int]]) -> TargetOutput:
+        """Append `rows` (token lists of any lengths >= 1) to the cache and commit them.
+
+        Returns logits [batch 1 vocab] at each row's last token, and hidden [batch longest dim] of all
+        appended tokens, padded on the right.
+        """
+        left = [list(row) for row in rows]
+        last: list[Tensor | None] = [None] * len(left)
+        hidden = []
+        while any(left):
+            new = min(max(map(len, left)), PREFILL_CHUNK)
+            chunk = [row[:new] for row in left]
+            tokens = torch.tensor([row + [0] * (new - len(row)) for row in chunk], device=self.device)
+            positions = cache.lengths[:, None] + torch.arange(new, device=self.device)
+            ends = torch.tensor([[max(len(row) - 1, 0)] for row in chunk], device=self.device)
+            out = self.forward(cache, tokens, positions, None, ends)
+            for r, row in enumerate(left):
+                if row:
+                    last[r] = out.logits[r]
+            hidden.append(out.hidden)
+            cache.advance([len(row) for row in chunk])
+            left = [row[new:] for row in left]
+        return TargetOutput(torch.stack([logits for logits in last if logits is not None]), torch.cat(hidden, 1))
+
+    @contextmanager
+    def stock(self, implementation: str = "sdpa") -> Iterator[PreTrainedModel]:
+        """The model as `transformers` runs it by itself, for references and baselines."""
+        self.model.set_attn_implementation(implementation)
+        try:
+            yield self.model
+        finally:
+            self.model.set_attn_implementation(ATTENTION_NAME)
+            self._hidden = None
+
+    def _remember_hidden(self, _module: torch.nn.Module, _args: object, output: object) -> None:
+        self._hidden = output.last_hidden_state  # type: ignore[attr-defined]
+
+    def _probe(self) -> list[LayerShape]:
+        """Run one token through the stock model to learn every layer's KV shape, then one through ours."""
+        token = torch.zeros(1, 1, dtype=torch.long, device=self.device)
+        with torch.inference_mode(), self.stock() as model:
+            filled = model(input_ids=token, use_cache=True).past_key_values
+        try:
+            layers = [(k.keys.shape[1], k.keys.shape[3], k.values.shape[3]) for k in filled.layers]
+            self.layers = layers
+            self.prefill(self.new_cache(1, 1), [[0]])
+        except (AttributeError, TypeError) as error:
+            raise InputError(
+                "target",
+                expected="a causal LM whose attention goes through transformers' AttentionInterface and a KV cache",
+                got=f"{type(self.model).__name__} ({error})",
+                fix="choose another model, or update transformers",
+            ) from error
+        return layers

@@ -1,0 +1,161 @@
+"""TokenTree: what a drafter proposes and a verifier checks.
+
+A chain, a Medusa tree, an EAGLE tree and a sampled tree are all this one type. Knows no model,
+no probabilities beyond the drafter's own, no acceptance.
+
+    tokens   [ r  a  b  c  d ]          r            ancestor_mask (row = node, 1 = may see)
+    parents  [-1  0  0  1  1 ]        /   \\          r a b c d
+    depth    [ 0  1  1  2  2 ]       a     b       r  1 0 0 0 0
+                                    / \\            a  1 1 0 0 0
+                                   c   d           b  1 0 1 0 0
+                                                   c  1 1 0 1 0
+                                                   d  1 1 0 0 1
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from specdec.errors import InputError
+
+PAD = -1
+
+
+@dataclass(frozen=True)
+class TokenTree:
+    """A batch of token trees with a common number of nodes.
+
+    tokens  [batch nodes]  `tokens[:, 0]` is the root: the last committed token, whose KV is not yet
+            cached. A padding node has token -1 (0 is a real token in most vocabularies).
+    parents [batch nodes]  `parents[:, 0] == -1` and `parents[i] < i`, so that one forward sweep gives
+            mask, depth and paths. A padding node has parent -1 and sees only itself.
+    probs   [batch nodes vocab] or None  q at node i, the distribution from which i's children were
+            drawn independently (with replacement). None: children were chosen deterministically.
+    """
+
+    tokens: Int[Tensor, "batch nodes"]
+    parents: Int[Tensor, "batch nodes"]
+    probs: Float[Tensor, "batch nodes vocab"] | None = None
+
+    @classmethod
+    def root_only(cls, root: Int[Tensor, " batch"]) -> TokenTree:
+        """The tree that drafts nothing: one step of autoregressive decoding."""
+        return cls(root[:, None], torch.full_like(root[:, None], -1))
+
+    @classmethod
+    def from_rows(
+        cls, tokens: Sequence[Sequence[int]], parents: Sequence[Sequence[int]], device: torch.device | str = "cpu"
+    ) -> TokenTree:
+        """Trees of different sizes, one list per row, padded on the right to the largest."""
+        size = max(len(row) for row in tokens)
+
+        def padded(rows: Sequence[Sequence[int]]) -> Tensor:
+            return torch.tensor([[*row, *[PAD] * (size - len(row))] for row in rows], device=device)
+
+        return cls(padded(tokens), padded(parents))
+
+    @property
+    def batch(self) -> int:
+        return self.tokens.shape[0]
+
+    @property
+    def nodes(self) -> int:
+        """Number of nodes, root and padding included."""
+        return self.tokens.shape[1]
+
+    @cached_property
+    def valid(self) -> Bool[Tensor, "batch nodes"]:
+        """False for padding nodes."""
+        return self.tokens >= 0
+
+    @cached_property
+    def ancestor_mask(self) -> Bool[Tensor, "batch nodes nodes"]:
+        """`mask[b, i, j]`: j is i or an ancestor of i. Static shapes, no wait for the host.
+
+        Starts from "sees itself and its parent" and squares the relation until it is transitive.
+        """
+        itself = torch.eye(self.nodes, dtype=torch.bool, device=self.tokens.device)
+        if self.nodes == 1:
+            return itself.expand(self.batch, 1, 1)
+        is_parent = self.parents[:, :, None] == torch.arange(self.nodes, device=self.tokens.device)
+        reach = (is_parent | itself).float()
+        for _ in range((self.nodes - 1).bit_length()):
+            reach = ((reach @ reach) > 0).float()
+        return reach.bool()
+
+    @cached_property
+    def depth(self) -> Int[Tensor, "batch nodes"]:
+        """Number of edges from the root; 0 for padding nodes."""
+        return self.ancestor_mask.sum(-1) - 1
+
+    @cached_property
+    def offered(self) -> Int[Tensor, " batch"]:
+        """Depth of the deepest node of each row: how many tokens could be accepted at most."""
+        return self.depth.amax(-1)
+
+    def path_to(self, node: Int[Tensor, " batch"]) -> Int[Tensor, "batch nodes"]:
+        """Nodes from the root to `node`, root first, padded on the right with -1."""
+        rows = torch.arange(self.batch, device=node.device)
+        on_path = self.ancestor_mask[rows, node]
+        trash = self.nodes  # nodes off the path are written behind the end
+        slot = torch.where(on_path, self.depth, trash)
+        path = torch.full((self.batch, self.nodes + 1), PAD, dtype=torch.long, device=node.device)
+        index = torch.arange(self.nodes, device=node.device).expand(self.batch, -1)
+        return path.scatter_(1, slot, index)[:, : self.nodes]
+
+    def clip(self, max_depth: Int[Tensor, " batch"]) -> TokenTree:
+        """The same tree with every node deeper than its row's `max_depth` turned into padding.
+
+        Depth does not depend on the drafted tokens, so clipping keeps every acceptance rule exact.
+        """
+        keep = self.depth <= max_depth[:, None]
+        return replace(
+            self, tokens=torch.where(keep, self.tokens, PAD), parents=torch.where(keep, self.parents, PAD)
+        )
+
+    def validate(self, vocab_size: int) -> None:
+        """Check what the type cannot say (waits for the host: for tests and for new drafters).
+
+        Raises:
+            InputError: a root that is padding, a parent not before its child, a padding node with a
+                parent, a token outside the vocabulary, or q of another vocabulary size.
+        """
+        fix = "mend the drafter's propose()"
+        if bool((self.tokens[:, 0] < 0).any() or (self.parents[:, 0] != -1).any()):
+            raise InputError("tree", expected="a real token with parent -1 as the root", got="a root that is not", fix=fix)
+        if int(self.tokens.max()) >= vocab_size:
+            raise InputError("tree", expected=f"tokens below {vocab_size}", got=int(self.tokens.max()), fix=fix)
+        index = torch.arange(self.nodes, device=self.tokens.device)
+        real_parent = (self.parents >= 0) & (self.parents < index)
+        bad = torch.where(self.valid, ~real_parent, self.parents != PAD)
+        bad[:, 0] = False
+        # a real node under a padding node would be reachable by no path
+        bad |= self.valid & (self.parents >= 0) & ~self.valid.gather(1, self.parents.clamp(min=0))
+        if bool(bad.any()):
+            row, node = bad.nonzero()[0].tolist()
+            got = f"parent {int(self.parents[row, node])} at node {node} of row {row}"
+            raise InputError("tree", expected="every node's parent to be a real node before it", got=got, fix=fix)
+        if self.probs is not None and self.probs.shape != (*self.tokens.shape, vocab_size):
+            expected = f"probs of shape {(*self.tokens.shape, vocab_size)}"
+            raise InputError("tree", expected=expected, got=tuple(self.probs.shape), fix=fix)
+
+
+def histories(tree: TokenTree, rows: Sequence[Sequence[int]]) -> list[list[int]]:
+    """The tokens up to and including each node, row by row: committed text, then the path to the node.
+
+    rows: committed tokens, the root last. A padding node gets its row's committed text.
+    """
+    tokens, parents = tree.tokens.tolist(), tree.parents.tolist()
+    result: list[list[int]] = []
+    for row, row_tokens, row_parents in zip(rows, tokens, parents, strict=True):
+        paths: list[list[int]] = []
+        for token, parent in zip(row_tokens, row_parents, strict=True):
+            paths.append([*paths[parent], token] if parent >= 0 else list(row))
+        result += paths
+    return result

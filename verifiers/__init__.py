@@ -1,0 +1,1 @@
+"""Verifiers and acceptance rules. Imports `specdec` only."""

@@ -1,0 +1,1 @@
+"""Acceptance rules: one file, one rule, one YAML in `conf/acceptance/`."""
