@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import accumulate
 from operator import mul
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from torch import Tensor
 from specdec.errors import InputError
 from specdec.models import load, require_same_tokens
 from specdec.protocols import DraftState, Rows, Session
+from specdec.sampling import Draws
 from specdec.target import TargetModel
 from specdec.tree import TokenTree, histories
 
@@ -26,9 +28,13 @@ class DraftModel:
     independently (otherwise the top-k, and always at temperature 0, where q is one-hot).
     """
 
-    def __init__(self, model: TargetModel | str, widths: Sequence[int], sampled: bool = True, **load_options: str) -> None:
+    def __init__(
+        self, model: TargetModel | str, widths: Sequence[int], sampled: bool = True, **load_options: Any
+    ) -> None:
         if not widths or min(widths) < 1:
-            raise InputError("drafter.widths", expected="a list of integers >= 1", got=list(widths), fix="try [1,1,1,1]")
+            raise InputError(
+                "drafter.widths", expected="a list of integers >= 1", got=list(widths), fix="try [1,1,1,1]"
+            )
         self.model = load(model, **load_options) if isinstance(model, str) else model
         self.sampled = sampled
         self._levels = list(accumulate(widths, mul))  # nodes at depth 1, 2, ...
@@ -79,7 +85,7 @@ class DraftModel:
         leaves = torch.zeros_like(q[-1][:, :1]).expand(-1, nodes - sum(level.shape[1] for level in q), -1)
         return TokenTree(tokens, parents, torch.cat([*q, leaves], 1))
 
-    def _children(self, q: Tensor, width: int, draws, first: int) -> Tensor:
+    def _children(self, q: Tensor, width: int, draws: Draws, first: int) -> Tensor:
         """Tokens [batch parents * width] of the next level; its nodes are numbered from `first`."""
         batch, count, _ = q.shape
         if not self._sample_children:
@@ -97,7 +103,9 @@ class DraftModel:
             per_row = [histories(known, rows)[i : i + known.nodes] for i in range(0, batch * known.nodes, known.nodes)]
             before = [history for row in per_row for history in row[-level:]]
         flat = logits.reshape(-1, vocab)
-        ranked = self._sampling.scores(flat, before) if self._sampling.greedy else self._sampling.probabilities(flat, before)
+        ranked = (
+            self._sampling.scores(flat, before) if self._sampling.greedy else self._sampling.probabilities(flat, before)
+        )
         return ranked.view(batch, level, vocab)
 
     def _keep_accepted(self, state: DraftState) -> None:

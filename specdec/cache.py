@@ -54,7 +54,9 @@ class TreeCache(Cache):
         self.host_lengths = [0] * batch
         self._slots: Tensor | None = None
 
-    def layer(self, index: int) -> tuple[Float[Tensor, "batch kv_heads slots dim"], Float[Tensor, "batch kv_heads slots dim"]]:
+    def layer(
+        self, index: int
+    ) -> tuple[Float[Tensor, "batch kv_heads slots dim"], Float[Tensor, "batch kv_heads slots dim"]]:
         """Keys and values of a layer, all slots."""
         return self._layers[index]
 
@@ -64,7 +66,9 @@ class TreeCache(Cache):
         slots = self.lengths[:, None] + torch.arange(start, start + new, device=self.device)
         self._slots = slots[:, None, :, None]
 
-    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: object, **__: object) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: object, **__: object
+    ) -> tuple[Tensor, Tensor]:
         """Called by the model in each layer: store the new keys and values, and hand them back."""
         assert self._slots is not None, "open_block() comes before a forward"
         for storage, new in zip(self._layers[layer_idx], (key_states, value_states), strict=True):

@@ -176,15 +176,19 @@ class Outcome:
         return records
 
 
-def longest_text(prompts: Rows, stop: StopRule, window: int | None) -> int:
-    """Tokens of the longest prompt with its text; checks prompts against emptiness and the context window."""
+def longest_text(prompts: Rows, stop: StopRule, window: int | None, what: str = "prompt") -> int:
+    """Tokens of the longest prompt with its text.
+
+    Raises:
+        InputError: an empty prompt, or one that leaves no room for its text in the context window.
+    """
     longest = max((len(prompt) for prompt in prompts), default=0)
     if not all(prompts) or longest == 0:
-        raise InputError("prompt", expected="at least one token", got="an empty prompt", fix="remove it or write one")
+        raise InputError(what, expected="at least one token", got="an empty prompt", fix="remove it or write one")
     total = longest + stop.max_new_tokens
     if window is not None and total > window:
         raise InputError(
-            "prompt",
+            what,
             expected=f"prompt and new tokens within the context window of {window} tokens",
             got=f"{longest} + {stop.max_new_tokens}",
             fix="shorten the prompt or lower generation.max_new_tokens",

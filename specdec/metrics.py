@@ -20,6 +20,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -100,8 +101,9 @@ def bootstrap_speedup(
     base_tokens: Sequence[float],
     base_seconds: Sequence[float],
     resamples: int = 2000,
-) -> tuple[float, tuple[float, float]]:
-    """Ratio of tokens/s, and its 95 % percentile interval from resampling prompts (paired)."""
+) -> tuple[float, tuple[float, float] | None]:
+    """Ratio of tokens/s, and its 95 % percentile interval from resampling prompts (paired), where there are
+    at least two."""
     data = np.array([tokens, seconds, base_tokens, base_seconds], dtype=np.float64)
     count = data.shape[1]
     picks = np.random.default_rng(0).integers(count, size=(resamples, count))
@@ -109,6 +111,8 @@ def bootstrap_speedup(
     def ratio(sums: np.ndarray) -> np.ndarray:
         return (sums[0] / sums[1]) / (sums[2] / sums[3])
 
+    if count == 1:
+        return float(ratio(data.sum(-1))), None
     low, high = np.quantile(ratio(data[:, picks].sum(-1)), [0.025, 0.975])
     return float(ratio(data.sum(-1))), (float(low), float(high))
 
@@ -151,7 +155,7 @@ class PhaseClock:
 
     def _resolve(self) -> None:
         for marks, step in self._open:
-            for (_, before), (phase, after) in zip(marks, marks[1:], strict=False):
+            for (_, before), (phase, after) in pairwise(marks):
                 ms = before.elapsed_time(after) if self._cuda else (after - before) * 1e3
                 step[phase] = step.get(phase, 0.0) + ms
         self._open = []

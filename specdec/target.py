@@ -102,7 +102,7 @@ class TargetModel:
         positions: of all `block` nodes of the block; mask: which of them each new node sees, None for a
         causal chain; logits_at: the new nodes to compute logits for, None for all.
         """
-        batch, new = tokens.shape
+        new = tokens.shape[1]
         tree = AttentionContext(self.kernel, cache, cache.lengths, cache.host_lengths, positions, new, mask)
         cache.open_block(tree.block - new, new)
         # tables of learned positions end at the context window; only padding ever stands behind it

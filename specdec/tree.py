@@ -115,9 +115,7 @@ class TokenTree:
         Depth does not depend on the drafted tokens, so clipping keeps every acceptance rule exact.
         """
         keep = self.depth <= max_depth[:, None]
-        return replace(
-            self, tokens=torch.where(keep, self.tokens, PAD), parents=torch.where(keep, self.parents, PAD)
-        )
+        return replace(self, tokens=torch.where(keep, self.tokens, PAD), parents=torch.where(keep, self.parents, PAD))
 
     def validate(self, vocab_size: int) -> None:
         """Check what the type cannot say (waits for the host: for tests and for new drafters).
@@ -128,7 +126,9 @@ class TokenTree:
         """
         fix = "mend the drafter's propose()"
         if bool((self.tokens[:, 0] < 0).any() or (self.parents[:, 0] != -1).any()):
-            raise InputError("tree", expected="a real token with parent -1 as the root", got="a root that is not", fix=fix)
+            raise InputError(
+                "tree", expected="a real token with parent -1 as the root", got="a root that is not", fix=fix
+            )
         if int(self.tokens.max()) >= vocab_size:
             raise InputError("tree", expected=f"tokens below {vocab_size}", got=int(self.tokens.max()), fix=fix)
         index = torch.arange(self.nodes, device=self.tokens.device)

@@ -16,7 +16,9 @@ class AtenFlash:
     def supports(self, query: Query, keys: Keys, values: Keys) -> bool:
         return query.device.type == "cpu" and query.is_floating_point() and keys.shape[-1] == values.shape[-1]
 
-    def prefix(self, query: Query, keys: Keys, values: Keys, context: AttentionContext, scale: float) -> tuple[Out, Lse]:
+    def prefix(
+        self, query: Query, keys: Keys, values: Keys, context: AttentionContext, scale: float
+    ) -> tuple[Out, Lse]:
         batch, heads, new, dim = query.shape
         folded = fold_heads(query, keys.shape[1])
         lengths = context.host_lengths

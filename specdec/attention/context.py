@@ -51,8 +51,10 @@ class AttentionContext:
         """`mask`, with the causal one written out."""
         if self.mask is not None:
             return self.mask
-        return torch.ones(self.new, self.block, dtype=torch.bool, device=self.lengths.device).tril().expand(
-            len(self.lengths), -1, -1
+        return (
+            torch.ones(self.new, self.block, dtype=torch.bool, device=self.lengths.device)
+            .tril()
+            .expand(len(self.lengths), -1, -1)
         )
 
     def visible(self, window: int | None) -> Bool[Tensor, "batch new slots"]:

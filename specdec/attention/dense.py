@@ -48,7 +48,9 @@ class Dense:
     def supports(self, query: Query, keys: Keys, values: Keys) -> bool:
         return True
 
-    def prefix(self, query: Query, keys: Keys, values: Keys, context: AttentionContext, scale: float) -> tuple[Out, Lse]:
+    def prefix(
+        self, query: Query, keys: Keys, values: Keys, context: AttentionContext, scale: float
+    ) -> tuple[Out, Lse]:
         slots = torch.arange(keys.shape[2], device=keys.device)
         mask = (slots < context.lengths[:, None])[:, None].expand(-1, query.shape[2], -1)
         return masked_attention(query, keys, values, mask, scale)

@@ -39,7 +39,9 @@ class FlashAttn:
             and keys.shape[-1] == values.shape[-1]
         )
 
-    def prefix(self, query: Query, keys: Keys, values: Keys, context: AttentionContext, scale: float) -> tuple[Out, Lse]:
+    def prefix(
+        self, query: Query, keys: Keys, values: Keys, context: AttentionContext, scale: float
+    ) -> tuple[Out, Lse]:
         return self._attend(query, keys, values, context.lengths, False, scale)
 
     def causal(self, query: Query, keys: Keys, values: Keys, scale: float) -> tuple[Out, Lse]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -12,10 +12,12 @@ from specdec.attention.context import AttentionContext
 
 Query = Float[Tensor, "batch heads new dim"]
 Keys = Float[Tensor, "batch kv_heads slots dim"]
+BlockKeys = Float[Tensor, "batch kv_heads block dim"]
 Out = Float[Tensor, "batch heads new dim"]
 Lse = Float[Tensor, "batch heads new"]  # natural logarithm
 
 
+@runtime_checkable
 class PrefixKernel(Protocol):
     name: str
 
@@ -23,7 +25,9 @@ class PrefixKernel(Protocol):
         """Whether dtype, device and head size are this kernel's; otherwise `dense` serves the layer."""
         ...
 
-    def prefix(self, query: Query, keys: Keys, values: Keys, context: AttentionContext, scale: float) -> tuple[Out, Lse]:
+    def prefix(
+        self, query: Query, keys: Keys, values: Keys, context: AttentionContext, scale: float
+    ) -> tuple[Out, Lse]:
         """Every query of row b sees the first `context.lengths[b]` (>= 1) slots of the cache."""
         ...
 

@@ -12,7 +12,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 from specdec.attention.context import AttentionContext
 from specdec.attention.dense import masked_attention
-from specdec.attention.protocol import Keys, Out, Query, merge
+from specdec.attention.protocol import BlockKeys, Keys, Out, Query, merge
 
 ATTENTION_NAME = "specdec_tree"
 
@@ -20,8 +20,8 @@ ATTENTION_NAME = "specdec_tree"
 def tree_attention(
     module: torch.nn.Module,
     query: Query,
-    key: Keys,
-    value: Keys,
+    key: BlockKeys,
+    value: BlockKeys,
     attention_mask: None,
     *,
     tree: AttentionContext,
@@ -29,7 +29,7 @@ def tree_attention(
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
-    **_: object,
+    **_unused: object,
 ) -> tuple[Tensor, None]:
     """Attention of the new nodes to the committed prefix and to their ancestors in the block.
 
@@ -48,7 +48,7 @@ def tree_attention(
 
 
 def _prefix_and_block(
-    tree: AttentionContext, query: Query, key: Keys, value: Keys, scale: float, keys: Keys, values: Keys
+    tree: AttentionContext, query: Query, key: BlockKeys, value: BlockKeys, scale: float, keys: Keys, values: Keys
 ) -> Out:
     if tree.block > tree.new:  # part of the block was cached by an earlier forward
         key, value = tree.cache.block_of(keys, tree.block), tree.cache.block_of(values, tree.block)

@@ -1,0 +1,42 @@
+# The same few commands for a person and for CI. Each sets itself up from nothing.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+FLASH  := $(VENV)/flash-attn-sources
+
+.PHONY: setup demo test check format clean
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt requirements-embedded.txt Makefile
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	# torch first and pinned: a range would pull gigabytes of CUDA on a machine without a GPU
+	$(BIN)/pip install -q -c constraints.txt torch
+	$(BIN)/pip install -q -c constraints.txt -e ".[dev]" ninja setuptools wheel
+	$(BIN)/pip install -q --no-deps --require-hashes -r requirements-embedded.txt
+	# the Python sources of flash-attn, beside the environment: tests hold our calls against them
+	FLASH_ATTENTION_FORCE_BUILD=TRUE FLASH_ATTENTION_SKIP_CUDA_BUILD=TRUE $(BIN)/pip install -q --no-deps \
+		--no-build-isolation --upgrade --target $(FLASH) flash-attn==2.8.3.post2 \
+		|| echo "flash-attn sources could not be had; the test that needs them will skip"
+	touch $@
+
+demo: $(READY)  ## a real model, decoded faster with the same text
+	$(BIN)/python -m experiments.bench experiment=demo
+
+test: $(READY)  ## all tests
+	$(BIN)/python -m pytest
+
+check: $(READY)  ## what CI runs
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(MAKE) test
+
+format: $(READY)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

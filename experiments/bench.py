@@ -1,0 +1,75 @@
+"""Acceptance rate and speedup of a drafter on a set of prompts.
+
+python -m experiments.bench drafter=ngram target=smollm2_135m prompts=builtin
+python -m experiments.bench -m drafter=none,ngram prompts=jsonl prompts.path=prompts.jsonl
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from experiments.entry import INTERRUPTED, launch, stderr
+from experiments.settings import settings
+from experiments.tables import print_summary, progress_bar
+from specdec.benchmark import Benchmark, describe
+from specdec.runlog import RunLog
+
+
+@hydra.main(config_path="../conf", config_name="bench", version_base="1.3")
+def main(cfg: DictConfig) -> None:
+    options = settings(cfg)
+    prompts = instantiate(cfg.prompts)
+    target = instantiate(cfg.target)
+    benchmark = Benchmark(
+        drafter=instantiate(cfg.drafter, _convert_="all"),
+        verifier=instantiate(cfg.verifier, target=target),
+        rule=instantiate(cfg.acceptance),
+        prompts=prompts,
+        sampling=options.sampling(),
+        stop=options.stop_rule(target),
+        batch_size=options.generation.batch_size,
+        repeats=options.repeats,
+        seed=options.seed,
+        references=instantiate(cfg.reference.methods, _convert_="all"),
+    )
+    benchmark.check()
+    choices = HydraConfig.get().runtime.choices
+    names = {"target": target.name, **{group: choices[group] for group in ("drafter", "verifier")}}
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    log = RunLog(folder, instantiate(cfg.tracker), config(cfg, names))
+    turns = sum(len(prompt.turns) for prompt in prompts) * options.repeats
+    with closing(log), progress_bar(turns) as advance:
+        summary = {**describe(benchmark, names), **benchmark.run(log, advance)}
+    log.finish(summary)
+    print_summary(summary, folder)
+
+
+@contextmanager
+def closing(log: RunLog) -> Iterator[None]:
+    """A run that dies keeps the steps it made, and says so."""
+    try:
+        yield
+    except BaseException as error:
+        status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        log.stop(status)
+        stderr.print(f"{status}: {log.steps_written} steps are kept in {log.folder / 'steps.jsonl'}", soft_wrap=True)
+        if isinstance(error, KeyboardInterrupt):
+            raise SystemExit(INTERRUPTED) from error
+        raise
+
+
+def config(cfg: DictConfig, names: dict[str, str]) -> dict[str, Any]:
+    """The run's configuration for trackers, with the choices of the groups."""
+    return {"names": names, **OmegaConf.to_container(cfg, resolve=True)}  # type: ignore[dict-item]
+
+
+if __name__ == "__main__":
+    launch(main)

@@ -1,0 +1,58 @@
+"""The options that are plain values, typed: OmegaConf checks them before anything is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from specdec.errors import InputError
+from specdec.sampling import SamplingParams
+from specdec.stopping import StopRule
+from specdec.target import TargetModel
+
+
+@dataclass
+class Generation:
+    max_new_tokens: int = 128
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    batch_size: int = 1
+    stop: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Settings:
+    generation: Generation = field(default_factory=Generation)
+    repeats: int = 1
+    seed: int = 0
+
+    def sampling(self) -> SamplingParams:
+        g = self.generation
+        return SamplingParams(g.temperature, g.top_k, g.top_p, g.repetition_penalty)
+
+    def stop_rule(self, target: TargetModel) -> StopRule:
+        g = self.generation
+        decode: Any = target.tokenizer.decode if target.tokenizer is not None else None
+        return StopRule(g.max_new_tokens, target.eos, tuple(g.stop), decode)
+
+
+def settings(cfg: DictConfig) -> Settings:
+    """The typed part of a composed config, checked.
+
+    Raises:
+        omegaconf.ValidationError: a value of the wrong type.
+        InputError: a value out of range.
+    """
+    plain = OmegaConf.masked_copy(cfg, ["generation", "repeats", "seed"])
+    typed = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Settings), plain))
+    assert isinstance(typed, Settings)
+    for name, value in (("generation.batch_size", typed.generation.batch_size), ("repeats", typed.repeats)):
+        if value < 1:
+            raise InputError(name, expected="an integer >= 1", got=value, fix="use 1 or more")
+    typed.sampling()  # the ranges of sampling and stopping, before a model is loaded
+    StopRule(typed.generation.max_new_tokens)
+    return typed

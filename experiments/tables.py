@@ -1,0 +1,114 @@
+"""Summaries as tables on the terminal. Every figure is read from `summary.json`'s dict, none computed."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from experiments.entry import stderr
+
+Summary = Mapping[str, Any]
+# piped output has no width of its own; a narrower one would cut the tables' columns
+stdout = Console(width=None if sys.stdout.isatty() else 120)
+
+
+@contextmanager
+def progress_bar(total: int) -> Iterator[Callable[[Any], None]]:
+    """A bar on stderr; call what it yields once per prompt and turn."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=stderr) as progress:
+        task = progress.add_task("prompts", total=total)
+        yield lambda _: progress.advance(task)
+
+
+def print_summary(summary: Summary, folder: Path) -> None:
+    """One run: its figures, then the same by category."""
+    s = summary
+    loss = "lossless" if s["lossless"] else "lossy"
+    where = f"{s['device']}, {s['dtype']}, {s['threads']} threads, kernel {s['kernel']}, temperature {s['temperature']}"
+    head = Table(title=f"{s['drafter']} on {s['target']} ({where}, batch {s['batch_size']})", show_header=False)
+    head.add_column(no_wrap=True)
+    head.add_column()
+    rows = {
+        "prompts x repeats": f"{s['prompts']} x {s['repeats']}, {s['new_tokens']} new tokens",
+        "tokens per step τ": number(s["tokens_per_step"]),
+        "acceptance length": number(s["acceptance_length"]),
+        "acceptance rate": number(s["acceptance_rate"]),
+        "acceptance at depth": "  ".join(f"{d}: {number(a)}" for d, a in enumerate(s["acceptance_at_depth"], 1)) or "-",
+        "draft efficiency": number(s["draft_efficiency"]),
+        "ms per step": "  ".join(f"{phase} {ms:.1f}" for phase, ms in s["phase_ms"].items()),
+        "tokens/s": f"{s['tokens_per_second']:.1f}",
+        "autoregressive tokens/s": f"{s['autoregressive_tokens_per_second']:.1f}",
+        "speedup": speedup(s),
+    }
+    for reference in [s["reference"], *s["other_references"]] if s["reference"] else []:
+        rows[f"{reference['name']} tokens/s"] = f"{reference['tokens_per_second']:.1f}"
+        rows[f"speedup over {reference['name']}"] = speedup(reference)
+    rows["acceptance rule"] = f"{s['acceptance']} ({loss})"
+    rows["texts identical"] = identical(s)
+    rows["peak memory"] = f"{s['peak_memory_mb']:,.0f} MB"
+    for name, value in rows.items():
+        head.add_row(name, value)
+    stdout.print(head)
+    stdout.print(comparison(s["by_category"], "category"))
+    stdout.print(f"run folder: {folder}", soft_wrap=True, highlight=False)
+
+
+def comparison(summaries: Mapping[str, Summary], what: str) -> Table:
+    """Several summaries (jobs of a sweep, or categories of a run), one a row."""
+    table = Table(title=f"by {what}")
+    table.add_column(what)
+    for column in (
+        "prompts",
+        "τ",
+        "acceptance rate",
+        "tokens/s",
+        "autoregressive",
+        "speedup [95 % interval]",
+        "identical",
+    ):
+        table.add_column(column, justify="right")
+    for name, s in summaries.items():
+        table.add_row(
+            name,
+            str(s["prompts"]),
+            number(s["tokens_per_step"]),
+            number(s["acceptance_rate"]),
+            f"{s['tokens_per_second']:.1f}",
+            f"{s['autoregressive_tokens_per_second']:.1f}",
+            speedup(s),
+            identical(s).partition(" ")[0],
+        )
+    return table
+
+
+def number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def speedup(figures: Summary) -> str:
+    interval = figures["speedup_ci95"]
+    return f"{figures['speedup']:.2f}x" + (f" [{interval[0]:.2f}, {interval[1]:.2f}]" if interval else "")
+
+
+def identical(figures: Summary) -> str:
+    """How many greedy texts equal the baseline's, and how close the target's best two were where they part."""
+    divergence = figures["divergence"]
+    if divergence is None:
+        return "- (sampled)"
+    margins: Sequence[float] = [prompt["margin"] for prompt in divergence["prompts"]]
+    note = f" (largest top-1/top-2 margin where texts part: {max(margins):.2g})" if margins else ""
+    return f"{divergence['identical']}/{divergence['total']}{note}"

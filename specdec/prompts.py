@@ -1,0 +1,121 @@
+"""Prompt sets: built in, or a JSONL file. Text only; turning it into token ids is `PromptEncoder`'s."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from specdec.errors import InputError
+
+FIELDS = ("question_id", "category", "turns")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One conversation: `turns` are the user's messages, the answers are generated."""
+
+    id: str
+    category: str
+    turns: tuple[str, ...]
+
+
+def builtin(limit: int | None = None) -> list[Prompt]:
+    """The project's own prompts: ten in each of six categories."""
+    source = resources.files("specdec") / "data" / "builtin_prompts.jsonl"
+    return even_share(_parse(source.read_text("utf-8"), "built-in prompts"), limit)
+
+
+def jsonl(path: str, limit: int | None = None) -> list[Prompt]:
+    """A file with one object a line: `question_id`, `category`, `turns` (the format of Spec-Bench).
+
+    Raises:
+        InputError: no such file, an empty file, a malformed line, a missing field, an empty turn.
+    """
+    file = Path(path)
+    try:
+        text = file.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            "prompts.path", expected="a readable JSONL file in UTF-8", got=f"{path!r} ({error})", fix="check the path"
+        ) from error
+    return even_share(_parse(text, path), limit)
+
+
+def even_share(prompts: Sequence[Prompt], limit: int | None) -> list[Prompt]:
+    """At most `limit` prompts, taken evenly from the categories, in the order of the file.
+
+    Categories take turns; one that runs out leaves its share to the others.
+    """
+    if limit is None or limit >= len(prompts):
+        return list(prompts)
+    if limit < 1:
+        raise InputError("prompts.limit", expected="an integer >= 1, or null for all", got=limit, fix="raise it")
+    rank: dict[str, int] = {}
+    order = []  # (how many of its category come before, place in the file)
+    for place, prompt in enumerate(prompts):
+        rank[prompt.category] = rank.get(prompt.category, -1) + 1
+        order.append((rank[prompt.category], place))
+    return [prompts[place] for place in sorted(place for _, place in sorted(order)[:limit])]
+
+
+def _parse(text: str, where: str) -> list[Prompt]:
+    prompts = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.strip():
+            prompts.append(_prompt(line, f"{where}, line {number}"))
+    if not prompts:
+        raise InputError(
+            where, expected="at least one prompt", got="an empty file", fix=f"write lines with {_fields()}"
+        )
+    return prompts
+
+
+def _prompt(line: str, where: str) -> Prompt:
+    try:
+        data = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise InputError(
+            where, expected="a JSON object", got=f"malformed JSON ({error})", fix="mend the line"
+        ) from error
+    if not isinstance(data, dict):
+        raise InputError(where, expected="a JSON object", got=type(data).__name__, fix=f"write {_fields()}")
+    missing = [field for field in FIELDS if field not in data]
+    if missing:
+        raise InputError(where, expected=f"the fields {_fields()}", got=f"no {', '.join(missing)}", fix="add them")
+    turns = data["turns"]
+    if not isinstance(turns, list) or not turns or not all(isinstance(t, str) and t.strip() for t in turns):
+        raise InputError(
+            where, expected="turns: a list of non-empty strings", got=f"{turns!r:.60}", fix="mend the line"
+        )
+    return Prompt(str(data["question_id"]), str(data["category"]), tuple(turns))
+
+
+def _fields() -> str:
+    return ", ".join(FIELDS)
+
+
+class PromptEncoder:
+    """Token ids of a conversation so far. Uses the tokenizer's chat template when it has one, otherwise
+    joins the messages with blank lines."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
+
+    def encode(self, turns: Sequence[str], answers: Sequence[str]) -> list[int]:
+        """`answers`: the replies to all turns but the last."""
+        if self._tokenizer.chat_template is None:
+            texts = [text for pair in zip(turns, [*answers, ""], strict=True) for text in pair if text]
+            return list(self._tokenizer.encode("\n\n".join(texts)))
+        messages = [{"role": "user", "content": turns[0]}]
+        for answer, turn in zip(answers, turns[1:], strict=True):
+            messages += [{"role": "assistant", "content": answer}, {"role": "user", "content": turn}]
+        ids = self._tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        return list(ids)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))

@@ -1,0 +1,223 @@
+"""What a run leaves behind. JSON lines are the truth; a tracker (W&B) mirrors them.
+
+steps.jsonl        one record per step and row
+generations.jsonl  one record per prompt, turn and repeat: the text, and how long each method took
+summary.json       the figures, written last
+provenance.json    command, commit, uncommitted changes, versions, machine, and how the run ended
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import psutil
+import torch
+
+from specdec.errors import InputError
+from specdec.metrics import StepRecord
+
+RUN_FILES = ("steps.jsonl", "generations.jsonl", "summary.json", "provenance.json")
+PACKAGES = ("torch", "transformers", "accelerate", "hydra-core", "wandb", "numpy", "flash-attn")
+
+
+@runtime_checkable
+class Tracker(Protocol):
+    """Mirrors a run elsewhere. May fail: `RunLog` then warns and goes on without it."""
+
+    def start(self, folder: Path, config: Mapping[str, Any]) -> None: ...
+    def steps(self, records: Sequence[Mapping[str, Any]]) -> None: ...
+    def finish(self, summary: Mapping[str, Any]) -> None: ...
+
+
+class NoTracker:
+    """Leaves the JSON files alone."""
+
+    def start(self, folder: Path, config: Mapping[str, Any]) -> None: ...
+    def steps(self, records: Sequence[Mapping[str, Any]]) -> None: ...
+    def finish(self, summary: Mapping[str, Any]) -> None: ...
+
+
+class WandbTracker:
+    """Weights & Biases; offline unless `mode` or the environment variable WANDB_MODE says otherwise."""
+
+    def __init__(self, project: str = "specdec", mode: str | None = None, group: str | None = None) -> None:
+        mode = mode or os.environ.get("WANDB_MODE") or "offline"
+        self._options: dict[str, Any] = {"project": project, "group": group, "mode": mode}
+        self._run: Any = None
+        self._tokens, self._ms = 0, 0.0
+
+    def start(self, folder: Path, config: Mapping[str, Any]) -> None:
+        import wandb
+
+        settings = wandb.Settings(silent=True, console="off")
+        self._run = wandb.init(dir=folder, config=dict(config), settings=settings, **self._options)
+
+    def steps(self, records: Sequence[Mapping[str, Any]]) -> None:
+        for record in records:
+            self._tokens += record["emitted"]
+            self._ms += sum(record["ms"].values()) / record["live"]
+            self._run.log(
+                {
+                    "step/accepted": record["accepted"],
+                    "step/offered": record["offered"],
+                    "step/emitted": record["emitted"],
+                    "step/nodes": record["nodes"],
+                    "step/tokens_per_second": 1e3 * self._tokens / self._ms,
+                    **{f"step/{phase}_ms": ms for phase, ms in record["ms"].items()},
+                }
+            )
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        import wandb
+
+        by_depth = list(enumerate(summary.get("acceptance_at_depth", []), 1))
+        table = wandb.Table(columns=["depth", "acceptance"], data=[list(row) for row in by_depth])
+        self._run.log({"acceptance_at_depth": wandb.plot.bar(table, "depth", "acceptance", "Acceptance at depth")})
+        self._run.log({"acceptance_at_depth_table": table})
+        self._run.summary.update(dict(summary))
+        self._run.finish()
+
+
+class RunLog:
+    """The files of one run, and its tracker.
+
+    A folder that holds an earlier run starts clean: its files are moved to `previous-N/`, never mixed.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+
+    def __init__(self, folder: Path, tracker: Tracker, config: Mapping[str, Any]) -> None:
+        self.folder = folder
+        self._tracker: Tracker | None = tracker
+        self.steps_written = 0
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._set_aside_earlier_run()
+            self._steps = (folder / "steps.jsonl").open("w", encoding="utf-8")
+            self._generations = (folder / "generations.jsonl").open("w", encoding="utf-8")
+        except OSError as error:
+            raise InputError(
+                "hydra.run.dir", expected="a folder that can be written", got=f"{str(folder)!r} ({error.strerror})",
+                fix="choose another folder with hydra.run.dir=...",
+            ) from error  # fmt: skip
+        self._provenance = {**provenance(), "status": "running"}
+        write_json(folder / "provenance.json", self._provenance)
+        self._mirror("start", folder, config)
+
+    def steps(self, records: Sequence[StepRecord], context: Sequence[Mapping[str, Any]]) -> None:
+        """Append step records; `context` holds a dict per row (prompt, category, turn ...)."""
+        lines = [{**context[record.row], **asdict(record)} for record in records]
+        _append(self._steps, lines)
+        self.steps_written += len(lines)
+        self._mirror("steps", lines)
+
+    def generations(self, records: Sequence[Mapping[str, Any]]) -> None:
+        _append(self._generations, records)
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """Write the summary: the run is complete."""
+        write_json(self.folder / "summary.json", summary)
+        self._end("finished")
+        self._mirror("finish", summary)
+
+    def stop(self, status: str) -> None:
+        """The run ended early: what was written stays, and says so."""
+        self._end(status)
+        self._mirror("finish", {"status": status})
+
+    def _end(self, status: str) -> None:
+        self._steps.close()
+        self._generations.close()
+        ended = {"status": status, "ended": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "steps": self.steps_written}
+        write_json(self.folder / "provenance.json", {**self._provenance, **ended})
+
+    def _mirror(self, call: str, *args: Any) -> None:
+        if self._tracker is None:
+            return
+        try:
+            getattr(self._tracker, call)(*args)
+        except Exception as error:  # a tracker must never kill a run
+            self._tracker = None
+            warnings.warn(f"the tracker failed and is switched off, the JSON files go on: {error!r}", stacklevel=2)
+
+    def _set_aside_earlier_run(self) -> None:
+        earlier = [self.folder / name for name in RUN_FILES if (self.folder / name).exists()]
+        if not earlier:
+            return
+        number = next(n for n in range(1, 10**6) if not (self.folder / f"previous-{n}").exists())
+        aside = self.folder / f"previous-{number}"
+        aside.mkdir()
+        for file in earlier:
+            file.rename(aside / file.name)
+
+
+def provenance() -> dict[str, Any]:
+    """Command, commit, uncommitted changes, versions and machine."""
+    return {
+        "command": [sys.executable, *sys.orig_argv[1:]],
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "commit": _git("rev-parse", "HEAD"),
+        "dirty_diff": _git("diff", "HEAD"),
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "machine": machine(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def machine() -> dict[str, Any]:
+    cuda = torch.cuda.is_available()
+    return {
+        "cpu": _cpu_model(),
+        "cores": os.cpu_count(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "gpu": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if cuda else [],
+        "system": platform.platform(),
+    }
+
+
+def write_json(path: Path, data: Mapping[str, Any]) -> None:
+    """Whole or not at all: written beside its place, then renamed."""
+    unfinished = path.with_name(path.name + ".unfinished")
+    unfinished.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    unfinished.replace(path)
+
+
+def _append(file: Any, records: Sequence[Mapping[str, Any]]) -> None:
+    file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    file.flush()
+
+
+def _git(*args: str) -> str | None:
+    root = Path(__file__).resolve().parents[1]
+    try:
+        return subprocess.run(["git", *args], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
