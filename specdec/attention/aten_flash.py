@@ -21,7 +21,7 @@ class AtenFlash:
     ) -> tuple[Out, Lse]:
         batch, heads, new, dim = query.shape
         folded = fold_heads(query, keys.shape[1])
-        lengths = context.host_lengths
+        lengths = context.host_seen
         if min(lengths) == max(lengths):
             out, lse = _attend(folded, keys, values, lengths[0], scale)
         else:  # the kernel knows no lengths per row: one call a row, each on its own slice
@@ -41,7 +41,5 @@ class AtenFlash:
 
 
 def _attend(query: Query, keys: Keys, values: Keys, length: int, scale: float) -> tuple[Out, Lse]:
-    if length == 0:  # a row without a prefix beside rows that have one: weight 0 in the merge
-        return torch.zeros_like(query), query.new_full(query.shape[:-1], float("-inf"))
     out, lse = _flash(query, keys[:, :, :length], values[:, :, :length], 0.0, False, scale=scale)
     return out, lse

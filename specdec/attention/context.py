@@ -28,6 +28,9 @@ class AttentionContext:
     positions  [batch block]      absolute positions of the block's nodes (prefix + depth)
     prefix     False only when nothing is committed in any row (the start of a prompt)
     host_lengths  the same as `lengths`, known on the host without waiting for the device
+
+    A block of one node sees the prefix and itself: it is attended to as a prefix that is one longer
+    (`seen`, `host_seen`), in one part instead of two.
     """
 
     kernel: PrefixKernel
@@ -38,6 +41,11 @@ class AttentionContext:
     new: int
     mask: Bool[Tensor, "batch new block"] | None
     _visible: dict[int | None, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        own = 1 if self.block == 1 else 0
+        self.seen = self.lengths + own
+        self.host_seen = [length + own for length in self.host_lengths]
 
     @property
     def prefix(self) -> bool:

@@ -52,7 +52,7 @@ class Dense:
         self, query: Query, keys: Keys, values: Keys, context: AttentionContext, scale: float
     ) -> tuple[Out, Lse]:
         slots = torch.arange(keys.shape[2], device=keys.device)
-        mask = (slots < context.lengths[:, None])[:, None].expand(-1, query.shape[2], -1)
+        mask = (slots < context.seen[:, None])[:, None].expand(-1, query.shape[2], -1)
         return masked_attention(query, keys, values, mask, scale)
 
     def causal(self, query: Query, keys: Keys, values: Keys, scale: float) -> tuple[Out, Lse]:

@@ -42,7 +42,7 @@ class FlashAttn:
     def prefix(
         self, query: Query, keys: Keys, values: Keys, context: AttentionContext, scale: float
     ) -> tuple[Out, Lse]:
-        return self._attend(query, keys, values, context.lengths, False, scale)
+        return self._attend(query, keys, values, context.seen, False, scale)
 
     def causal(self, query: Query, keys: Keys, values: Keys, scale: float) -> tuple[Out, Lse]:
         return self._attend(query, keys, values, None, True, scale)

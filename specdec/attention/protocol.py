@@ -28,7 +28,7 @@ class PrefixKernel(Protocol):
     def prefix(
         self, query: Query, keys: Keys, values: Keys, context: AttentionContext, scale: float
     ) -> tuple[Out, Lse]:
-        """Every query of row b sees the first `context.lengths[b]` (>= 1) slots of the cache."""
+        """Every query of row b sees the first `context.seen[b]` (>= 1) slots of the cache."""
         ...
 
     def causal(self, query: Query, keys: Keys, values: Keys, scale: float) -> tuple[Out, Lse]:

@@ -50,6 +50,8 @@ def tree_attention(
 def _prefix_and_block(
     tree: AttentionContext, query: Query, key: BlockKeys, value: BlockKeys, scale: float, keys: Keys, values: Keys
 ) -> Out:
+    if tree.block == 1:
+        return tree.kernel.prefix(query, keys, values, tree, scale)[0]
     if tree.block > tree.new:  # part of the block was cached by an earlier forward
         key, value = tree.cache.block_of(keys, tree.block), tree.cache.block_of(values, tree.block)
     if tree.mask is None:
