@@ -16,14 +16,15 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.entry import INTERRUPTED, launch, stderr
+from experiments.entry import CONF, INTERRUPTED, launch, one_line_errors, stderr
 from experiments.settings import settings
 from experiments.tables import print_summary, progress_bar
 from specdec.benchmark import Benchmark, describe
 from specdec.runlog import RunLog
 
 
-@hydra.main(config_path="../conf", config_name="bench", version_base="1.3")
+@hydra.main(config_path=CONF, config_name="bench", version_base="1.3")
+@one_line_errors()
 def main(cfg: DictConfig) -> None:
     options = settings(cfg)
     prompts = instantiate(cfg.prompts)

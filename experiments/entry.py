@@ -4,24 +4,38 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from hydra.errors import CompactHydraException, InstantiationException
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from omegaconf import DictConfig
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 from rich.console import Console
 
 from specdec.errors import InputError
 
 BAD_INPUT, INTERRUPTED = 2, 130
+CONF = str(Path(__file__).resolve().parents[1] / "conf")
 stderr = Console(stderr=True)
 
 
 def launch(main: Callable[[], None]) -> None:
-    """Call a `hydra.main` function; bad input becomes one line and status 2, Ctrl-C status 130."""
+    """Call a `hydra.main` function; what it or Hydra raises ends the process as `one_line_errors` says."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises, and leaves the words to us
-    try:
+    with one_line_errors():
         main()
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Bad input becomes one line and status 2, Ctrl-C status 130; a bug keeps its traceback.
+
+    Around a job too, not only around Hydra: it announces a job's exceptions in lines of its own.
+    """
+    try:
+        yield
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except Exception as error:
@@ -36,6 +50,12 @@ def explain(error: BaseException) -> str | None:
     """What the user should read, or None for a bug, which keeps its traceback."""
     if isinstance(error, InstantiationException) and error.__cause__ is not None:
         return explain(error.__cause__)
+    unknown = error.__cause__
+    if isinstance(unknown, ConfigKeyError | ConfigAttributeError) and isinstance(unknown.parent_node, DictConfig):
+        options = ", ".join(map(str, unknown.parent_node))
+        return (
+            f"{unknown.full_key}: expected an option that exists ({options}), got {unknown.key!r}; check the spelling"
+        )
     if isinstance(error, MissingMandatoryValue):
         return f"{error.full_key}: expected a value, got none; pass {error.full_key}=..."
     if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):

@@ -56,7 +56,7 @@ class TreeCache(Cache):
 
     def layer(
         self, index: int
-    ) -> tuple[Float[Tensor, "batch kv_heads slots dim"], Float[Tensor, "batch kv_heads slots dim"]]:
+    ) -> tuple[Float[Tensor, "batch kv_heads slots key_dim"], Float[Tensor, "batch kv_heads slots value_dim"]]:
         """Keys and values of a layer, all slots."""
         return self._layers[index]
 

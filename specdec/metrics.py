@@ -108,13 +108,12 @@ def bootstrap_speedup(
     count = data.shape[1]
     picks = np.random.default_rng(0).integers(count, size=(resamples, count))
 
-    def ratio(sums: np.ndarray) -> np.ndarray:
-        return (sums[0] / sums[1]) / (sums[2] / sums[3])
-
+    sums = np.concatenate([data.sum(1)[:, None], data[:, picks].sum(2)], axis=1)  # the whole first, then resamples
+    ratio = (sums[0] / sums[1]) / (sums[2] / sums[3])
     if count == 1:
-        return float(ratio(data.sum(-1))), None
-    low, high = np.quantile(ratio(data[:, picks].sum(-1)), [0.025, 0.975])
-    return float(ratio(data.sum(-1))), (float(low), float(high))
+        return float(ratio[0]), None
+    low, high = np.quantile(ratio[1:], [0.025, 0.975])
+    return float(ratio[0]), (float(low), float(high))
 
 
 def _ratio(part: float, whole: float) -> float | None:

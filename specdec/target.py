@@ -56,8 +56,11 @@ class TargetModel:
         self.model, self.name, self.tokenizer = model.eval(), name, tokenizer
         self.kernel = choose_kernel(kernel, self.device)
         self._hidden: Tensor | None = None
+        self._stock_attention = model.config._attn_implementation  # what transformers chose
         self.runtime = choose_runtime(runtime, self.model)
         self._ours()
+        if model.config._attn_implementation != ATTENTION_NAME:
+            raise self._unsupported("its attention cannot be exchanged")
         self.model.base_model.register_forward_hook(self._remember_hidden)
         self.layers = self._probe()
 
@@ -152,11 +155,11 @@ class TargetModel:
         return TargetOutput(torch.stack([logits for logits in last if logits is not None]), torch.cat(hidden, 1))
 
     @contextmanager
-    def stock(self, implementation: str = "sdpa") -> Iterator[PreTrainedModel]:
+    def stock(self) -> Iterator[PreTrainedModel]:
         """The model as `transformers` runs it by itself, for references and oracles."""
         if self.runtime is not None:
             self.runtime.remove()
-        self.model.set_attn_implementation(implementation)
+        self.model.set_attn_implementation(self._stock_attention)
         try:
             yield self.model
         finally:
@@ -181,10 +184,13 @@ class TargetModel:
             self.layers = layers
             self.prefill(self.new_cache(1, 1), [[0]])
         except (AttributeError, TypeError) as error:
-            raise InputError(
-                "target",
-                expected="a causal LM whose attention goes through transformers' AttentionInterface and a KV cache",
-                got=f"{type(self.model).__name__} ({error})",
-                fix="choose another model, or update transformers",
-            ) from error
+            raise self._unsupported(str(error)) from error
         return layers
+
+    def _unsupported(self, why: str) -> InputError:
+        return InputError(
+            "target",
+            expected="a causal LM whose attention goes through transformers' AttentionInterface and a KV cache",
+            got=f"{type(self.model).__name__} ({why})",
+            fix="choose another model, or update transformers",
+        )

@@ -1,8 +1,34 @@
 """Type checks at run time for our packages, and the models that tests share."""
 
+import pytest
+import torch
 from jaxtyping import install_import_hook
 
 import tests.typecheck  # noqa: F401  (the hook finds the checker by its dotted name)
 
 # before the first import of what it checks
 install_import_hook(["specdec", "drafters", "verifiers"], "tests.typecheck.check")
+
+from specdec.models import load_tiny  # noqa: E402
+from specdec.target import TargetModel  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Tiny models: threads cost more than they bring, and tests run side by side."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny() -> TargetModel:
+    return load_tiny(device="cpu")
+
+
+def tiny_draft(noise: float = 0.02) -> TargetModel:
+    """The tiny target with noise on its weights: a draft model that is right often, not always."""
+    draft = load_tiny(device="cpu")
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for weight in draft.model.parameters():
+            weight += noise * torch.randn(weight.shape, generator=generator)
+    return draft

@@ -54,7 +54,9 @@ def choose_runtime(name: str, model: PreTrainedModel) -> FastRuntime | None:
         return None
     try:
         if not has_products:
-            raise BuildError(f"{type(model).__name__} in {model.dtype} on {model.device} has no fp32 nn.Linear on a CPU")
+            raise BuildError(
+                f"{type(model).__name__} in {model.dtype} on {model.device} has no fp32 nn.Linear on a CPU"
+            )
         kernel()
     except BuildError as error:
         if name == "fast":

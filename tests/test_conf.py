@@ -1,0 +1,48 @@
+"""Every YAML composes and instantiates, and starts with a comment."""
+
+from __future__ import annotations
+
+import pytest
+from hydra.utils import instantiate
+
+from experiments.settings import settings
+from specdec.protocols import AcceptanceRule, Drafter, Verifier
+from specdec.runlog import Tracker
+from specdec.target import TargetModel
+from tests.configs import CONF, composed, group
+
+PROTOCOLS = {"drafter": Drafter, "acceptance": AcceptanceRule, "tracker": Tracker}
+
+
+@pytest.mark.parametrize(("name", "choice"), [(name, choice) for name in PROTOCOLS for choice in group(name)], ids=str)
+def test_parts_instantiate_to_their_protocol(name: str, choice: str) -> None:
+    cfg = composed(f"{name}={choice}")
+    assert isinstance(instantiate(cfg[name], _convert_="all"), PROTOCOLS[name])
+
+
+@pytest.mark.parametrize("choice", group("verifier"))
+def test_verifiers_take_a_target(choice: str, tiny: TargetModel) -> None:
+    assert isinstance(instantiate(composed(f"verifier={choice}").verifier, target=tiny), Verifier)
+
+
+@pytest.mark.parametrize("choice", group("reference"))
+def test_references_have_names(choice: str) -> None:
+    cfg = composed(f"reference={choice}", "drafter=draft_model")
+    assert all(method.name for method in instantiate(cfg.reference.methods, _convert_="all"))
+
+
+@pytest.mark.parametrize("choice", group("experiment"))
+def test_experiments_compose(choice: str) -> None:
+    settings(composed(f"experiment={choice}"))
+
+
+def test_targets_instantiate(tiny: TargetModel) -> None:
+    assert isinstance(instantiate(composed().target), TargetModel)
+    for choice in group("target"):
+        assert composed(f"target={choice}").target._target_.startswith("specdec.models.load_")
+
+
+@pytest.mark.parametrize("file", sorted(CONF.rglob("*.yaml")), ids=lambda f: f"{f.parent.name}/{f.stem}")
+def test_every_file_says_what_it_is(file) -> None:
+    first = file.read_text("utf-8").splitlines()[0]
+    assert first.startswith("# "), file

@@ -1,0 +1,42 @@
+"""The packages are ours, and the fences between the rooms hold (beyond what import-linter sees)."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import drafters
+import experiments
+import specdec
+import verifiers
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.mark.parametrize("package", [specdec, drafters, verifiers, experiments], ids=lambda p: p.__name__)
+def test_the_packages_imported_are_ours(package: object) -> None:
+    assert Path(str(package.__file__)).resolve().parents[1] == ROOT  # type: ignore[attr-defined]
+
+
+def test_a_foreign_package_of_the_same_name_is_named(tmp_path: Path) -> None:
+    (tmp_path / "verifiers").mkdir()
+    (tmp_path / "verifiers" / "__init__.py").touch()
+    first, then = (f"sys.path[:{n}] = [{str(path)!r}]" for n, path in enumerate((tmp_path, ROOT)))
+    code = f"import sys; {first}; import verifiers; {then}; import experiments"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode != 0
+    assert f"the package 'verifiers' was imported from {tmp_path}, expected {ROOT}" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("word", "room"),
+    [("flash_attn", "specdec/attention"), ("wandb", "specdec/runlog.py"), ("hydra", "experiments")],
+)
+def test_only_one_room_names_it(word: str, room: str) -> None:
+    imports = (f"import {word}", f"from {word}", f'import_module("{word}"')
+    for file in [f for p in ("specdec", "drafters", "verifiers", "experiments") for f in (ROOT / p).rglob("*.py")]:
+        if not str(file.relative_to(ROOT)).startswith(room):
+            assert not any(line in file.read_text("utf-8") for line in imports), file

@@ -1,0 +1,81 @@
+"""Prompt sets and what is wrong with them."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from specdec.errors import InputError
+from specdec.models import byte_tokenizer
+from specdec.prompts import Prompt, PromptEncoder, builtin, even_share, jsonl
+
+
+def test_builtin_prompts_cover_six_categories() -> None:
+    prompts = builtin()
+    assert len(prompts) >= 48
+    assert len({p.id for p in prompts}) == len(prompts)
+    counts = Counter(p.category for p in prompts)
+    assert len(counts) == 6
+    assert min(counts.values()) >= 8
+    assert any(len(p.turns) > 1 for p in prompts)
+
+
+def test_a_limit_takes_an_even_share_of_each_category() -> None:
+    prompts = [Prompt(str(i), c, ("x",)) for i, c in enumerate("aaaabbbcd")]
+    assert [p.category for p in even_share(prompts, 6)] == list("aabbcd")
+    assert [p.id for p in even_share(prompts, 4)] == ["0", "4", "7", "8"]
+    assert even_share(prompts, None) == prompts
+    assert even_share(prompts, 99) == prompts
+
+
+GOOD = {"question_id": 1, "category": "a", "turns": ["hi"]}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "expected at least one prompt, got an empty file; write lines with question_id, category, turns"),
+        (json.dumps(GOOD) + "\n{oops", "line 2: expected a JSON object, got malformed JSON"),
+        ("[1]", "line 1: expected a JSON object, got list; write question_id, category, turns"),
+        ('{"question_id": 1, "turns": ["x"]}', "line 1: expected the fields question_id, category, turns, got no cat"),
+        (json.dumps({**GOOD, "turns": []}), "line 1: expected turns: a list of non-empty strings, got []; mend"),
+        (json.dumps({**GOOD, "turns": ["a", " "]}), "line 1: expected turns: a list of non-empty strings"),
+    ],
+)
+def test_bad_files_are_named_with_the_line(tmp_path: Path, content: str, message: str) -> None:
+    file = tmp_path / "p.jsonl"
+    file.write_text(content, "utf-8")
+    with pytest.raises(InputError) as error:
+        jsonl(str(file))
+    assert message in str(error.value)
+    assert str(file) in str(error.value)
+
+
+def test_a_missing_file_is_named() -> None:
+    with pytest.raises(InputError, match=r"prompts.path: expected a readable JSONL file in UTF-8, got 'nowhere.jsonl'"):
+        jsonl("nowhere.jsonl")
+
+
+def test_a_limit_below_one_is_refused() -> None:
+    with pytest.raises(InputError, match=r"prompts.limit: expected an integer >= 1, or null for all, got 0"):
+        builtin(0)
+
+
+def test_turns_and_answers_go_through_the_chat_template() -> None:
+    tokenizer = byte_tokenizer()
+    encoder = PromptEncoder(tokenizer)
+    ids = encoder.encode(["hi", "more"], ["hello"])
+    assert tokenizer.decode(ids) == (
+        "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\nhello<|im_end|>\n"
+        "<|im_start|>user\nmore<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert encoder.decode(tokenizer.encode("ok<|im_end|>")) == "ok"
+
+
+def test_without_a_template_messages_are_joined() -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = None
+    assert tokenizer.decode(PromptEncoder(tokenizer).encode(["hi", "more"], ["hello"])) == "hi\n\nhello\n\nmore"
