@@ -25,7 +25,7 @@ demo: $(READY)  ## a real model, decoded faster with the same text
 	$(BIN)/python -m experiments.bench experiment=demo
 
 test: $(READY)  ## all tests
-	$(BIN)/python -m pytest
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n auto
 
 check: $(READY)  ## what CI runs
 	$(BIN)/ruff format --check .

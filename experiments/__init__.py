@@ -1,6 +1,11 @@
 """Entry points: `python -m experiments.<name>` from the project's root. Compose, instantiate, call, log."""
 
+import os
 from pathlib import Path
+
+# Before torch loads OpenMP: its threads spin at every barrier, and beside a busy neighbour each of the hundreds of
+# barriers in a forward then costs a time slice. Ten thousand rounds bridge the gaps in a forward, no more.
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 import drafters
 import specdec

@@ -65,7 +65,7 @@ def even_share(prompts: Sequence[Prompt], limit: int | None) -> list[Prompt]:
 
 def _parse(text: str, where: str) -> list[Prompt]:
     prompts = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):  # not splitlines: texts may hold U+2028 and the like
         if line.strip():
             prompts.append(_prompt(line, f"{where}, line {number}"))
     if not prompts:

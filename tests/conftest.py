@@ -9,8 +9,8 @@ import tests.typecheck  # noqa: F401  (the hook finds the checker by its dotted 
 # before the first import of what it checks
 install_import_hook(["specdec", "drafters", "verifiers"], "tests.typecheck.check")
 
-from specdec.models import load_tiny  # noqa: E402
-from specdec.target import TargetModel  # noqa: E402
+from specdec.models import load_tiny
+from specdec.target import TargetModel
 
 
 @pytest.fixture(autouse=True)

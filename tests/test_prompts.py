@@ -54,6 +54,12 @@ def test_bad_files_are_named_with_the_line(tmp_path: Path, content: str, message
     assert str(file) in str(error.value)
 
 
+def test_only_newlines_end_a_line(tmp_path: Path) -> None:
+    file = tmp_path / "p.jsonl"
+    file.write_text(json.dumps({**GOOD, "turns": ["one\u2028two\x85three"]}, ensure_ascii=False) + "\n\n", "utf-8")
+    assert jsonl(str(file))[0].turns == ("one\u2028two\x85three",)
+
+
 def test_a_missing_file_is_named() -> None:
     with pytest.raises(InputError, match=r"prompts.path: expected a readable JSONL file in UTF-8, got 'nowhere.jsonl'"):
         jsonl("nowhere.jsonl")

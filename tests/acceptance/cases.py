@@ -1,0 +1,44 @@
+"""Tables of p and q for the proofs: the kinds of cases in which rules have gone wrong."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tests.acceptance.enumeration import Tables
+
+KINDS = ("random", "peaked", "sparse_p", "sparse_q", "sparse", "equal", "disjoint")
+
+
+def tables(kind: str, vocab: int, depth: int, seed: int) -> tuple[Tables, Tables]:
+    """p for depth + 1 tokens and q for depth."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def rows(d: int, power: float) -> Tensor:
+        return normalised(torch.rand(vocab**d, vocab, generator=generator, dtype=torch.float64) ** power + 1e-3)
+
+    power = 8.0 if kind == "peaked" else 1.0
+    p = [rows(d, power) for d in range(depth + 1)]
+    q = [rows(d, power) for d in range(depth)]
+    if kind in ("sparse_p", "sparse"):
+        p = [normalised(sparse(level, generator)) for level in p]
+    if kind in ("sparse_q", "sparse"):
+        q = [normalised(sparse(level, generator)) for level in q]
+    if kind == "equal":
+        q = p[:-1]
+    if kind == "disjoint":  # q lives on the first token or two, p on the others
+        few = max(1, vocab // 2)
+        q = [normalised(level * (torch.arange(vocab) < few)) for level in q]
+        p = [normalised(level * (torch.arange(vocab) >= few)) for level in p]
+    return Tables(p), Tables(q)
+
+
+def sparse(level: Tensor, generator: torch.Generator) -> Tensor:
+    """About half of the entries 0, but never all."""
+    keep = torch.rand(level.shape, generator=generator, dtype=torch.float64) < 0.5
+    keep.scatter_(1, level.argmax(-1, keepdim=True), True)
+    return level * keep
+
+
+def normalised(level: Tensor) -> Tensor:
+    return level / level.sum(-1, keepdim=True)
