@@ -46,7 +46,7 @@ def one_line_errors() -> Iterator[None]:
         sys.exit(BAD_INPUT)
 
 
-def explain(error: BaseException) -> str | None:
+def explain(error: BaseException) -> str | None:  # noqa: PLR0911  (one return per kind of error)
     """What the user should read, or None for a bug, which keeps its traceback."""
     if isinstance(error, InstantiationException) and error.__cause__ is not None:
         return explain(error.__cause__)

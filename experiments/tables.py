@@ -59,6 +59,8 @@ def print_summary(summary: Summary, folder: Path) -> None:
         rows[f"speedup over {reference['name']}"] = speedup(reference)
     rows["acceptance rule"] = f"{s['acceptance']} ({loss})"
     rows["texts identical"] = identical(s)
+    if s["strays"] is not None:
+        rows["strays (lossy)"] = strays(s["strays"])
     rows["peak memory"] = f"{s['peak_memory_mb']:,.0f} MB"
     for name, value in rows.items():
         head.add_row(name, value)
@@ -95,6 +97,12 @@ def comparison(summaries: Mapping[str, Summary], what: str) -> Table:
     return table
 
 
+def strays(figures: Mapping[str, Any]) -> str:
+    equal = "" if figures["equal_tokens"] is None else f"{figures['equal_tokens']:.0%} of tokens equal greedy text, "
+    ours, base = figures["mean_logprob"], figures["autoregressive_mean_logprob"]
+    return f"{equal}mean log-probability {ours:.3f} against {base:.3f} of plain decoding"
+
+
 def number(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
@@ -109,6 +117,9 @@ def identical(figures: Summary) -> str:
     divergence = figures["divergence"]
     if divergence is None:
         return "- (sampled)"
-    margins: Sequence[float] = [prompt["margin"] for prompt in divergence["prompts"]]
-    note = f" (largest top-1/top-2 margin where texts part: {max(margins):.2g})" if margins else ""
-    return f"{divergence['identical']}/{divergence['total']}{note}"
+    parted: Sequence[dict[str, Any]] = divergence["prompts"]
+    if not parted:
+        return f"{divergence['identical']}/{divergence['total']}"
+    ties, widest = sum(prompt["explained"] for prompt in parted), max(prompt["margin"] for prompt in parted)
+    note = f"({ties} of {len(parted)} part at a near tie, widest top-1/top-2 margin {widest:.2g})"
+    return f"{divergence['identical']}/{divergence['total']} {note}"

@@ -18,7 +18,7 @@ The first token of a text comes from the prompt's forward and belongs to no step
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
@@ -95,25 +95,34 @@ def phase_ms(records: Sequence[StepRecord]) -> dict[str, float]:
     return {p: sum(r.ms[p] / r.live for r in records) / steps if steps else 0.0 for p in PHASES}
 
 
-def bootstrap_speedup(
-    tokens: Sequence[float],
-    seconds: Sequence[float],
-    base_tokens: Sequence[float],
-    base_seconds: Sequence[float],
-    resamples: int = 2000,
-) -> tuple[float, tuple[float, float] | None]:
-    """Ratio of tokens/s, and its 95 % percentile interval from resampling prompts (paired), where there are
-    at least two."""
-    data = np.array([tokens, seconds, base_tokens, base_seconds], dtype=np.float64)
+Interval = tuple[float, float]
+
+
+def bootstrap(
+    columns: Sequence[Sequence[float]], statistic: Callable[[np.ndarray], np.ndarray], resamples: int = 2000
+) -> tuple[float, Interval | None]:
+    """A statistic of sums over prompts, and its 95 % percentile interval from resampling prompts, where there are at
+    least two. columns: one sequence per quantity, one entry per prompt; statistic: gets [quantities samples]."""
+    data = np.array(columns, dtype=np.float64)
     count = data.shape[1]
     picks = np.random.default_rng(0).integers(count, size=(resamples, count))
-
-    sums = np.concatenate([data.sum(1)[:, None], data[:, picks].sum(2)], axis=1)  # the whole first, then resamples
-    ratio = (sums[0] / sums[1]) / (sums[2] / sums[3])
+    values = statistic(np.concatenate([data.sum(1)[:, None], data[:, picks].sum(2)], axis=1))  # the whole comes first
     if count == 1:
-        return float(ratio[0]), None
-    low, high = np.quantile(ratio[1:], [0.025, 0.975])
-    return float(ratio[0]), (float(low), float(high))
+        return float(values[0]), None
+    low, high = np.quantile(values[1:], [0.025, 0.975])
+    return float(values[0]), (float(low), float(high))
+
+
+def bootstrap_speedup(
+    tokens: Sequence[float], seconds: Sequence[float], base_tokens: Sequence[float], base_seconds: Sequence[float]
+) -> tuple[float, Interval | None]:
+    """Ratio of tokens/s, paired by prompt."""
+    return bootstrap([tokens, seconds, base_tokens, base_seconds], lambda s: (s[0] / s[1]) / (s[2] / s[3]))
+
+
+def bootstrap_tau(emitted: Sequence[float], steps: Sequence[float]) -> tuple[float, Interval | None]:
+    """Tokens per step."""
+    return bootstrap([emitted, steps], lambda s: s[0] / s[1])
 
 
 def _ratio(part: float, whole: float) -> float | None:

@@ -159,3 +159,22 @@ class Streams:
             for key, length in zip(self._keys, lengths, strict=True)
         ]
         return UniformDraws(torch.from_numpy(np.stack(rows)).to(self._device, non_blocking=True))
+
+
+def draw_without_replacement(
+    probs: Float[Tensor, "batch vocab"], count: int, draws: Draws, first_slot: int
+) -> Int[Tensor, "batch count"]:
+    """`count` different tokens of each row, one after the other; each is drawn from `probs` without those
+    before it, renormalised. A row with fewer tokens of positive probability is filled up with -1.
+
+    Token i is decided by slot `first_slot + i`: the node it becomes.
+    """
+    left = probs.clone()
+    tokens = []
+    for slot in range(first_slot, first_slot + count):
+        exhausted = left.sum(-1) <= 0
+        left[:, 0] += exhausted  # something must be drawable; what is drawn is not used
+        token = draws.categorical(left, slot)
+        left.scatter_(1, token[:, None], 0.0)
+        tokens.append(torch.where(exhausted, -1, token))
+    return torch.stack(tokens, 1)

@@ -181,8 +181,7 @@ class TargetModel:
             filled = model(input_ids=token, use_cache=True).past_key_values
         try:
             layers = [(k.keys.shape[1], k.keys.shape[3], k.values.shape[3]) for k in filled.layers]
-            self.layers = layers
-            self.prefill(self.new_cache(1, 1), [[0]])
+            self.prefill(TreeCache(layers, 1, 1, self.dtype, self.device), [[0]])
         except (AttributeError, TypeError) as error:
             raise self._unsupported(str(error)) from error
         return layers

@@ -36,12 +36,15 @@ class TokenTree:
     parents [batch nodes]  `parents[:, 0] == -1` and `parents[i] < i`, so that one forward sweep gives
             mask, depth and paths. A padding node has parent -1 and sees only itself.
     probs   [batch nodes vocab] or None  q at node i, the distribution from which i's children were
-            drawn independently (with replacement). None: children were chosen deterministically.
+            drawn. None: children were chosen deterministically.
+    replacement  how they were drawn: independently of each other, duplicates allowed; or (False) one
+            after the other, in order of their index, never the same token twice.
     """
 
     tokens: Int[Tensor, "batch nodes"]
     parents: Int[Tensor, "batch nodes"]
     probs: Float[Tensor, "batch nodes vocab"] | None = None
+    replacement: bool = True
 
     @classmethod
     def root_only(cls, root: Int[Tensor, " batch"]) -> TokenTree:

@@ -151,6 +151,21 @@ def test_texts_that_part_are_reported_with_the_margin(
     (prompt,) = divergence["prompts"]
     assert prompt["position"] == 4
     assert prompt["margin"] > 0.01  # a clear best token: no rounding explains this
+    assert not prompt["explained"]
+
+
+def test_a_lossy_rule_is_labelled_and_says_how_far_it_strays(run: Callable[..., Done]) -> None:
+    done = run("acceptance=typical", "drafter=ngram_lm", "generation.temperature=1.0")
+    assert done.summary["lossless"] is False
+    assert "typical (lossy)" in done.out
+    strays = done.summary["strays"]
+    assert strays["equal_tokens"] is None
+    assert strays["mean_logprob"] < 0
+    assert strays["autoregressive_mean_logprob"] < 0
+    greedy = run("acceptance=greedy").summary
+    assert greedy["strays"]["equal_tokens"] == 1.0
+    assert greedy["strays"]["mean_logprob"] == pytest.approx(greedy["strays"]["autoregressive_mean_logprob"])
+    assert run().summary["strays"] is None
 
 
 def test_a_sweep_leaves_a_folder_per_job_and_one_table(

@@ -99,7 +99,8 @@ FIX = "return from propose() the distribution that the children were drawn from"
 @pytest.mark.parametrize("rule", LOSSLESS, ids=lambda rule: rule.name)
 def test_q_of_another_vocabulary(rule: AcceptanceRule) -> None:
     assert message(rule, trees(rule, even(2, 3, 5)), even(2, 3, 4)) == (
-        "tree.probs: expected q over the target's vocabulary of 4 tokens, got 5; map the drafter's tokens to the target's"
+        "tree.probs: expected q over the target's vocabulary of 4 tokens, got 5; map the drafter's tokens to the "
+        "target's"
     )
 
 
@@ -120,7 +121,8 @@ def test_q_cannot_have_drawn_the_token(rule: AcceptanceRule, q_x: float, got: st
     q = even(2, 3, 4)
     q[1, 1] = torch.tensor([1 - q_x, 0, q_x, 0])
     assert message(rule, trees(rule, q), even(2, 3, 4)) == (
-        f"tree.probs: expected 0 < q <= 1 for every drafted token, got q = {got} for the token of node 2 of row 1; {FIX}"
+        f"tree.probs: expected 0 < q <= 1 for every drafted token, got q = {got} for the token of node 2 of row 1; "
+        f"{FIX}"
     )
 
 

@@ -9,11 +9,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from specdec.enumeration import emission
 from specdec.protocols import AcceptanceRule, Verdict
 from specdec.sampling import Draws
 from specdec.tree import TokenTree
 from tests.acceptance.cases import KINDS, tables
-from tests.acceptance.enumeration import RowByRow, emission
+from tests.acceptance.row_by_row import RowByRow
 from verifiers.acceptance.block import Block
 from verifiers.acceptance.exact import Exact
 from verifiers.acceptance.rejection import top_down
@@ -28,17 +29,17 @@ TREES = [(5, (2,)), (4, (3,)), (4, (2, 1)), (3, (1, 2)), (3, (2, 2)), (3, (3, 1)
 ROOMY = [*CHAINS, *TREES]
 
 PROOFS: list[tuple[AcceptanceRule, str, list[tuple[int, tuple[int, ...]]]]] = [
-    (Exact(), "with", ROOMY),
+    (Exact(), "with_replacement", ROOMY),
     (Exact(), "top_k", ROOMY),
-    (WithoutReplacement(), "without", ROOMY),
+    (WithoutReplacement(), "without_replacement", ROOMY),
     (WithoutReplacement(), "top_k", ROOMY),
-    (SpecTr(), "with", ROOMY),
+    (SpecTr(), "with_replacement", ROOMY),
     (SpecTr(), "top_k", ROOMY),
-    (Block(), "with", CHAINS),
-    (Block(), "without", CHAINS),
+    (Block(), "with_replacement", CHAINS),
+    (Block(), "without_replacement", CHAINS),
     (Block(), "top_k", CHAINS),
-    (Traversal(), "with", ROOMY),
-    (Traversal(), "without", ROOMY),
+    (Traversal(), "with_replacement", ROOMY),
+    (Traversal(), "without_replacement", ROOMY),
     (Traversal(), "top_k", ROOMY),
 ]
 
@@ -49,7 +50,9 @@ def distance(rule: AcceptanceRule, kind: str, vocab: int, widths: tuple[int, ...
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("rule", "how", "shapes"), PROOFS, ids=lambda v: getattr(v, "name", v if isinstance(v, str) else ""))
+@pytest.mark.parametrize(
+    ("rule", "how", "shapes"), PROOFS, ids=lambda v: getattr(v, "name", v if isinstance(v, str) else "")
+)
 def test_joint_distribution_is_the_targets(
     rule: AcceptanceRule, how: str, shapes: list[tuple[int, tuple[int, ...]]], kind: str
 ) -> None:
@@ -57,8 +60,8 @@ def test_joint_distribution_is_the_targets(
         assert distance(rule, kind, vocab, widths, how, seed=len(widths)) < EXACT, (vocab, widths)
 
 
-@pytest.mark.parametrize("kind", ["random", "sparse", "equal"])
-@pytest.mark.parametrize("how", ["with", "without", "top_k"])
+@pytest.mark.parametrize("kind", ["random", "peaked", "sparse", "equal"])
+@pytest.mark.parametrize("how", ["with_replacement", "without_replacement", "top_k"])
 @pytest.mark.parametrize("widths", [(1, 1), (2,), (2, 1)])
 def test_traversal_of_a_single_row_is_exact(widths: tuple[int, ...], how: str, kind: str) -> None:
     """A batch of one on a CPU has a walk of its own (plain numbers)."""
@@ -98,7 +101,7 @@ class ForgetsTheSibling:
 
 def test_biased_rules_are_found() -> None:
     for widths in ((1,), (2, 1)):
-        assert distance(AcceptsTooMuch(), "random", 3, widths, "with", seed=1) > 1e-3
-        assert distance(Typical(0.09, 0.3), "random", 3, widths, "with", seed=1) > 1e-3
-    assert distance(ForgetsTheSibling(), "random", 3, (2,), "without", seed=1) > 1e-3
-    assert distance(ForgetsTheSibling(), "random", 3, (2,), "with", seed=1) < EXACT
+        assert distance(AcceptsTooMuch(), "random", 3, widths, "with_replacement", seed=1) > 1e-3
+        assert distance(Typical(0.09, 0.3), "random", 3, widths, "with_replacement", seed=1) > 1e-3
+    assert distance(ForgetsTheSibling(), "random", 3, (2,), "without_replacement", seed=1) > 1e-3
+    assert distance(ForgetsTheSibling(), "random", 3, (2,), "with_replacement", seed=1) < EXACT

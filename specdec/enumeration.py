@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from specdec.protocols import AcceptanceRule, Verdict
+from specdec.drafting import TreeShape
+from specdec.protocols import AcceptanceRule
 from specdec.sampling import Draws, draw_without_replacement
 from specdec.tree import PAD, TokenTree
 
@@ -73,30 +74,6 @@ def every_outcome(
 
 
 @dataclass(frozen=True)
-class RowByRow:
-    """A rule that is asked about one row at a time."""
-
-    rule: AcceptanceRule
-    lossless = True
-
-    @property
-    def name(self) -> str:
-        return self.rule.name
-
-    def accept(self, tree: TokenTree, target_probs: Tensor, draws: Enumeration) -> Verdict:
-        verdicts = []
-        for row in range(tree.batch):
-            mine = slice(row, row + 1)
-            q = None if tree.probs is None else tree.probs[mine]
-            alone = TokenTree(tree.tokens[mine], tree.parents[mine], q, tree.replacement)
-            own = Enumeration(draws.script[mine], draws.weight[mine])
-            verdicts.append(self.rule.accept(alone, target_probs[mine], own))
-            draws.weight[row] = own.weight[0]
-            draws.forks += [(fork + row, history) for fork, history in own.forks]
-        return Verdict(torch.cat([v.path for v in verdicts]), torch.cat([v.next_token for v in verdicts]))
-
-
-@dataclass(frozen=True)
 class Tables:
     """p(.|prefix) or q(.|prefix): `levels[d]` [vocab^d vocab] for the prefixes of length d, read as numbers."""
 
@@ -117,18 +94,21 @@ class Tables:
         return joint
 
 
+def outcomes(widths: Sequence[int], vocab: int) -> int:
+    """How many different trees of that shape there are at most."""
+    return vocab ** (len(shape_of(widths)) - 1)
+
+
 def shape_of(widths: Sequence[int]) -> list[int]:
     """Parents of the tree with that many children per node at each depth, level by level."""
-    parents, level = [-1], [0]
-    for width in widths:
-        level = [parents.append(node) or len(parents) - 1 for node in level for _ in range(width)]
+    parents: list[int] = TreeShape(widths, "top_k").parents.tolist()
     return parents
 
 
 def draft(parents: Sequence[int], q: Tables, how: str, draws: Draws, rows: int) -> TokenTree:
     """A tree of that shape, its tokens drawn from q or (how="top_k") the most likely ones; root token 0."""
     nodes, depth, prefix = len(parents), [0], [torch.zeros(rows, dtype=torch.long)]
-    tokens = [torch.zeros(rows, dtype=torch.long)] + [None] * (nodes - 1)
+    tokens = [torch.zeros(rows, dtype=torch.long)] * nodes
     for parent in range(nodes):
         children = [i for i in range(nodes) if parents[i] == parent]
         if not children:
@@ -136,7 +116,7 @@ def draft(parents: Sequence[int], q: Tables, how: str, draws: Draws, rows: int) 
         q_here = q.after(prefix[parent].clamp(min=0), depth[parent])
         if how == "top_k":
             drawn = q_here.topk(len(children), -1).indices
-        elif how == "without":
+        elif how == "without_replacement":
             drawn = draw_without_replacement(q_here, len(children), draws, children[0])
         else:
             drawn = torch.stack([draws.categorical(q_here, child) for child in children], 1)
@@ -149,9 +129,16 @@ def draft(parents: Sequence[int], q: Tables, how: str, draws: Draws, rows: int) 
     tree_parents = torch.where(stacked == PAD, PAD, torch.tensor(parents))
     if how == "top_k":
         return TokenTree(stacked, tree_parents)
-    probs = torch.stack([q.after(prefix[i], min(depth[i], len(q.levels) - 1)) if depth[i] < len(q.levels) else
-                         torch.zeros(rows, q.vocab, dtype=torch.float64) for i in range(nodes)], 1)
-    return TokenTree(stacked, tree_parents, probs, replacement=how == "with")
+    probs = torch.stack(
+        [
+            q.after(prefix[i], min(depth[i], len(q.levels) - 1))
+            if depth[i] < len(q.levels)
+            else torch.zeros(rows, q.vocab, dtype=torch.float64)
+            for i in range(nodes)
+        ],
+        1,
+    )
+    return TokenTree(stacked, tree_parents, probs, replacement=how == "with_replacement")
 
 
 def scored(tree: TokenTree, parents: Sequence[int], p: Tables) -> Tensor:
@@ -189,7 +176,7 @@ def emission(rule: AcceptanceRule, widths: Sequence[int], p: Tables, q: Tables, 
 
     def accepted(draws: Draws, start: Tensor) -> tuple[Tensor, ...]:
         q_rows = None if how == "top_k" else probs[start]
-        tree = TokenTree(tokens[start], tree_parents[start], q_rows, replacement=how != "without")
+        tree = TokenTree(tokens[start], tree_parents[start], q_rows, replacement=how != "without_replacement")
         verdict = rule.accept(tree, scored(tree, parents, p), draws)
         return tree.tokens.gather(1, verdict.path.clamp(min=0)), verdict.path, verdict.next_token
 

@@ -1,0 +1,104 @@
+"""An n-gram language model of the text so far: prompt lookup that samples, with a q of its own.
+
+Where `ngram` proposes what followed last time, this draws from the distribution of all that followed, longer
+contexts weighing more. It has no weights and costs no forward: the cheapest drafter whose children are random,
+and so the one to compare acceptance rules on without a second model.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from specdec.drafting import TreeShape
+from specdec.errors import InputError
+from specdec.protocols import DraftState, Session
+from specdec.tree import TokenTree, histories
+
+
+class NgramLM:
+    """q after a context is interpolated (Jelinek & Mercer 1980): the longest of its suffixes seen before weighs
+    `weight`, the next shorter one `weight` of what is left, and so on; single tokens take the rest.
+
+    max_ngram: the longest suffix; widths, children: see `TreeShape` (at temperature 0 always top-k).
+    """
+
+    def __init__(
+        self, max_ngram: int, weight: float, widths: Sequence[int], children: str = "with_replacement"
+    ) -> None:
+        if max_ngram < 1:
+            raise InputError("drafter.max_ngram", expected="an integer >= 1", got=max_ngram, fix="raise it")
+        if not 0 < weight < 1:
+            raise InputError("drafter.weight", expected="a number in (0, 1)", got=weight, fix="try 0.8")
+        self.max_ngram, self.weight, self.shape = max_ngram, weight, TreeShape(widths, children)
+
+    @property
+    def max_nodes(self) -> int:
+        return self.shape.nodes
+
+    def start(self, session: Session) -> None:
+        self._sampling, self._target = session.sampling, session.target
+        self._counts = [_Counts(self.max_ngram) for _ in session.rows]
+
+    def propose(self, state: DraftState) -> TokenTree:
+        for counts, row in zip(self._counts, state.rows, strict=True):
+            counts.read(row)
+
+        def next_q(known: TokenTree, level: int) -> Tensor:
+            before = histories(known, state.rows)
+            places = range(known.nodes - level, known.nodes)
+            last = [before[r * known.nodes + place] for r in range(known.batch) for place in places]
+            logits = torch.stack([self._logits(history, i // level) for i, history in enumerate(last)])
+            # at temperature 0 children are ranked by q: the one-hot distribution would not rank them
+            q = self._sampling.scores if self._sampling.greedy else self._sampling.probabilities
+            return q(logits.to(self._target.device), last).view(known.batch, level, -1)
+
+        how = "top_k" if self._sampling.greedy else self.shape.children
+        depth = max(0, min(self.shape.depth, max(state.room) - 1))
+        root = torch.tensor([row[-1] for row in state.rows], device=self._target.device)
+        return self.shape.grow(root, next_q, state.draws(self.max_nodes), depth, how)
+
+    def _logits(self, history: Sequence[int], row: int) -> Tensor:
+        """log q before temperature and the like; -inf for tokens the text does not hold."""
+        q = torch.zeros(self._target.vocab_size)
+        left = 1.0
+        for followers in self._counts[row].of_suffixes(history):
+            share = left * (self.weight if len(followers.context) else 1.0)
+            tokens = torch.tensor(list(followers.counts))
+            q[tokens] += share * torch.tensor(list(followers.counts.values())) / followers.total
+            left -= share
+        return q.log()
+
+
+class _Followers:
+    """What followed a context, and how often."""
+
+    def __init__(self, context: tuple[int, ...]) -> None:
+        self.context, self.counts, self.total = context, Counter[int](), 0
+
+
+class _Counts:
+    """Followers of every context of at most `longest` tokens of a growing text."""
+
+    def __init__(self, longest: int) -> None:
+        self._longest, self._read = longest, 0
+        self._followers: dict[tuple[int, ...], _Followers] = {}
+
+    def read(self, row: Sequence[int]) -> None:
+        """Count the tokens written since the last call."""
+        for end in range(self._read, len(row)):
+            for size in range(min(self._longest, end) + 1):
+                context = tuple(row[end - size : end])
+                followers = self._followers.setdefault(context, _Followers(context))
+                followers.counts[row[end]] += 1
+                followers.total += 1
+        self._read = len(row)
+
+    def of_suffixes(self, history: Sequence[int]) -> list[_Followers]:
+        """Those of the text's suffixes that have any, longest first; the empty suffix last."""
+        longest = min(self._longest, len(history))
+        suffixes = (tuple(history[len(history) - size :]) for size in range(longest, -1, -1))
+        return [self._followers[suffix] for suffix in suffixes if suffix in self._followers]

@@ -1,0 +1,144 @@
+"""Acceptance rules x temperatures on the same trees: a table, `summary.json`, and a plot in the run folder.
+
+python -m experiments.compare_acceptance drafter=ngram_lm target=smollm2_135m
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import hydra
+import plotly.graph_objects as go
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from plotly.subplots import make_subplots
+from rich.table import Table
+
+from experiments.entry import CONF, launch, one_line_errors
+from experiments.settings import settings
+from experiments.tables import number, progress_bar, stdout
+from specdec.prompts import PromptEncoder
+from specdec.protocols import AcceptanceRule
+from specdec.rule_comparison import RuleComparison, Trees
+from specdec.runlog import provenance, write_json
+from specdec.sampling import SamplingParams
+
+# Okabe and Ito's palette: told apart by colour-blind readers
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+
+
+@hydra.main(config_path=CONF, config_name="compare_acceptance", version_base="1.3")
+@one_line_errors()
+def main(cfg: DictConfig) -> None:
+    options = settings(cfg)
+    samplings = [SamplingParams(temperature) for temperature in cfg.temperatures]
+    prompts = instantiate(cfg.prompts)
+    target = instantiate(cfg.target)
+    encoder = PromptEncoder(target.tokenizer)
+    comparison = RuleComparison(
+        verifier=instantiate(cfg.verifier, target=target),
+        prompts=[encoder.encode(prompt.turns[:1], []) for prompt in prompts],
+        stop=options.stop_rule(target),
+        draws=cfg.draws,
+        seed=options.seed,
+    )
+    kinds = [trees(name, cfg) for name in cfg.trees]
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    results = []
+    with progress_bar(len(kinds) * len(samplings)) as advance:
+        for kind in kinds:
+            for sampling in samplings:
+                results += comparison.run(kind, sampling)
+                advance(kind)
+    write_json(folder / "summary.json", {"target": target.name, "prompts": len(prompts), "results": results})
+    write_json(folder / "provenance.json", provenance())
+    plot(results).write_html(folder / "acceptance.html", include_plotlyjs=True)
+    stdout.print(table(results, f"acceptance rules on {target.name}, {len(prompts)} prompts, the same trees"))
+    stdout.print(f"run folder: {folder} (plot: acceptance.html)", soft_wrap=True, highlight=False)
+
+
+def trees(name: str, cfg: DictConfig) -> Trees:
+    """A kind of trees of the config: the drafter with its way of drawing, and the rules by name."""
+    kind = cfg.trees[name]
+    drafter = instantiate(OmegaConf.merge(cfg.drafter, kind.drafter), _convert_="all")
+    return Trees(name, drafter, [rule(choice) for choice in kind.rules])
+
+
+def rule(choice: str) -> AcceptanceRule:
+    """The rule that `acceptance=choice` means."""
+    return instantiate(OmegaConf.load(Path(CONF) / "acceptance" / f"{choice}.yaml"))
+
+
+def table(results: list[dict[str, Any]], title: str) -> Table:
+    """Rules x temperatures; depths at the highest temperature, accept time over all."""
+    temperatures = sorted({r["temperature"] for r in results})
+    out = Table(title=title)
+    for column in ("rule", "lossless"):
+        out.add_column(column, no_wrap=True)
+    for temperature in temperatures:
+        out.add_column(f"τ at T={temperature}", justify="right", no_wrap=True)
+    out.add_column(f"acceptance at depth\n1, 2, ... (T={temperatures[-1]})", justify="right", no_wrap=True)
+    out.add_column("accept\nms", justify="right", no_wrap=True)
+    for kind in dict.fromkeys(r["trees"] for r in results):
+        out.add_section()
+        out.add_row(f"[bold]{kind}[/bold]")
+        for name in dict.fromkeys(r["rule"] for r in results if r["trees"] == kind):
+            rows = sorted(
+                (r for r in results if (r["trees"], r["rule"]) == (kind, name)), key=lambda r: r["temperature"]
+            )
+            depths = "  ".join(number(rate) for rate in rows[-1]["acceptance_at_depth"])
+            ms = sum(r["accept_ms"] for r in rows) / len(rows)
+            taus = [f"{r['tokens_per_step']:.2f}{spread(r)}" for r in rows]
+            out.add_row(f"  {name}", "yes" if rows[0]["lossless"] else "no", *taus, depths, f"{ms:.1f}")
+    return out
+
+
+def spread(result: dict[str, Any]) -> str:
+    interval = result["tokens_per_step_ci95"]
+    return f" [{interval[0]:.2f}, {interval[1]:.2f}]" if interval else ""
+
+
+def plot(results: list[dict[str, Any]]) -> go.Figure:
+    """Tokens per step over temperature, one panel per kind of trees, one line per rule."""
+    kinds = list(dict.fromkeys(r["trees"] for r in results))
+    rules = list(dict.fromkeys(r["rule"] for r in results))
+    figure = make_subplots(cols=len(kinds), subplot_titles=kinds, shared_yaxes=True)
+    shown = set()
+    for column, kind in enumerate(kinds, 1):
+        for name in dict.fromkeys(r["rule"] for r in results if r["trees"] == kind):
+            points = [r for r in results if r["trees"] == kind and r["rule"] == name]
+            figure.add_scatter(
+                x=[r["temperature"] for r in points],
+                y=[r["tokens_per_step"] for r in points],
+                error_y=error_bars(points),
+                name=name if points[0]["lossless"] else f"{name} (lossy)",
+                legendgroup=name,
+                showlegend=name not in shown,
+                line={
+                    "color": COLOURS[rules.index(name) % len(COLOURS)],
+                    "dash": "solid" if points[0]["lossless"] else "dot",
+                },
+                row=1,
+                col=column,
+            )
+            shown.add(name)
+    figure.update_xaxes(title="temperature")
+    figure.update_yaxes(title="tokens per step τ", col=1)
+    return figure.update_layout(title="Acceptance rules on the same trees", template="plotly_white")
+
+
+def error_bars(points: list[dict[str, Any]]) -> dict[str, list[float]] | None:
+    if any(r["tokens_per_step_ci95"] is None for r in points):
+        return None
+    low, high = zip(*(r["tokens_per_step_ci95"] for r in points), strict=True)
+    taus = [r["tokens_per_step"] for r in points]
+    return {
+        "array": [bound - tau for bound, tau in zip(high, taus, strict=True)],
+        "arrayminus": [tau - bound for bound, tau in zip(low, taus, strict=True)],
+    }
+
+
+if __name__ == "__main__":
+    launch(main)

@@ -1,0 +1,78 @@
+"""The two comparisons of acceptance rules: on a model's trees, and exactly on synthetic p and q."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from experiments import compare_acceptance, study_acceptance
+from experiments.entry import launch
+
+TINY = ["target=tiny", "target.device=cpu", "prompts.limit=2", "generation.max_new_tokens=4", "draws=2"]
+
+
+@pytest.fixture
+def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Callable[..., tuple]:
+    def run(main: Callable[[], None], *overrides: str) -> tuple[int, dict, str]:
+        monkeypatch.setattr(sys, "argv", ["compare", f"hydra.run.dir={tmp_path}", *overrides])
+        status = 0
+        try:
+            launch(main)
+        except SystemExit as end:
+            status = int(end.code or 0)
+        captured = capsys.readouterr()
+        file = tmp_path / "summary.json"
+        return status, json.loads(file.read_text("utf-8")) if file.exists() else {}, captured.out + captured.err
+
+    return run
+
+
+def test_rules_are_compared_on_the_same_trees(call: Callable[..., tuple], tmp_path: Path) -> None:
+    status, summary, out = call(compare_acceptance.main, *TINY, "temperatures=[0.0,1.0]")
+    assert status == 0
+    results = {(r["trees"], r["rule"], r["temperature"]): r for r in summary["results"]}
+    assert {r["judgements"] for r in summary["results"]} == {2 * 4 * 2}  # prompts, positions, draws
+    for kind, rules in (("with replacement", ("exact", "spectr", "traversal")), ("chain", ("exact", "block"))):
+        taus = {results[kind, rule, 0.0]["tokens_per_step"] for rule in rules}
+        assert len(taus) == 1, "at temperature 0 all lossless rules keep the argmax's path"
+    assert not results["chain", "typical", 1.0]["lossless"]
+    assert all(word in out for word in ("without_replacement", "τ at T=1.0", "accept"))
+    assert "<html>" in (tmp_path / "acceptance.html").read_text("utf-8")
+
+
+def test_the_study_is_exact_where_the_answer_is_known(call: Callable[..., tuple]) -> None:
+    options = ["widths=[1,1]", "vocab=3", "cases=2", "distances=[0.0,1.0]"]
+    status, summary, out = call(
+        study_acceptance.main, *options, "rules=[with_replacement/exact,with_replacement/block]"
+    )
+    assert status == 0
+    for result in summary["results"]:
+        if result["distance"] == 0:
+            assert result["total_variation"] == 0
+            assert result["accepted"] == pytest.approx(2.0, abs=1e-12)  # p is q: everything is accepted
+    exact, block = (r["accepted"] for r in summary["results"] if r["distance"] == 1)
+    assert exact < block < 2
+    assert "expected accepted length" in out
+
+
+def test_one_drafted_token_is_accepted_as_often_as_p_and_q_overlap(call: Callable[..., tuple]) -> None:
+    options = [
+        "widths=[1]",
+        "vocab=5",
+        "cases=3",
+        "distances=[0.5]",
+        "rules=[with_replacement/exact,with_replacement/spectr]",
+    ]
+    _, summary, _ = call(study_acceptance.main, *options)
+    for result in summary["results"]:
+        assert result["accepted"] == pytest.approx(1 - result["total_variation"], abs=1e-12)
+
+
+def test_a_study_too_large_to_enumerate_is_refused(call: Callable[..., tuple]) -> None:
+    status, summary, out = call(study_acceptance.main, "widths=[4,4]", "vocab=8")
+    assert (status, summary) == (2, {})
+    assert "error: widths and vocab: expected at most 300,000 different trees, got 1,152,921,504,606,846,976" in out

@@ -1,0 +1,84 @@
+"""What only a CUDA device can show; skipped, with the reason, elsewhere."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+import pytest
+import torch
+
+from drafters.draft_model import DraftModel
+from drafters.ngram import Ngram
+from specdec.attention.context import AttentionContext
+from specdec.attention.dense import Dense
+from specdec.cache import TreeCache
+from specdec.generate import autoregressive, speculative
+from specdec.models import load_tiny
+from specdec.protocols import Drafter
+from specdec.sampling import SamplingParams
+from specdec.stopping import StopRule
+from specdec.target import TargetModel
+from tests.families import build
+from tests.test_target import CAPACITY, SAMPLING, rows, tree_over
+from verifiers.acceptance.exact import Exact
+from verifiers.path_by_path import PathByPath
+from verifiers.tree_attention import TreeAttention
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine"),
+]
+needs_flash = pytest.mark.skipif(find_spec("flash_attn") is None, reason="flash-attn is not installed")
+BF16_TOLERANCE = 2e-2  # one bf16 rounding of values of order one, and a softmax
+
+
+@needs_flash
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("part", ["prefix", "causal"])
+def test_flash_attn_equals_the_dense_reference(dtype: torch.dtype, part: str) -> None:
+    from specdec.attention.flash_attn import FlashAttn
+
+    torch.manual_seed(0)
+    cuda = torch.device("cuda")
+    cache = TreeCache([(2, 64, 64)], 3, 512, dtype, cuda)
+    keys, values = cache.layer(0)
+    keys.normal_()
+    values.normal_()
+    cache.advance([7, 500, 131])
+    query = torch.randn(3, 6, 9, 64, dtype=dtype, device=cuda)
+    context = AttentionContext(
+        Dense(), cache, cache.lengths, cache.host_lengths, torch.zeros(3, 9, device=cuda).long(), 9, None
+    )
+    results = []
+    for kernel in (FlashAttn(), Dense()):
+        if part == "prefix":
+            results.append(kernel.prefix(query, keys, values, context, 0.125))
+        else:
+            results.append(kernel.causal(query, keys[:, :, :9], values[:, :, :9], 0.125))
+    for ours, dense in zip(*results, strict=True):
+        torch.testing.assert_close(ours.float(), dense.float(), atol=BF16_TOLERANCE, rtol=BF16_TOLERANCE)
+
+
+@needs_flash
+def test_a_tree_scores_as_its_paths_do_in_bf16() -> None:
+    target = TargetModel(build("llama").to("cuda", torch.bfloat16), name="llama", kernel="flash_attn")
+    prompts = rows([4, 13, 2])
+    tree = tree_over(prompts)
+    tree = type(tree)(tree.tokens.cuda(), tree.parents.cuda())
+    scores = []
+    for verifier in (TreeAttention(target), PathByPath(target)):
+        verifier.prefill([row[:-1] for row in prompts], SAMPLING, CAPACITY)
+        scores.append(verifier.verify(tree, prompts).probs[tree.valid])
+    torch.testing.assert_close(*scores, atol=BF16_TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["ngram", "draft_model"])
+def test_greedy_text_on_the_gpu_is_the_targets_own(kind: str) -> None:
+    target = load_tiny(device="cuda")
+    drafter: Drafter = Ngram(3, 1, 5, 2, 10) if kind == "ngram" else DraftModel(load_tiny(device="cuda"), [2, 1])
+    assert target.tokenizer is not None
+    prompts = [target.tokenizer.encode(text) for text in ("abcabcabc", "x")]
+    sampling, stop, seeds = SamplingParams(), StopRule(24, target.eos), [[0], [1]]
+    done = speculative(prompts, drafter, TreeAttention(target), Exact(), sampling, stop, seeds)
+    assert done.texts == autoregressive(prompts, target, sampling, stop, seeds).texts
+    assert all(set(step.ms) == {"draft", "verify", "accept", "commit"} for step in done.steps)

@@ -1,0 +1,72 @@
+"""Block verification (Sun et al., arXiv 2403.10444): a chain is judged as a whole.
+
+Exact on chains, and on them it accepts at least as many tokens in expectation as any other rule. A
+deterministic chain is one drawn from one-hot q's.
+"""
+
+from __future__ import annotations
+
+from itertools import accumulate
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from specdec.protocols import Verdict
+from specdec.sampling import Draws
+from specdec.tree import TokenTree
+from verifiers.acceptance.rejection import HUGE, at, nobody_at, normalised, ratios, untaken
+from verifiers.acceptance.requirements import require_chain, require_probabilities
+
+
+class Block:
+    """With w_0 = 1 and, along the drafted tokens x_1 ... x_n,
+
+        w_i = min(1, w_{i-1} p(x_i) / q(x_i)),
+        h_i = R_i / (R_i + 1 - w_i),  R_i = sum_x relu(w_i p(x) - q(x)) after x_i,      h_n = w_n,
+
+    toss a coin of probability h_i for every i and keep the longest x_1 ... x_i whose coin shows heads. The
+    next token is drawn from norm(relu(w_i p - q)), after x_n from p.
+
+    R_i is a pass over the vocabulary, and most coins show tails. But h_i <= w_i, so a coin of probability
+    w_i, and one of h_i / w_i if that shows heads, are the same coin, and R_i is needed only then. The first
+    coins cost nothing: which of them is the next to show heads is one draw.
+    """
+
+    name = "block"
+    lossless = True
+
+    def accept(self, tree: TokenTree, target_probs: Float[Tensor, "batch nodes vocab"], draws: Draws) -> Verdict:
+        require_chain(self.name, tree)
+        require_probabilities(tree, target_probs)
+        w = weights(ratios(tree, target_probs))
+        times = torch.where(tree.depth < tree.offered[:, None], 1 / w.clamp(min=1 / HUGE), 0)  # of q taken from p
+        index = torch.arange(tree.nodes, device=w.device)
+        node = tree.offered  # the last coin that showed heads
+        for i in range(tree.nodes - 1, 0, -1):
+            if nobody_at(node, i):
+                continue
+            here = node == i
+            left = untaken(tree, target_probs, i, times[:, i]).sum(-1)  # R_i / w_i
+            second = (left / (w[:, i] * left + 1 - w[:, i])).nan_to_num(nan=1.0).clamp(max=1)  # 0 / 0: p is q
+            heads = torch.where(tree.offered == i, w[:, i], second)[:, None]
+            outcomes = torch.where(index == i, heads, (1 - heads) * next_heads(w, i))
+            outcome = draws.categorical(torch.where(here[:, None], outcomes, (index == 0).to(w)), i)
+            node = torch.where(here, outcome, node)
+        left = untaken(tree, target_probs, node, at(times, node))
+        return Verdict(tree.path_to(node), draws.categorical(normalised(left, at(target_probs, node)), 0))
+
+
+def weights(ratio: Float[Tensor, "batch nodes"]) -> Float[Tensor, "batch nodes"]:
+    """w_i of every node of a chain."""
+    w = accumulate(ratio.unbind(1), lambda before, r: (before * r).clamp(max=1))
+    return torch.stack(list(w), 1)
+
+
+def next_heads(w: Float[Tensor, "batch nodes"], i: int) -> Float[Tensor, "batch nodes"]:
+    """How likely each node is the first before i, counted backwards, whose coin of probability w shows heads.
+    The root's always does."""
+    tails = torch.ones_like(w)
+    tails[:, : i - 1] = (1 - w[:, 1:i]).flip(1).cumprod(1).flip(1)  # of all coins between it and i
+    tails[:, i:] = 0
+    return w * tails

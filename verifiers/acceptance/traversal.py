@@ -1,0 +1,213 @@
+"""Traversal verification (arXiv 2505.12398): a tree is judged from the leaves to the root.
+
+Exact for siblings drawn with or without replacement and for deterministic ones. On a chain it is block
+verification. The paper gives the order of the walk and the update after a rejection. Derived here: both as
+one statement about what a node may still emit, the same for the three kinds of siblings, and the update
+without a vector per node.
+
+**The statement.** A node v is visited with a rate a and a distribution P of the token after it. The visit
+ends at v or below with probability a, and then the token after v is distributed as P, and the text after
+that as the target's own; all over the draws of what lies below v. By induction:
+
+- No child is left: end at v with probability a, and draw the token after it from P.
+- Otherwise the next child x was drawn from Q. Visit it with rate min(1, a P(x) / Q(x)) and the target's p
+  there. So token x is emitted after v with probability min(Q(x), a P(x)), where a P(x) is due. What is due
+  still is R = relu(a P - Q), and the visit of x ends in vain with probability 1 - a + |R|. Dividing by that,
+
+      a <- |R| / (1 - a + |R|),    P <- R / |R|,
+
+  do not depend on x. So v with its other children owes exactly this, and the statement holds for it.
+
+At the root a is 1 and stays 1.
+
+**Without a vector per node.** Let a P = s relu(p - c q). At first s = a and c = 0. With Q = q / z (z: mass of
+q without the siblings before, 1 if drawn with replacement) R = s relu(p - c q - q / (s z)): c grows by
+1 / (s z), and s is divided by 1 - a + |R|. A sibling drawn before has a P(x) < Q(x) when it is rejected,
+so c keeps it at 0. For deterministic children, R = a P with 0 at x.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from specdec.protocols import Verdict
+from specdec.sampling import Draws
+from specdec.tree import PAD, TokenTree
+from verifiers.acceptance.rejection import HUGE, at, none_of, normalised, ratios, tried, untaken, without_tokens
+from verifiers.acceptance.requirements import require_children, require_probabilities
+
+
+class Traversal:
+    """Visit leaves first, siblings in order of their index; end at the first node that accepts. Draw slot i
+    decides on the i-th node whose visit comes to its end, whatever the other rows hold."""
+
+    name = "traversal"
+    lossless = True
+
+    def accept(self, tree: TokenTree, target_probs: Float[Tensor, "batch nodes vocab"], draws: Draws) -> Verdict:
+        require_children(self.name, tree)
+        require_probabilities(tree, target_probs)
+        alone = tree.batch == 1 and tree.tokens.device.type == "cpu"
+        end, taken = (Row if alone else Rows)(tree, target_probs).visit_all(draws)
+        left = untaken(tree, target_probs, end, taken)
+        return Verdict(tree.path_to(end), draws.categorical(normalised(left, at(target_probs, end)), 0))
+
+
+class Rows:
+    """a, s, c and z of every node, as the docstring of the module has them, for rows of any shapes at once. A node
+    is one index per row. Nothing waits for the device."""
+
+    def __init__(self, tree: TokenTree, target_probs: Float[Tensor, "batch nodes vocab"]) -> None:
+        self._tree, self._target_probs = tree, target_probs
+        self._ratio = ratios(tree, target_probs)
+        self._spines = Spines.of(tree, self._ratio)
+        self._rows = torch.arange(tree.batch, device=tree.tokens.device)
+        self._a, self._s = torch.ones_like(self._ratio), torch.ones_like(self._ratio)
+        self._c, self._z = torch.zeros_like(self._ratio), torch.ones_like(self._ratio)
+
+    def visit_all(self, draws: Draws) -> tuple[Int[Tensor, " batch"], Float[Tensor, " batch"]]:
+        """The node where each row's walk ends, and its c."""
+        end = torch.zeros_like(self._rows)
+        climbing = self._tree.valid[:, 0]
+        node = self.enter(end)
+        for slot in range(1, self._tree.nodes):
+            climbing = climbing & (node != 0)
+            if none_of(climbing):
+                break
+            accepted = climbing & draws.bernoulli(torch.where(climbing, self._a[self._rows, node], 0), slot)
+            end, climbing = torch.where(accepted, node, end), climbing & ~accepted
+            if not none_of(climbing):
+                node = self.leave(node, climbing)
+        return end, self._c[self._rows, end]
+
+    def enter(self, x: Int[Tensor, " batch"]) -> Int[Tensor, " batch"]:
+        """Visit x, its first child, that one's first child, and so on. Returns the leaf at the end."""
+        v = self._rows, self._tree.parents.clamp(min=0)[self._rows, x]
+        rate = self._s[v] * self._z[v] * (self._ratio[self._rows, x] - self._c[v])
+        rate = torch.where(x == 0, 1, rate.clamp(min=0, max=1))[:, None]
+        rates = torch.minimum(self._spines.cap, rate * self._spines.reach)
+        spine = self._spines.top == x[:, None]
+        self._a, self._s = torch.where(spine, rates, self._a), torch.where(spine, rates, self._s)
+        return self._spines.leaf[self._rows, x]
+
+    def leave(self, x: Int[Tensor, " batch"], rows: Bool[Tensor, " batch"]) -> Int[Tensor, " batch"]:
+        """The visit of x has ended in vain, in the marked rows. Returns the node whose visit ends next."""
+        tree, parent = self._tree, self._tree.parents.clamp(min=0)[self._rows, x]
+        v = self._rows, parent
+        if tree.probs is not None:
+            self._c[v] += torch.where(rows, 1 / (self._s[v] * self._z[v]).clamp(min=1 / HUGE), 0)
+            if not tree.replacement:
+                left = without_tokens(at(tree.probs, parent), tree.tokens, tried(tree, parent, x))
+                self._z[v] = left.sum(-1).to(self._z)
+        rest = self._s[v] * untaken(tree, self._target_probs, parent, self._c[v], x).sum(-1)
+        vain = (1 - self._a[v] + rest).clamp(min=1 / HUGE)
+        self._a[v], self._s[v] = rest / vain, (self._s[v] / vain).clamp(max=HUGE)
+        sibling = self._spines.sibling[self._rows, x]
+        return torch.where(sibling > 0, self.enter(sibling), parent)
+
+
+class Row:
+    """The same for a single row on a CPU, in plain numbers: they cost a tenth of tensors with one element."""
+
+    def __init__(self, tree: TokenTree, target_probs: Float[Tensor, "1 nodes vocab"]) -> None:
+        self._tree, self._p = tree, target_probs[0].unbind()
+        self._q = None if tree.probs is None else tree.probs[0].to(target_probs).unbind()
+        self._ratio, self._tokens = ratios(tree, target_probs)[0].tolist(), tree.tokens[0].tolist()
+        if tree.probs is not None:
+            self._q_x = tree.probs[0, tree.parents[0].clamp(min=0), tree.tokens[0].clamp(min=0)].tolist()
+        self._parents: list[int] = tree.parents[0].tolist()
+        self._children: list[list[int]] = [[] for _ in self._parents]
+        for node, parent in enumerate(self._parents):
+            if parent >= 0:
+                self._children[parent].append(node)
+        self._a, self._s = [1.0] * tree.nodes, [1.0] * tree.nodes
+        self._c, self._z = [0.0] * tree.nodes, [1.0] * tree.nodes
+        self._mass_of_others: dict[int, float] = {}
+        self._rest = torch.empty_like(self._p[0])  # for whatever is left of a p
+
+    def visit_all(self, draws: Draws) -> tuple[Int[Tensor, " 1"], Float[Tensor, " 1"]]:
+        node, end = self.enter(0), 0
+        for slot in range(1, self._tree.nodes):
+            if node == 0:
+                break
+            if self._a[node] > 0 and bool(draws.bernoulli(self._rest.new_tensor([self._a[node]]), slot)):
+                end = node
+                break
+            node = self.leave(node)
+        return self._tree.tokens.new_tensor([end]), self._rest.new_tensor([self._c[end]])
+
+    def enter(self, x: int) -> int:
+        while True:
+            v = self._parents[x]
+            if v >= 0:
+                rate = self._s[v] * self._z[v] * (self._ratio[x] - self._c[v])
+                self._a[x] = self._s[x] = min(max(rate, 0.0), 1.0)
+            if not self._children[x]:
+                return x
+            x = self._children[x][0]
+
+    def leave(self, x: int) -> int:
+        v = self._parents[x]
+        s, a = self._s[v], self._a[v]
+        untried = self._children[v][self._children[v].index(x) + 1 :]
+        if self._q is None:
+            rest = s * (self._others(self._p[v], v, self._ratio) + sum(self._ratio[child] for child in untried))
+        else:
+            self._c[v] += 1 / max(s * self._z[v], 1 / HUGE)
+            if not self._tree.replacement:
+                self._z[v] = self._others(self._q[v], v, self._q_x) + sum(self._q_x[child] for child in untried)
+            rest = s * float(torch.sub(self._p[v], self._q[v], alpha=self._c[v], out=self._rest).relu_().sum())
+        vain = max(1 - a + rest, 1 / HUGE)
+        self._a[v], self._s[v] = rest / vain, min(s / vain, HUGE)
+        return self.enter(untried[0]) if untried else v
+
+    def _others(self, probs: Float[Tensor, " vocab"], v: int, of_children: list[float]) -> float:
+        """The mass of all tokens but those of v's children (and of these, each token once). To subtract the children
+        from the total would cancel where little else is left: then the others are added up."""
+        if v not in self._mass_of_others:
+            total = float(probs.sum())
+            others = total - sum(of_children[child] for child in self._children[v])
+            if others < total / 8:
+                children = torch.tensor([self._tokens[child] for child in self._children[v]])
+                others = float(probs.index_fill(0, children, 0).sum())
+            self._mass_of_others[v] = others
+        return self._mass_of_others[v]
+
+
+@dataclass(frozen=True)
+class Spines:
+    """Every node's spine: the path to it from `top` by first children only. sibling: the next one, or -1; leaf: where
+    the spine that starts here ends. A rate r at the top is min(cap, r reach) at the node."""
+
+    top: Int[Tensor, "batch nodes"]
+    sibling: Int[Tensor, "batch nodes"]
+    leaf: Int[Tensor, "batch nodes"]
+    cap: Float[Tensor, "batch nodes"]
+    reach: Float[Tensor, "batch nodes"]
+
+    @classmethod
+    def of(cls, tree: TokenTree, ratio: Float[Tensor, "batch nodes"]) -> Spines:
+        index = torch.arange(tree.nodes, device=ratio.device)
+        drafted = tree.valid & (index > 0)
+        siblings = (tree.parents[:, :, None] == tree.parents[:, None]) & drafted[:, None]
+        after = siblings & (index > index[:, None])
+        first = drafted & ~(siblings & (index < index[:, None])).any(-1)
+        up = torch.where(first, tree.parents, index)
+        reach = torch.where(first, ratio, 1)
+        cap = reach.clamp(max=1)
+        for _ in range((tree.nodes - 1).bit_length()):  # twice as far up every time
+            cap = torch.minimum(cap, cap.gather(1, up) * reach)
+            reach = (reach * reach.gather(1, up)).clamp(max=HUGE)
+            up = up.gather(1, up)
+        behind_the_end = tree.nodes
+        has_child = torch.zeros(tree.batch, tree.nodes + 1, dtype=torch.bool, device=ratio.device)
+        has_child = has_child.scatter_(1, torch.where(drafted, tree.parents, behind_the_end), True)[:, :-1]
+        ends = torch.where(tree.valid & ~has_child, up, behind_the_end)
+        leaf = torch.zeros(tree.batch, tree.nodes + 1, dtype=torch.long, device=ratio.device)
+        leaf = leaf.scatter_(1, ends, index.expand_as(ends))[:, :-1]
+        sibling = torch.where(after.any(-1), after.int().argmax(-1), PAD)
+        return cls(up, sibling, leaf, cap, reach)

@@ -1,0 +1,39 @@
+"""Recursive rejection sampling for siblings drawn without replacement (Sequoia, arXiv 2402.12374).
+
+Exact for trees whose siblings were drawn one after the other from q, never the same token twice
+(`specdec.sampling.draw_without_replacement`), in the order of their index; and for deterministic children.
+No try is spent on a token that was rejected before, so it accepts at least as often as independent draws
+where q is far from p.
+"""
+
+from __future__ import annotations
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from specdec.protocols import Verdict
+from specdec.sampling import Draws
+from specdec.tree import TokenTree
+from verifiers.acceptance.rejection import normalised, top_down
+from verifiers.acceptance.requirements import require_children, require_probabilities
+
+
+class WithoutReplacement:
+    """Walk from the root. Offer each child x of the current node in turn:
+
+    accept x with probability min(1, p(x) / q(x)) and stand on x with the target's p there,
+    else p <- norm(relu(p - q)), and then q(x) <- 0, q <- norm(q): what the next sibling was drawn from.
+    """
+
+    name = "without_replacement"
+    lossless = True
+
+    def accept(self, tree: TokenTree, target_probs: Float[Tensor, "batch nodes vocab"], draws: Draws) -> Verdict:
+        require_children(self.name, tree)
+        require_probabilities(tree, target_probs)
+        return top_down(tree, target_probs, draws, after_rejection=without)
+
+
+def without(q: Float[Tensor, "batch vocab"], x: Int[Tensor, "batch 1"]) -> Float[Tensor, "batch vocab"]:
+    """q given that the token is not x."""
+    return normalised(q.scatter(1, x, 0.0), q)
