@@ -19,6 +19,7 @@ from rich.table import Table
 from experiments.entry import CONF, launch, one_line_errors
 from experiments.settings import settings
 from experiments.tables import number, progress_bar, stdout
+from specdec.errors import InputError
 from specdec.prompts import PromptEncoder
 from specdec.protocols import AcceptanceRule
 from specdec.rule_comparison import RuleComparison, Trees
@@ -68,7 +69,11 @@ def trees(name: str, cfg: DictConfig) -> Trees:
 
 def rule(choice: str) -> AcceptanceRule:
     """The rule that `acceptance=choice` means."""
-    return instantiate(OmegaConf.load(Path(CONF) / "acceptance" / f"{choice}.yaml"))
+    file = Path(CONF) / "acceptance" / f"{choice}.yaml"
+    if not file.exists():
+        known = ", ".join(sorted(other.stem for other in file.parent.glob("*.yaml")))
+        raise InputError("rules", expected=f"acceptance rules ({known})", got=repr(choice), fix="check the spelling")
+    return instantiate(OmegaConf.load(file))
 
 
 def table(results: list[dict[str, Any]], title: str) -> Table:

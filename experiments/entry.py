@@ -65,7 +65,7 @@ def explain(error: BaseException) -> str | None:  # noqa: PLR0911  (one return p
         )
     if isinstance(error, (InputError, CompactHydraException, OmegaConfBaseException)):
         return str(error).strip()
-    if isinstance(error, OSError) and error.filename is not None:
+    if isinstance(error, PermissionError | NotADirectoryError | FileExistsError):  # what creating folders raises
         return (
             f"hydra.run.dir: expected a folder that can be written, got {error}; choose another with hydra.run.dir=..."
         )

@@ -20,6 +20,7 @@ from rich.table import Table
 from experiments.compare_acceptance import COLOURS, rule
 from experiments.entry import CONF, launch, one_line_errors
 from experiments.tables import stdout
+from specdec.drafting import TreeShape
 from specdec.enumeration import Tables, emission, outcomes
 from specdec.errors import InputError
 from specdec.runlog import provenance, write_json
@@ -31,6 +32,8 @@ MOST_OUTCOMES = 300_000  # some seconds
 @one_line_errors()
 def main(cfg: DictConfig) -> None:
     widths = list(cfg.widths)
+    for choice in cfg.rules:
+        TreeShape(widths, choice.partition("/")[0])  # refuses widths and ways of drawing that do not exist
     if outcomes(widths, cfg.vocab) > MOST_OUTCOMES:
         raise InputError(
             "widths and vocab",
@@ -39,9 +42,8 @@ def main(cfg: DictConfig) -> None:
             fix="lower vocab or widths: every tree is enumerated",
         )
     torch.set_num_threads(1)  # small tensors
-    results = [
-        measured(*choice.split("/"), distance, widths, cfg) for choice in cfg.rules for distance in cfg.distances
-    ]
+    choices = [choice.partition("/")[::2] for choice in cfg.rules]  # (how siblings are drawn, rule)
+    results = [measured(how, name, distance, widths, cfg) for how, name in choices for distance in cfg.distances]
     folder = Path(HydraConfig.get().runtime.output_dir)
     write_json(folder / "summary.json", {"vocab": cfg.vocab, "widths": widths, "results": results})
     write_json(folder / "provenance.json", provenance())

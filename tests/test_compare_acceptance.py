@@ -72,6 +72,18 @@ def test_one_drafted_token_is_accepted_as_often_as_p_and_q_overlap(call: Callabl
         assert result["accepted"] == pytest.approx(1 - result["total_variation"], abs=1e-12)
 
 
+def test_an_unknown_way_of_drawing_is_named(call: Callable[..., tuple]) -> None:
+    status, _, out = call(study_acceptance.main, "rules=[twins/exact]")
+    assert status == 2
+    assert "error: drafter.children: expected one of with_replacement, without_replacement, top_k, got 'twins'" in out
+
+
+def test_an_unknown_rule_is_named(call: Callable[..., tuple]) -> None:
+    status, _, out = call(study_acceptance.main, "rules=[with_replacement/exakt]")
+    assert status == 2
+    assert "error: rules: expected acceptance rules (block, exact, greedy, " in out
+
+
 def test_a_study_too_large_to_enumerate_is_refused(call: Callable[..., tuple]) -> None:
     status, summary, out = call(study_acceptance.main, "widths=[4,4]", "vocab=8")
     assert (status, summary) == (2, {})
