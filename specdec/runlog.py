@@ -58,6 +58,7 @@ class WandbTracker:
         self._tokens, self._ms = 0, 0.0
 
     def start(self, folder: Path, config: Mapping[str, Any]) -> None:
+        os.environ.setdefault("WANDB_SILENT", "true")  # also for its service, which reads no settings
         import wandb
 
         settings = wandb.Settings(silent=True, console="off")

@@ -92,10 +92,14 @@ class SamplingParams:
     def probabilities(
         self, logits: Float[Tensor, "rows vocab"], histories: Sequence[Sequence[int]] | None = None
     ) -> Float[Tensor, "rows vocab"]:
-        """The distribution a next token is drawn from; one-hot at temperature 0."""
+        """The distribution a next token is drawn from; one-hot at temperature 0.
+
+        A NaN or an infinite logit makes its whole row NaN, at any temperature."""
         scores = self.scores(logits, histories)
         if self.greedy:
-            return torch.zeros_like(scores).scatter_(-1, scores.argmax(-1, keepdim=True), 1.0)
+            best = scores.max(-1, keepdim=True)
+            zero = best.values * 0  # NaN where the best is not a number, as softmax would have it
+            return zero.expand_as(scores).clone().scatter_(-1, best.indices, zero + 1)
         no_history = torch.empty(len(scores), 0, dtype=torch.long, device=scores.device)  # none of them reads it
         return torch.softmax(self._warpers(no_history, scores), dim=-1)  # type: ignore[arg-type]
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from specdec.errors import InputError
 from specdec.protocols import AcceptanceRule
-from specdec.sampling import UniformDraws
+from specdec.sampling import SamplingParams, UniformDraws
 from specdec.tree import TokenTree
 from tests.acceptance.test_rules import ALL, LOSSLESS, by_name
 from verifiers.acceptance.block import Block
@@ -64,10 +64,12 @@ def test_needs_q(rule: AcceptanceRule) -> None:
 
 
 @by_name
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
-def test_target_not_finite(rule: AcceptanceRule, bad: float) -> None:
-    p = even(2, 3, 4)
-    p[1, 2, 3] = bad
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_target_not_finite(rule: AcceptanceRule, bad: float, temperature: float) -> None:
+    logits = even(2, 3, 4)
+    logits[1, 2, 3] = bad
+    p = SamplingParams(temperature).probabilities(logits.view(6, 4)).view(2, 3, 4)
     assert message(rule, TokenTree(TOKENS, CHAIN), p) == (
         "target_probs: expected finite probabilities, got NaN or infinity at row 1, node 2; look for an overflow in "
         "the target (try target.dtype=float32)"

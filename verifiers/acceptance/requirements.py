@@ -69,7 +69,8 @@ def require_chain(rule: str, tree: TokenTree) -> None:
 def require_probabilities(
     tree: TokenTree, target_probs: Float[Tensor, "batch target_nodes target_vocab"], needs_q: bool = True
 ) -> None:
-    """Check that p is finite and, where the rule needs q, that q is a distribution wherever children were
+    """Check that p is finite (it comes out of a softmax, where one bad logit spoils its whole row, so that one
+    entry a row tells) and, where the rule needs q, that q is a distribution wherever children were
     drawn, over the same vocabulary.
 
     Raises:
@@ -78,7 +79,7 @@ def require_probabilities(
     if target_probs.shape[:2] != tree.tokens.shape:
         expected, got = f"p at every node, {tuple(tree.tokens.shape)}", tuple(target_probs.shape[:2])
         raise InputError("target_probs", expected=expected, got=got, fix="score the tree that is verified")
-    finite = target_probs.sum(-1).isfinite() | ~tree.valid
+    finite = target_probs[..., 0].isfinite() | ~tree.valid
     if not _fine(finite, "target_probs: not finite"):
         where = "at row {}, node {}".format(*(~finite).nonzero()[0].tolist())
         fix = "look for an overflow in the target (try target.dtype=float32)"
