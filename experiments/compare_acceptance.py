@@ -84,7 +84,7 @@ def table(results: list[dict[str, Any]], title: str) -> Table:
         out.add_column(column, no_wrap=True)
     for temperature in temperatures:
         out.add_column(f"τ at T={temperature}", justify="right", no_wrap=True)
-    out.add_column(f"acceptance at depth\n1, 2, ... (T={temperatures[-1]})", justify="right", no_wrap=True)
+    out.add_column(f"acceptance at\ndepth 1, 2, ...\n(T={temperatures[-1]})", justify="right", no_wrap=True)
     out.add_column("accept\nms", justify="right", no_wrap=True)
     for kind in dict.fromkeys(r["trees"] for r in results):
         out.add_section()
@@ -102,7 +102,7 @@ def table(results: list[dict[str, Any]], title: str) -> Table:
 
 def spread(result: dict[str, Any]) -> str:
     interval = result["tokens_per_step_ci95"]
-    return f" [{interval[0]:.2f}, {interval[1]:.2f}]" if interval else ""
+    return f"\n[{interval[0]:.2f}, {interval[1]:.2f}]" if interval else ""
 
 
 def plot(results: list[dict[str, Any]]) -> go.Figure:

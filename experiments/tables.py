@@ -16,7 +16,7 @@ from experiments.entry import stderr
 
 Summary = Mapping[str, Any]
 # piped output has no width of its own; a narrower one would cut the tables' columns
-stdout = Console(width=None if sys.stdout.isatty() else 120)
+stdout = Console(width=None if sys.stdout.isatty() else 130)
 
 
 @contextmanager

@@ -33,7 +33,7 @@ def test_references_have_names(choice: str) -> None:
 
 @pytest.mark.parametrize("choice", group("experiment"))
 def test_experiments_compose(choice: str) -> None:
-    settings(composed(f"experiment={choice}"))
+    assert settings(composed(f"experiment={choice}")).generation.max_new_tokens >= 1
 
 
 def test_targets_instantiate(tiny: TargetModel) -> None:
