@@ -24,10 +24,6 @@ class FastRuntime:
                 if FewRowLinear.covers(child):
                     self._places.append((parent, name, child, FewRowLinear(child)))  # type: ignore[arg-type]
 
-    @property
-    def products(self) -> int:
-        return len(self._places)
-
     def install(self) -> None:
         for parent, name, _, fast in self._places:
             setattr(parent, name, fast)
