@@ -5,6 +5,6 @@ which reads the weights once at memory speed: a verify step of 8 tokens then cos
 The weights are shared, not copied, and the modeling code is not touched.
 """
 
-from specdec.runtime.fast import FastRuntime, choose_runtime
+from specdec.runtime.fast import FastRuntime, choose_runtime, linear
 
-__all__ = ["FastRuntime", "choose_runtime"]
+__all__ = ["FastRuntime", "choose_runtime", "linear"]
