@@ -53,9 +53,7 @@ def test_paths_that_make_no_tree_are_named(paths: list, message: str) -> None:
 def every_tree(heads: int, ranks: int, nodes: int) -> list[tuple[Path, ...]]:
     """Every set of paths that holds the parents of its members."""
     paths = [path for depth in range(1, heads + 1) for path in product(range(ranks), repeat=depth)]
-    return [
-        tree for tree in combinations(paths, nodes) if all(len(path) == 1 or path[:-1] in tree for path in tree)
-    ]
+    return [tree for tree in combinations(paths, nodes) if all(len(path) == 1 or path[:-1] in tree for path in tree)]
 
 
 def expected_accepted(tree: tuple[Path, ...], accuracies: list[list[float]]) -> float:

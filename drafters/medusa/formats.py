@@ -51,7 +51,8 @@ class HeadsFile:
     """Heads read from disk, and what became of everything in the file.
 
     layout: see `LAYOUTS`; mapped, dropped: (key in the file, what it became, or why it was left out); notes: where a
-    config contradicts the weights, which are believed; tree: the tree file beside the heads, if there is one.
+    config contradicts the weights, which are believed; tree: the tree file beside the heads, if there is one;
+    base_model: what the config says they were trained for.
     """
 
     heads: MedusaHeads
@@ -60,6 +61,7 @@ class HeadsFile:
     dropped: list[tuple[str, str]]
     notes: list[str]
     tree: Path | None
+    base_model: str | None
 
 
 def read_heads(name: str, what: str = "drafter.heads") -> HeadsFile:
@@ -77,10 +79,10 @@ def read_heads(name: str, what: str = "drafter.heads") -> HeadsFile:
     places = found[layout]
     tensors = source.tensors([*places, *(key for key in keys if key == TOKEN_MAP)])
     parts = _Parts(source, places, tensors)
-    dropped = [(key, "the base model's") for key in keys if key not in tensors]
+    dropped = [(key, "no part of the heads") for key in keys if key not in tensors]
     config = source.config()
     output, vocabulary = _output(parts, tensors.get(TOKEN_MAP), dropped)
-    heads = MedusaHeads(parts.heads, parts.layers, parts.dim, output, vocabulary)
+    heads = MedusaHeads(parts.heads, parts.layers, parts.dim, output, vocabulary).to(parts.dtype)
     with torch.no_grad():
         heads.weight.copy_(parts.stacked("weight"))
         if parts.has_bias:
@@ -91,14 +93,16 @@ def read_heads(name: str, what: str = "drafter.heads") -> HeadsFile:
     mapped = [(key, places[key].name) for key in places if key not in left_out]
     mapped += [(TOKEN_MAP, "draft vocabulary")] if vocabulary is not None else []
     notes = [f"{name}: {note}" for note in _contradictions(config, heads, parts, layout)]
-    return HeadsFile(heads, layout, mapped, dropped, notes, source.file(TREE_FILE))
+    base_model = config.get("base_model_name_or_path")
+    return HeadsFile(heads, layout, mapped, dropped, notes, source.file(TREE_FILE), base_model)
 
 
 def write_official(
     heads: MedusaHeads, folder: Path, base_model: str, dtype: torch.dtype = torch.float16
 ) -> Sequence[str]:
     """`medusa_lm_head.safetensors` and `config.json`, as version 2 has them (as version 1, where output layers are
-    the heads' own). Returns the keys written."""
+    the heads' own). Returns the keys written. Other loaders pass over a draft vocabulary: heads that share the
+    target's output layer then know all its tokens."""
     tensors = _blocks(heads, "{head}.{layer}.linear.{kind}")
     if heads.output is not None:
         tensors |= {f"{head}.{heads.layers}.weight": w for head, w in enumerate(heads.output)}
@@ -204,7 +208,7 @@ class _Parts:
                 "a truncated file? fetch it again",
             )
         first = self._tensors[whole[0]] if whole else self._tensors[self.outputs[0], None, "weight"]
-        self.dim = first.shape[-1]
+        self.dim, self.dtype = first.shape[-1], first.dtype
         for head, layer, kind in whole:
             self._require_shape(head, layer, kind, (self.dim, self.dim) if kind == "weight" else (self.dim,))
 
@@ -214,14 +218,14 @@ class _Parts:
 
     def stacked(self, kind: str) -> Tensor:
         """[layers heads ...]"""
-        layers = [[self._tensors[h, j, kind].float() for h in range(self.heads)] for j in range(self.layers)]
+        layers = [[self._tensors[h, j, kind] for h in range(self.heads)] for j in range(self.layers)]
         shape = (0, self.heads, self.dim) + ((self.dim,) if kind == "weight" else ())
         return torch.stack([torch.stack(layer) for layer in layers]) if layers else torch.zeros(shape)
 
     def output(self, head: int, rows: int | None = None) -> Tensor:
         weight = self._tensors[head, None, "weight"]
         self._require_shape(head, None, "weight", (weight.shape[0] if rows is None else rows, self.dim))
-        return weight.float()
+        return weight
 
     def _require_shape(self, head: int, layer: int | None, kind: str, shape: tuple[int, ...]) -> None:
         got = tuple(self._tensors[head, layer, kind].shape)
@@ -238,6 +242,9 @@ def _output(
         vocabulary, order = token_map.flatten().long().sort()
         if len(vocabulary) == 0 or int(vocabulary[0]) < 0 or len(vocabulary.unique()) != len(vocabulary):
             raise parts._source.error(f"`{TOKEN_MAP}` with different token ids >= 0", "ids that repeat or are negative")
+    if len(parts.outputs) not in (0, 1, parts.heads) or (parts.outputs and parts.outputs[0] != 0):
+        lacks = min(set(range(parts.heads)) - set(parts.outputs))
+        raise parts._source.error("an output layer for every head, or one for all", f"none of head {lacks}")
     if len(parts.outputs) < parts.heads:
         why = "one output layer for all heads: the target's own is used"
         dropped += [(parts.keys[head, None, "weight"], why) for head in parts.outputs]
@@ -262,11 +269,14 @@ def _contradictions(config: Mapping[str, Any], heads: MedusaHeads, parts: _Parts
         facts |= {"original_lm_head": heads.output is None}
         if heads.vocabulary is not None:
             facts["truncated_vocab_size"] = len(heads.vocabulary)
-    return [
+    notes = [
         f"config.json says {name} = {config[name]}, the weights say {fact}: the weights are believed"
         for name, fact in facts.items()
         if name in config and config[name] != fact
     ]
+    if layout == "vLLM" and config.get("logit_scale", 1.0) != 1.0:
+        notes.append(f"logit_scale = {config['logit_scale']} in config.json is left out: it changes no rank")
+    return notes
 
 
 def _blocks(heads: MedusaHeads, key: str) -> dict[str, Tensor]:

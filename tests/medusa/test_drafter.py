@@ -133,10 +133,10 @@ RULES = [
 
 
 @pytest.mark.parametrize(("rule", "children"), RULES, ids=lambda v: getattr(v, "name", v))
-@pytest.mark.parametrize("vocabulary", [None, TOKENS], ids=["whole", "draft vocabulary"])
 def test_sampled_text_of_a_row_is_what_it_would_be_alone(
-    tiny: TargetModel, rule: AcceptanceRule, children: str, vocabulary: torch.Tensor | None
+    tiny: TargetModel, rule: AcceptanceRule, children: str
 ) -> None:
+    vocabulary = None if children == "top_k" else TOKENS
     drafter = Medusa(random_heads(tiny, 3, vocabulary=vocabulary), PATHS, children)
     together = run(drafter, tiny, rule, WARM).texts
     stop = StopRule(16, tiny.eos)
@@ -175,10 +175,10 @@ def test_drawn_children_come_from_q_and_q_from_the_heads(tiny: TargetModel, pena
         expected = sampling.probabilities(logits_by_hand(made, tiny, hidden, head)[None], [[1, 2, 3]])[0]
         torch.testing.assert_close(tree.probs[0, node], expected, atol=1e-5, rtol=1e-4)
     assert not tree.probs[:, 3:].any()
-    drawn = torch.cat([proposal(drafter, tiny, sampling, seed).tokens[:1, 1:3].flatten() for seed in range(0, 400, 2)])
+    drawn = torch.cat([proposal(drafter, tiny, sampling, seed).tokens[:1, 1:3].flatten() for seed in range(0, 200, 2)])
     often = torch.bincount(drawn, minlength=tiny.vocab_size) / len(drawn)
-    # 400 draws: each share has a standard deviation of at most 0.025; 0.15 is six of them, chance below 1e-8
-    assert (often - tree.probs[0, 0]).abs().max() < 0.15
+    # 200 draws: a share has a standard deviation of at most 0.036; 0.22 is six of them, chance below 1e-8
+    assert (often - tree.probs[0, 0]).abs().max() < 0.22
 
 
 def test_siblings_drawn_without_replacement_differ_and_missing_ones_are_padding(tiny: TargetModel) -> None:
@@ -251,5 +251,7 @@ def test_options_out_of_range_are_named(options: dict, message: str) -> None:
 
 
 def test_heads_that_are_nowhere_are_named(tiny: TargetModel, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"drafter.heads: expected in .* one of medusa_lm_head.safetensors, .* none of"):
+    with pytest.raises(
+        InputError, match=r"drafter.heads: expected in .* one of medusa_lm_head.safetensors, .* none of"
+    ):
         proposal(Medusa(str(tmp_path)), tiny, GREEDY, 0)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from drafters.medusa.drafter import Products
-from drafters.medusa.heads import MedusaHeads, fresh_heads, frequent_tokens, output_weight
+from drafters.medusa.heads import MedusaHeads, frequent_tokens, fresh_heads, output_weight
 from specdec.errors import InputError
 from specdec.models import load_tiny
 from specdec.target import TargetModel
