@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from specdec.runtime.build import load_library
 
-MAX_ROWS = 16  # beyond, the library's blocked product wins (and its rounding may depend on the row count)
+MAX_ROWS = 128  # beyond, the library's blocked product wins (and its rounding may depend on the row count)
 
 
 class _Matrix(ctypes.Structure):  # as in few_rows.cpp
