@@ -3,41 +3,45 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 
 from drafters.medusa.formats import read_heads, write_official
+from experiments import convert_heads
 from specdec.target import TargetModel
+from tests.commands import Done, command
 from tests.medusa.made import random_heads
 
-ROOT = Path(__file__).resolve().parents[1]
+
+@pytest.fixture
+def convert(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Callable[..., Done]:
+    return command(convert_heads.main, tmp_path / "run", monkeypatch, capsys)
 
 
-def convert(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "experiments.convert_heads", f"hydra.run.dir={folder / 'run'}", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
-
-
-def test_official_heads_become_vllms_and_every_tensor_is_reported(tmp_path: Path, tiny: TargetModel) -> None:
+def test_official_heads_become_vllms_and_every_tensor_is_reported(
+    tmp_path: Path, tiny: TargetModel, convert: Callable[..., Done]
+) -> None:
     made = random_heads(tiny, 2)
     write_official(made, tmp_path / "official", "tiny", torch.float32)
     config = tmp_path / "official" / "config.json"
     config.write_text(config.read_text().replace('"medusa_num_heads": 2', '"medusa_num_heads": 5'))
     done = convert(tmp_path, f"heads={tmp_path / 'official'}", "to=vllm", f"output={tmp_path / 'vllm'}", "target=tiny")
-    assert done.returncode == 0, done.stderr
-    assert "0.0.linear.weight" in done.stdout
-    assert "head 1 block 0 bias" in done.stdout
-    assert "config.json says medusa_num_heads = 5, the weights say 2: the weights are believed" in done.stderr
+    assert done.status == 0, done.err
+    assert "0.0.linear.weight" in done.out
+    assert "head 1 block 0 bias" in done.out
+    assert "config.json says medusa_num_heads = 5, the weights say 2: the weights are believed" in done.err
     assert torch.equal(read_heads(str(tmp_path / "vllm")).heads.weight, made.weight)
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert len(summary["mapped"]) == 4
     assert summary["written"][-1] == "lm_heads.0.weight"
 
 
-def test_what_cannot_be_is_said_in_one_line_and_nothing_is_written(tmp_path: Path, tiny: TargetModel) -> None:
+def test_what_cannot_be_is_said_in_one_line_and_nothing_is_written(
+    tmp_path: Path, tiny: TargetModel, convert: Callable[..., Done]
+) -> None:
     write_official(random_heads(tiny, 2), tmp_path / "official", "tiny")
     heads, output = f"heads={tmp_path / 'official'}", f"output={tmp_path / 'new'}"
     for arguments, message in (
@@ -48,8 +52,8 @@ def test_what_cannot_be_is_said_in_one_line_and_nothing_is_written(tmp_path: Pat
         ((f"heads={tmp_path / 'new'}", output), "error: heads: expected in"),
         ((output,), "error: heads: expected a value, got none; pass heads=..."),
     ):
-        done = convert(tmp_path, *arguments)
-        assert done.returncode == 2
-        assert done.stderr.startswith(message), done.stderr
-        assert done.stderr.count("\n") == 1
+        done = convert(*arguments)
+        assert done.status == 2
+        assert done.err.startswith(message), done.err
+        assert done.err.count("\n") == 1
         assert not (tmp_path / "new").exists()

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from drafters.medusa.formats import read_heads
 from drafters.medusa.heads import MedusaHeads, fresh_heads, output_layer
-from drafters.medusa.trees import first_paths, read_tree
+from drafters.medusa.trees import GUESSED_HEADS, first_paths, read_tree
 from drafters.shipped import shipped_folder
 from specdec.drafting import choose_children, require_children
 from specdec.errors import InputError
@@ -72,31 +72,15 @@ class Medusa:
         return TokenTree(tokens, self._parents.expand_as(tokens))
 
     def _bind(self, target: TargetModel) -> None:
-        heads, tree_file = self._loaded(target)
-        if isinstance(self._tree, int):
-            topology = first_paths(self._tree, tree_file, heads.heads if heads is not None else None)
-        else:
-            topology = self._tree
-        heads = heads if heads is not None else fresh_heads(target, topology.depth).to(target.dtype)
-        heads.require_fits(target)
+        fresh = GUESSED_HEADS if isinstance(self._tree, int) else self._tree.depth
+        heads, tree_file = load_heads(self._heads, target, fresh)
+        topology = self._tree if isinstance(self._tree, Topology) else first_paths(self._tree, tree_file, heads.heads)
         if topology.depth > heads.heads:
             expected, got = f"paths of at most {heads.heads}, one for each head", f"one of {topology.depth}"
             raise InputError("drafter.tree", expected=expected, got=got, fix="prune the tree, or train more heads")
         self._products = Products(heads, target, topology)
         self._module, self._topology, self._target = heads, topology, target
         self._parents, self._candidates = topology.parents.to(target.device), topology.candidates.to(target.device)
-
-    def _loaded(self, target: TargetModel) -> tuple[MedusaHeads | None, Path | None]:
-        """The heads, None for fresh ones, and the tree file beside them."""
-        if isinstance(self._heads, MedusaHeads):
-            return self._heads, None
-        if self._heads == "fresh":
-            return None, None
-        auto = self._heads == "auto"
-        found = read_heads(str(shipped_folder(target, "medusa", "drafter.heads")) if auto else self._heads)
-        for note in found.notes:
-            warnings.warn(note, stacklevel=2)
-        return found.heads.to(target.device, target.dtype), found.tree
 
     def _q(self, logits: Float[Tensor, "batch heads rows"], rows: Rows) -> Float[Tensor, "batch heads vocab"]:
         """The distributions that children are drawn from: one for each depth, the same for all its nodes."""
@@ -153,6 +137,25 @@ class Products:
         if len(self._outputs) == 1:
             return self._outputs[0](x)
         return torch.stack([output(x[:, head]) for head, output in enumerate(self._outputs)], 1)
+
+
+def load_heads(heads: str | MedusaHeads, target: TargetModel, fresh: int) -> tuple[MedusaHeads, Path | None]:
+    """Heads as `Medusa` names them, on the target's device, and the tree file beside them; `fresh`: how many untrained
+    ones are meant. A config that contradicts the weights is warned of.
+
+    Raises:
+        InputError: none there, or not for this target.
+    """
+    tree = None
+    if heads == "fresh":
+        heads = fresh_heads(target, fresh).to(target.dtype)
+    elif isinstance(heads, str):
+        found = read_heads(str(shipped_folder(target, "medusa", "drafter.heads")) if heads == "auto" else heads)
+        heads, tree = found.heads.to(target.device, target.dtype), found.tree
+        for note in found.notes:
+            warnings.warn(note, stacklevel=2)
+    heads.require_fits(target)
+    return heads, tree
 
 
 def _last(verdict: Verdict) -> Float[Tensor, "batch dim"]:

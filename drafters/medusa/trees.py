@@ -29,14 +29,14 @@ def read_tree(file: str | Path, what: str = "drafter.tree") -> Topology:
     return Topology.of(_paths(Path(file), what), what)
 
 
-def first_paths(nodes: int, file: Path | None, heads: int | None) -> Topology:
+def first_paths(nodes: int, file: Path | None, heads: int) -> Topology:
     """The best `nodes` paths of a tree file; without one, of a guess for that many heads.
 
     Raises:
         InputError: as `read_tree`, or the file holds fewer paths.
     """
     if file is None or not file.exists():
-        return Topology.of(best_tree(guessed_accuracies(heads or GUESSED_HEADS), nodes)[0])
+        return Topology.of(best_tree(guessed_accuracies(heads), nodes)[0])
     paths = _paths(file, str(file))
     if len(paths) < nodes:
         fix = "lower it, or build a larger tree with `python -m experiments.build_tree nodes=...`"

@@ -90,7 +90,7 @@ class Watched:
         hidden = self.target.prefill(self.target.new_cache(1, len(before)), [before]).hidden[0, -1]
         ranked = [logits_by_hand(self.heads, self.target, hidden, head).argsort(descending=True) for head in range(3)]
         drafted = [tuple(int(ranked[depth][rank]) for depth, rank in enumerate(path)) for path in PATHS]
-        return [()] + drafted, [text[-1]] + [path[-1] for path in drafted]
+        return [(), *drafted], [text[-1], *(path[-1] for path in drafted)]
 
     @staticmethod
     def paths_of(tree: TokenTree, row: int) -> dict[tuple[int, ...], int]:

@@ -272,84 +272,109 @@ class Malicious:
         return os.mkdir, ("pickled-code-ran",)
 
 
-def bad(folder: Path, name: str) -> None:
-    heads = blocks("{i}.{j}.linear.{kind}") | outputs("{i}.2.weight")
-    file = folder / "medusa_lm_head.safetensors"
-    if name == "pickled code":
-        torch.save({"0.0.linear.weight": Malicious()}, folder / "medusa_lm_head.pt")
-    elif name == "truncated pickle":
-        torch.save(heads, folder / "medusa_lm_head.pt")
-        whole = (folder / "medusa_lm_head.pt").read_bytes()
-        (folder / "medusa_lm_head.pt").write_bytes(whole[: len(whole) // 2])
-    elif name in ("truncated", "no safetensors"):
-        save_file(heads, file)
-        file.write_bytes(file.read_bytes()[:-5] if name == "truncated" else b"?")
-    elif name == "a key is missing":
-        del heads["1.1.linear.bias"]
-        save_file(heads, file)
-    elif name == "a head is missing":
-        save_file({key: t for key, t in heads.items() if not key.startswith("1.")}, file)
-    elif name == "an output layer is missing":
-        del heads["1.2.weight"]
-        save_file(heads, file)
-    elif name == "another shape":
-        save_file(heads | {"2.1.linear.weight": torch.zeros(DIM, 3)}, file)
-    elif name == "another vocabulary":
-        save_file(heads | {"2.2.weight": torch.zeros(VOCAB + 1, DIM)}, file)
-    elif name == "output layer of a deeper head":
-        save_file(heads | {"2.3.weight": torch.zeros(VOCAB, DIM)}, file)
-    elif name == "not finite":
-        save_file(heads | {"2.0.linear.bias": torch.full((DIM,), torch.nan)}, file)
-    elif name == "something else":
-        save_file(BASE, folder / "model.safetensors")
-    elif name == "ids that repeat":
-        tensors = blocks("blocks.{i}.layers.{j}.{kind}") | outputs("lm_heads.{i}.weight", [1, 2])
-        save_file(tensors | {"token_map": torch.tensor([4, 4])}, folder / "model.safetensors")
-    elif name == "ids beyond the rows":
-        tensors = blocks("blocks.{i}.layers.{j}.{kind}") | outputs("lm_heads.{i}.weight")
-        save_file(tensors | {"token_map": torch.tensor([4, VOCAB])}, folder / "model.safetensors")
-    elif name == "a missing shard":
-        shards = {"medusa_head.0.0.linear.weight": "model-1.safetensors"}
-        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
-    elif name == "tensor-parallel":
-        tensorrt_llm(folder)
-        save_file(BASE, folder / "rank1.safetensors")
-    elif name == "a config that is no JSON":
-        save_file(heads, file)
-        (folder / "config.json").write_text("{")
+HEADS = blocks("{i}.{j}.linear.{kind}") | outputs("{i}.2.weight")
+VLLM = blocks("blocks.{i}.layers.{j}.{kind}") | outputs("lm_heads.{i}.weight")
 
 
-BAD = {
-    "pickled code": "medusa_lm_head.pt with tensors only, got a pickle that would run code; do not trust it",
-    "truncated pickle": "a whole medusa_lm_head.pt, got a corrupt or truncated one",
-    "truncated": "a whole medusa_lm_head.safetensors, got a corrupt or truncated one",
-    "no safetensors": "a whole medusa_lm_head.safetensors, got a corrupt or truncated one",
-    "a key is missing": "3 heads of 2 blocks, as the other keys say, got no bias of head 1, block 1; a truncated file?",
-    "a head is missing": "3 heads of 2 blocks, as the other keys say, got no weight of head 1, block 0; a truncated",
-    "an output layer is missing": "an output layer for every head, or one for all, got none of head 1; check the file",
-    "another shape": "`2.1.linear.weight` of shape (8, 8), got (8, 3)",
-    "another vocabulary": "`2.2.weight` of shape (20, 8), got (21, 8)",
-    "output layer of a deeper head": "the output layer of head 2 after 2 blocks, got `3.weight`",
-    "not finite": "finite weights, got NaN or infinity",
-    "something else": "keys of Medusa heads (`0.0.linear.weight` or the like), got model.embed_tokens.weight, model.la",
-    "ids that repeat": "`token_map` with different token ids >= 0, got ids that repeat or are negative",
-    "ids beyond the rows": "`token_map` with ids below 20, got 20",
-    "a missing shard": "the shard model-1.safetensors, got no such file; fetch it again",
-    "tensor-parallel": "one file for the whole model, got tensor-parallel ranks; convert with tp_size 1",
-    "a config that is no JSON": "a whole config.json, got a corrupt or truncated one",
-    "nothing": "one of medusa_lm_head.safetensors",
-}
+def saved(tensors: dict[str, Tensor], name: str = "medusa_lm_head.safetensors", cut: int | None = None) -> Layout:
+    """A file of these tensors, of which only the first bytes are there."""
+
+    def build(folder: Path) -> None:
+        (torch.save if name.endswith(".pt") else save_file)(tensors, folder / name)
+        (folder / name).write_bytes((folder / name).read_bytes()[:cut])
+
+    return build
+
+
+def without(*gone: str) -> Layout:
+    return saved({key: tensor for key, tensor in HEADS.items() if not key.startswith(gone)})
+
+
+def pickled_code(folder: Path) -> None:
+    torch.save({"0.0.linear.weight": Malicious()}, folder / "medusa_lm_head.pt")
+
+
+def missing_shard(folder: Path) -> None:
+    shards = {"medusa_head.0.0.linear.weight": "model-1.safetensors"}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
+
+
+def tensor_parallel(folder: Path) -> None:
+    tensorrt_llm(folder)
+    save_file(BASE, folder / "rank1.safetensors")
+
+
+def no_json(folder: Path) -> None:
+    official_2(folder)
+    (folder / "config.json").write_text("{")
+
+
+BAD: dict[str, tuple[Layout, str]] = {
+    "pickled code": (
+        pickled_code, "medusa_lm_head.pt with tensors only, got a pickle that would run code; do not trust it",
+    ),
+    "truncated pickle": (
+        saved(HEADS, "medusa_lm_head.pt", 2000), "a whole medusa_lm_head.pt, got a corrupt or truncated one",
+    ),
+    "truncated": (
+        saved(HEADS, cut=-5), "a whole medusa_lm_head.safetensors, got a corrupt or truncated one",
+    ),
+    "no safetensors": (
+        saved(HEADS, cut=3), "a whole medusa_lm_head.safetensors, got a corrupt or truncated one",
+    ),
+    "a key is missing": (
+        without("1.1.linear.bias"),
+        "3 heads of 2 blocks, as the other keys say, got no bias of head 1, block 1; a truncated file? fetch it again",
+    ),
+    "a head is missing": (
+        without("1."), "3 heads of 2 blocks, as the other keys say, got no weight of head 1, block 0; a truncated",
+    ),
+    "an output layer is missing": (
+        without("1.2.weight"), "an output layer for every head, or one for all, got none of head 1; check the file",
+    ),
+    "another shape": (
+        saved(HEADS | {"2.1.linear.weight": torch.zeros(DIM, 3)}), "`2.1.linear.weight` of shape (8, 8), got (8, 3)",
+    ),
+    "another vocabulary": (
+        saved(HEADS | {"2.2.weight": torch.zeros(VOCAB + 1, DIM)}), "`2.2.weight` of shape (20, 8), got (21, 8)",
+    ),
+    "a deeper head": (
+        saved(HEADS | {"2.3.weight": torch.zeros(VOCAB, DIM)}),
+        "the output layer of head 2 after 2 blocks, got `3.weight`",
+    ),
+    "not finite": (
+        saved(HEADS | {"2.0.linear.bias": torch.full((DIM,), torch.nan)}), "finite weights, got NaN or infinity",
+    ),
+    "something else": (
+        saved(BASE, "model.safetensors"), "keys of Medusa heads (`0.0.linear.weight` or the like), got model.embed_to",
+    ),
+    "ids that repeat": (
+        saved(VLLM | {"token_map": torch.tensor([4, 4])}, "model.safetensors"),
+        "`token_map` with different token ids >= 0, got ids that repeat or are negative",
+    ),
+    "ids beyond the rows": (
+        saved(VLLM | {"token_map": torch.tensor([4, VOCAB])}, "model.safetensors"),
+        "`token_map` with ids below 20, got 20",
+    ),
+    "a missing shard": (missing_shard, "the shard model-1.safetensors, got no such file; fetch it again"),
+    "tensor-parallel": (
+        tensor_parallel, "one file for the whole model, got tensor-parallel ranks; convert with tp_size 1",
+    ),
+    "a config that is no JSON": (no_json, "a whole config.json, got a corrupt or truncated one"),
+    "nothing": (lambda folder: None, "one of medusa_lm_head.safetensors"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", BAD)
 def test_bad_files_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.chdir(tmp_path)
-    bad(tmp_path, name)
+    build, message = BAD[name]
+    build(tmp_path)
     before = sorted(tmp_path.iterdir())
     with pytest.raises(InputError) as error:
         read_heads(str(tmp_path), "heads")
     assert str(error.value).startswith(f"heads: expected in '{tmp_path}' ")
-    assert BAD[name] in str(error.value)
+    assert message in str(error.value)
     assert sorted(tmp_path.iterdir()) == before  # pickled code has not run
 
 
@@ -371,6 +396,7 @@ def test_a_hub_id_is_fetched_file_by_file(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(files, "hf_hub_download", download)
     require_as_built(read_heads("someone/heads").heads, OWN)
     assert "model-1.safetensors" in asked
+    for file in tmp_path.iterdir():
+        file.unlink()
     with pytest.raises(InputError, match="none of them there, or no way to the hub; check the spelling"):
-        monkeypatch.setattr(files, "hf_hub_download", lambda _, name: (_ for _ in ()).throw(EntryNotFoundError(name)))
-        read_heads("someone/nothing")
+        read_heads("someone/heads")
