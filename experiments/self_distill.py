@@ -1,7 +1,7 @@
 """The target's own text, for training drafters: tokens and hidden states in a folder.
 
 python -m experiments.self_distill folder=data/smollm2 prompts=jsonl prompts.path=questions.jsonl
-OMP_NUM_THREADS=1 accelerate launch --cpu --num_processes 2 -m experiments.self_distill ...    # one per core or GPU
+OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 -m experiments.self_distill ...    # a process per core or GPU
 """
 
 from __future__ import annotations
@@ -61,7 +61,8 @@ class Options:
 def main(cfg: DictConfig) -> None:
     options = checked(cfg)
     prompts = instantiate(cfg.prompts) if cfg.get("prompts") else []
-    target, state = instantiate(cfg.target), PartialState()
+    target = instantiate(cfg.target)
+    state = PartialState(cpu=target.device.type == "cpu")
     shard = Shard(Path(options.folder), state.process_index, Origin.of(target))
     if state.is_main_process:
         run = {key: value for key, value in provenance().items() if key in ("command", "commit", "started")}
