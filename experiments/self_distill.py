@@ -1,7 +1,7 @@
 """The target's own text, for training drafters: tokens and hidden states in a folder.
 
 python -m experiments.self_distill folder=data/smollm2 prompts=jsonl prompts.path=questions.jsonl
-OMP_NUM_THREADS=1 accelerate launch --cpu --num_processes 2 -m experiments.self_distill ...    # one per core or GPU
+OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 -m experiments.self_distill ...    # a process per core or GPU
 """
 
 from __future__ import annotations
@@ -23,9 +23,11 @@ from specdec.runlog import provenance
 from specdec.sampling import SamplingParams
 from specdec.stopping import StopRule
 from specdec.target import TargetModel
+from specdec.training.archive import export_text, import_text
 from specdec.training.distill import SelfDistillation, prompt_key
+from specdec.training.features import check_names, complete, missing_tokens
 from specdec.training.self_written import write_prompts
-from specdec.training.store import HIDDEN, Origin, Shard, Text, committed, note_source
+from specdec.training.store import FEATURE_BYTES, HIDDEN, Origin, Shard, Text, committed, note_source
 
 
 @dataclass
@@ -49,6 +51,8 @@ class SelfWritten:
 @dataclass
 class Options:
     folder: str
+    import_from: str | None
+    export_to: str | None
     features: list[str]
     answers: Answers
     self_written: SelfWritten
@@ -61,15 +65,24 @@ class Options:
 def main(cfg: DictConfig) -> None:
     options = checked(cfg)
     prompts = instantiate(cfg.prompts) if cfg.get("prompts") else []
-    target, state = instantiate(cfg.target), PartialState()
+    target = instantiate(cfg.target)
+    check_names(options.features, target)
+    state = PartialState(cpu=target.device.type == "cpu")
     shard = Shard(Path(options.folder), state.process_index, Origin.of(target))
     if state.is_main_process:
         run = {key: value for key, value in provenance().items() if key in ("command", "commit", "started")}
         note_source(shard.folder, {**run, "config": OmegaConf.to_container(cfg, resolve=True)})
     part, parts = state.process_index, state.num_processes
     mine = [prompt for prompt in prompts if int(prompt_key(prompt), 16) % parts == part]
+    if options.import_from and not part:
+        say(f"{import_text(Path(options.import_from), shard):,} texts are new from {options.import_from}")
+    add_features(options, target, shard)
     answer(options, [*mine, *self_written(options, target, shard, part, parts)], target, shard, parts)
+    add_features(options, target, shard)  # those that are not stored as the text is made
     shard.close()
+    if options.export_to and not part:
+        size = export_text(shard.folder, Path(options.export_to))
+        say(f"{options.export_to}: {size:,} bytes, token ids of {len(committed(shard.folder)):,} texts")
 
 
 def self_written(options: Options, target: TargetModel, shard: Shard, part: int, parts: int) -> list[Prompt]:
@@ -87,6 +100,15 @@ def self_written(options: Options, target: TargetModel, shard: Shard, part: int,
     return [p for file in files if int(file.stem.removeprefix("prompts-")) % parts == part for p in jsonl(str(file))]
 
 
+def add_features(options: Options, target: TargetModel, shard: Shard) -> None:
+    """Compute the features that this process's texts lack."""
+    if missing := missing_tokens(shard, options.features):
+        size = missing * FEATURE_BYTES * shard.origin.dim / 2**30
+        say(f"features {', '.join(options.features)}: {missing:,} tokens to read, {size:.2f} GiB")
+        with progress("tokens read", missing) as advance:
+            complete(target, shard, options.features, on_text=lambda tokens: advance(tokens, ""))
+
+
 def answer(options: Options, prompts: list[Prompt], target: TargetModel, shard: Shard, parts: int) -> None:
     """Answer what is not answered yet."""
     texts, own = committed(shard.folder), options.answers
@@ -96,6 +118,8 @@ def answer(options: Options, prompts: list[Prompt], target: TargetModel, shard: 
         options.places, options.seed, None if own.answer_tokens is None else max(own.answer_tokens - have, 0) // parts,
         HIDDEN in options.features, {(text.key, text.sample) for text in texts},
     )  # fmt: skip
+    if not prompts:
+        return
     plan = work.plan(shard, parts)
     say(f"{len(texts):,} texts with {have:,} answer tokens are in {shard.folder}; to make: {plan}")
     if not plan.texts:
@@ -117,7 +141,7 @@ def checked(cfg: DictConfig) -> Options:
 
     Raises:
         omegaconf.ValidationError: a value of the wrong type.
-        InputError: nothing to do, or a feature there is none of.
+        InputError: a value out of range.
     """
     plain = OmegaConf.masked_copy(cfg, [f.name for f in fields(Options)])
     options = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Options), plain))

@@ -6,7 +6,6 @@ would teach it somebody else's (arXiv 2310.08461, 2401.10774).
 
 from __future__ import annotations
 
-import shutil
 import statistics
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -23,7 +22,7 @@ from specdec.sampling import SamplingParams
 from specdec.stopping import StopRule
 from specdec.target import TargetModel
 from specdec.training.refill import Finished, Refill, Request
-from specdec.training.store import FEATURE_BYTES, HIDDEN, TOKEN_BYTES, Shard, Text, digest
+from specdec.training.store import FEATURE_BYTES, HIDDEN, TOKEN_BYTES, Shard, Text, digest, require_disk
 
 SPARE = 1.05  # room on the disk beyond what is predicted: file system, index lines
 TRIAL_TOKENS = 6
@@ -110,14 +109,11 @@ class SelfDistillation:
             answers = min(answers, self.answer_tokens + self.places * self.stop.max_new_tokens)
         prompt_tokens = sum(map(len, prompts))
         row = TOKEN_BYTES + (FEATURE_BYTES * shard.origin.dim if self.hidden else 0)
-        size, free = int(SPARE * row * (prompt_tokens + answers)), shutil.disk_usage(shard.folder).free
-        if size * processes > free:
-            raise InputError(
-                str(shard.folder),
-                expected=f"{size * processes / 2**30:.2f} GiB of disk for at most {prompt_tokens + answers:,} tokens",
-                got=f"{free / 2**30:.2f} GiB free",
-                fix="set answer_tokens=..., lower generation.max_new_tokens, or choose a folder on a larger disk",
-            )
+        size = int(SPARE * row * (prompt_tokens + answers))
+        free = require_disk(
+            shard.folder, size * processes, f"at most {(prompt_tokens + answers) * processes:,} tokens",
+            "set answers.answer_tokens, lower answers.max_new_tokens, or choose a folder on a larger disk",
+        )  # fmt: skip
         read, write = self._measure(prompts[: self.places]) if prompts else (1.0, 1.0)
         return Plan(len(left), prompt_tokens, answers, size, free, prompt_tokens / read + answers / write, write)
 

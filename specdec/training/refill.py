@@ -79,6 +79,7 @@ class Refill:
         self._places: list[_Text | None] = [None] * places
         dim = target.model.config.get_text_config().hidden_size if hidden is not None else 0
         self._hidden = torch.empty(places, capacity, dim, dtype=hidden or target.dtype, device=target.device)
+        self._opened = bool(self._shared)  # whether the entrance holds the opening
         if self._shared:
             opening = target.prefill(self._entrance, [self._shared]).hidden[0]
             self._opening_hidden = opening[:, :dim].to(self._hidden.dtype)
@@ -110,7 +111,7 @@ class Refill:
                 assert text is not None
                 if text.length == self._cache.host_lengths[place]:  # all of it is read
                     self._places[place] = None
-                    hidden = self._hidden[place, : text.length].cpu() if self._hidden.shape[-1] else None
+                    hidden = self._hidden[place, : text.length].to("cpu", copy=True) if self._hidden.shape[-1] else None
                     if more := finished(Finished(text.request, text.answer, hidden)):
                         waiting.append(more)
             self._cache.crop([n if text else 0 for n, text in zip(self._cache.host_lengths, self._places, strict=True)])
@@ -120,9 +121,10 @@ class Refill:
         """Read a prompt, give it a place, and choose its first token."""
         prompt, opening = request.prompt, len(self._shared)
         known = opening if len(prompt) > opening and prompt[:opening] == self._shared else 0
-        self._entrance.crop([min(known, self._entrance.host_lengths[0])])
-        if known and not self._entrance.host_lengths[0]:  # a prompt that begins otherwise came between
+        self._entrance.crop([known if self._opened else 0])
+        if known and not self._opened:  # a prompt that begins otherwise came between
             self._target.prefill(self._entrance, [self._shared])
+        self._opened = known > 0
         out = self._target.prefill(self._entrance, [prompt[known:]])
         self._cache.adopt(place, self._entrance, 0)
         if self._hidden.shape[-1]:

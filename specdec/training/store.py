@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -206,6 +207,7 @@ class Shard:
         assert text.start == self.end
         assert text.shard == self.number
         assert len(ids) == text.tokens
+        assert all(self.stored(name) == len(self.texts) for name in features), "complete() comes before append()"
         self._write("tokens", np.asarray(ids, dtype="<i4").tobytes())
         for name, values in features.items():
             self.append_feature(name, values)
@@ -282,8 +284,8 @@ class Shard:
         self._files[suffix].flush()
 
 
-def read_origin(folder: Path) -> Origin:
-    """The head of a folder's index.
+def index_of(folder: Path) -> dict[str, Any]:
+    """A folder's index.
 
     Raises:
         InputError: there is none, or one of another format.
@@ -299,6 +301,12 @@ def read_origin(folder: Path) -> Origin:
         raise InputError(
             str(folder), expected=f"format {FORMAT}", got=index.get("format"), fix="make it again with this version"
         )
+    return dict(index)
+
+
+def read_origin(folder: Path) -> Origin:
+    """Whose text a folder holds. Raises as `index_of`."""
+    index = index_of(folder)
     return Origin(**{field.name: index[field.name] for field in fields(Origin)})
 
 
@@ -331,8 +339,24 @@ def committed(folder: Path) -> list[Text]:
 def note_source(folder: Path, source: Mapping[str, Any]) -> None:
     """Remember in the index what a run added, and how."""
     with FileLock(folder / ".index.lock"):
-        index = json.loads((folder / "index.json").read_text("utf-8"))
+        index = index_of(folder)
         write_json(folder / "index.json", {**index, "sources": [*index["sources"], source]})
+
+
+def require_disk(folder: Path, needed: int, what: str, fix: str) -> int:
+    """Bytes free where a folder is (or will be).
+
+    Raises:
+        InputError: fewer than needed.
+    """
+    place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(place).free
+    if needed > free:
+        raise InputError(
+            str(folder), expected=f"{needed / 2**30:.2f} GiB of disk for {what}", got=f"{free / 2**30:.2f} GiB free",
+            fix=fix,
+        )  # fmt: skip
+    return free
 
 
 def file_suffix(feature: str) -> str:
