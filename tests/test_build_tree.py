@@ -45,12 +45,12 @@ def test_ranks_are_what_a_count_by_hand_finds(tiny: TargetModel, vocabulary: tor
         for root in range(begin, end - 3):
             logits = [logits_by_hand(made, tiny, hidden[root - 1], head) for head in range(3)]
             places = [logits[h].argsort(descending=True).tolist().index(row[root + 1 + h]) for h in range(3)]
-            expected.append([place if place < 6 else -1 for place in places])
-    ranks = Accuracy(made, tiny, 6).ranks(torch.tensor(row), hidden, answers)
+            expected.append([place if place < 60 else -1 for place in places])
+    ranks = Accuracy(made, tiny, 60).ranks(torch.tensor(row), hidden, answers)
     assert ranks.tolist() == expected
     assert {-1} < set(ranks.flatten().tolist())
-    share = [[sum(r[h] == rank for r in expected) / len(expected) for rank in range(6)] for h in range(3)]
-    torch.testing.assert_close(accuracies(ranks, 6), torch.tensor(share, dtype=torch.float64))
+    share = [[sum(r[h] == rank for r in expected) / len(expected) for rank in range(60)] for h in range(3)]
+    torch.testing.assert_close(accuracies(ranks, 60), torch.tensor(share, dtype=torch.float64))
 
 
 def test_a_tree_from_answers_to_prompts(tmp_path: Path, tiny: TargetModel, build: Callable[..., Done]) -> None:

@@ -28,7 +28,7 @@ def test_official_heads_become_vllms_and_every_tensor_is_reported(
     write_official(made, tmp_path / "official", "tiny", torch.float32)
     config = tmp_path / "official" / "config.json"
     config.write_text(config.read_text().replace('"medusa_num_heads": 2', '"medusa_num_heads": 5'))
-    done = convert(tmp_path, f"heads={tmp_path / 'official'}", "to=vllm", f"output={tmp_path / 'vllm'}", "target=tiny")
+    done = convert(f"heads={tmp_path / 'official'}", "to=vllm", f"output={tmp_path / 'vllm'}", "target=tiny")
     assert done.status == 0, done.err
     assert "0.0.linear.weight" in done.out
     assert "head 1 block 0 bias" in done.out

@@ -123,8 +123,10 @@ class Products:
         rows = heads.output_rows(target)[:used]
         if heads.output is not None:
             self._outputs = [linear(w, fast=fast) for w in rows]
+        elif heads.vocabulary is not None:
+            self._outputs = [linear(rows[0], heads.output_bias(target), fast=fast)]
         else:
-            self._outputs = [output_layer(target) if heads.vocabulary is None else linear(rows[0], fast=fast)]
+            self._outputs = [output_layer(target)]
         self._heads, self._dtypes = used, (heads.weight.dtype, rows[0].dtype)
 
     def __call__(self, hidden: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch heads rows"]:

@@ -67,6 +67,14 @@ class MedusaHeads(nn.Module):
         shared = output_weight(target)
         return [shared if self.vocabulary is None else shared[self.vocabulary]] * self.heads
 
+    def output_bias(self, target: TargetModel) -> Float[Tensor, " rows"] | None:
+        """Of the target's output layer, where heads share it and it has one."""
+        bias = getattr(output_layer(target), "bias", None)
+        if bias is None or self.output is not None:
+            return None
+        shared: Tensor = bias.detach()
+        return shared if self.vocabulary is None else shared[self.vocabulary]
+
     def ids(self, rows: Int[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
         """The target's token ids of output rows."""
         return rows if self.vocabulary is None else self.vocabulary[rows]

@@ -7,7 +7,7 @@ as other projects publish.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ def write_tree(file: Path, comment: str, figures: Mapping[str, Any]) -> None:
     unfinished.replace(file)
 
 
-def _paths(file: Path, what: str) -> Sequence[Sequence[int]]:
+def _paths(file: Path, what: str) -> list[Any]:
     expected = "a YAML file with index paths"
     try:
         data = yaml.safe_load(file.read_text("utf-8"))
