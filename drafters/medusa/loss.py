@@ -47,7 +47,7 @@ def medusa_loss(
     def of_chunk(x: Tensor, labels: Tensor, at: Tensor, *parts: Tensor) -> tuple[Tensor, Tensor]:
         layers, rest = parts[: len(weights)], parts[len(weights) :]
         layer_bias = None if bias is None else rest[0]
-        wanted = _soft_labels(at, heads, *rest[-2:]) if soft else None
+        wanted = _SoftLabels(at, heads, *rest[-2:]) if soft else None
         loss, figures = x.new_zeros((), dtype=torch.float32), []
         for head in range(heads):
             learnt = labels[:, head] != IGNORED
@@ -93,7 +93,7 @@ def _rows_of(module: MedusaHeads, vocab: int, tokens: Tensor) -> Tensor:
     return rows[tokens]
 
 
-class _soft_labels:
+class _SoftLabels:
     """The target's distribution of the token that each head is to guess at positions `at`, each made once: heads look
     at neighbouring positions."""
 
