@@ -35,3 +35,8 @@ def progress(what: str, total: int) -> Iterator[Callable[[int, str], None]]:
             print(f"{time.strftime('%H:%M:%S')} {what} {done:,}/{total:,} {words}, {left} left", file=sys.stderr)
 
     yield advance
+
+
+def say(words: str) -> None:
+    """A line for the user, beside the bar."""
+    print(words, file=sys.stderr, flush=True)

@@ -6,7 +6,6 @@ OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 -m experiments.self_distill ...   
 
 from __future__ import annotations
 
-import sys
 import time
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -17,7 +16,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.entry import CONF, launch, one_line_errors
-from experiments.progress import progress
+from experiments.progress import progress, say
 from specdec.prompts import Prompt, jsonl
 from specdec.runlog import provenance
 from specdec.sampling import SamplingParams
@@ -149,10 +148,6 @@ def checked(cfg: DictConfig) -> Options:
     SamplingParams(options.self_written.temperature, 0, options.self_written.top_p)
     StopRule(options.answers.max_new_tokens)
     return options
-
-
-def say(words: str) -> None:
-    print(words, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

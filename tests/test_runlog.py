@@ -89,7 +89,7 @@ def test_wandb_mirrors_a_run_offline(tmp_path: Path, monkeypatch: pytest.MonkeyP
     log = RunLog(tmp_path, WandbTracker(), {"seed": 0})
     log.steps([STEP, STEP], CONTEXT)
     log.finish(SUMMARY)
-    assert log._tracker is not None, "the tracker was switched off"
+    assert log._mirror.tracker is not None, "the tracker was switched off"
     (file,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
     content = file.read_bytes()
     for word in (b"step/accepted", b"step/tokens_per_second", b"acceptance_at_depth", b"tokens_per_step"):

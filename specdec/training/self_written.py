@@ -11,7 +11,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from specdec.errors import InputError
-from specdec.prompts import Prompt
+from specdec.prompts import Prompt, PromptEncoder
 from specdec.sampling import SamplingParams
 from specdec.stopping import StopRule
 from specdec.target import TargetModel
@@ -65,6 +65,7 @@ def write_prompts(
     assert target.tokenizer is not None
     tokenizer, before = target.tokenizer, user_opening(target.tokenizer)
     prompts, tried = _read(file)
+    encoder = PromptEncoder(tokenizer)
     known = {prompt_key(prompt) for prompt in prompts}
     starts = [tokenizer.encode(before + words, add_special_tokens=False) for words in openings]
 
@@ -79,7 +80,7 @@ def write_prompts(
         def finished(done: Finished) -> None:
             number = done.request.tag
             assert isinstance(number, int)
-            words = openings[number % len(openings)] + tokenizer.decode(done.answer, skip_special_tokens=True)
+            words = openings[number % len(openings)] + encoder.decode(done.answer)
             prompt = Prompt(f"self-{number}", "self_written", (words.strip(),))
             ended = done.answer[-1] in target.eos
             if ended and len(words.strip()) >= SHORTEST and prompt_key(prompt) not in known and len(prompts) < count:

@@ -131,6 +131,12 @@ class TextStore:
         Raises:
             InputError: they are not in the folder.
         """
+        self.require(text, name)
+        rows = self._map(text, file_suffix(name), np.dtype("<u2"), (self.origin.dim,))
+        return torch.from_numpy(rows).view(self.origin.feature_dtype)
+
+    def require(self, text: Text, name: str) -> None:
+        """Raises InputError when a sequence's features are not in the folder."""
         if not self.has(text, name):
             raise InputError(
                 str(self.folder),
@@ -138,8 +144,6 @@ class TextStore:
                 got=f"none for {text.id!r}",
                 fix=f"run experiments.self_distill on the folder with features=[{name}]",
             )
-        rows = self._map(text, file_suffix(name), np.dtype("<u2"), (self.origin.dim,))
-        return torch.from_numpy(rows).view(self.origin.feature_dtype)
 
     def has(self, text: Text, name: str) -> bool:
         """Whether a sequence's features are stored."""

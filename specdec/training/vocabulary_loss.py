@@ -108,7 +108,7 @@ class _ChunkedSum(torch.autograd.Function):
             wanted = [i for i, need in enumerate(needs) if need]
             if wanted:
                 for i, grad in zip(wanted, torch.autograd.grad(loss, [parts[i] for i in wanted]), strict=True):
-                    (grads[i][here] if i < n else grads[i]).add_(grad)  # type: ignore[index]
+                    (grads[i][here] if i < n else grads[i]).add_(grad)  # type: ignore[index,union-attr]
         ctx.save_for_backward(*grads)
         ctx.mark_non_differentiable(figures)
         return total, figures
