@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
 
 from drafters.medusa.formats import read_heads, write_official
 from drafters.medusa.heads import MedusaHeads
@@ -20,6 +22,7 @@ from specdec.stopping import StopRule
 from specdec.target import TargetModel
 from specdec.training.features import teacher_forced
 from specdec.training.recipe import Recipe, TrainBatch
+from tests.configs import CONF
 from tests.medusa.made import random_heads
 from verifiers.acceptance.exact import Exact
 from verifiers.tree_attention import TreeAttention
@@ -173,6 +176,15 @@ def test_a_whole_backbone_is_trained_on_the_next_token(tmp_path: Path) -> None:
     assert all(p.grad is not None and p.grad.any() for p in target.model.parameters())
     recipe.save(module, target, tmp_path)
     assert isinstance(load_hub(str(tmp_path / "backbone"), device="cpu"), TargetModel)
+
+
+@pytest.mark.parametrize("choice", ["medusa", "medusa2"])
+def test_recipe_files_make_recipes(choice: str) -> None:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("train", overrides=["target=tiny", "drafter=medusa", f"recipe={choice}", "drafter.tree=9"])
+    recipe = instantiate(cfg.recipe, _convert_="all")
+    assert isinstance(recipe, Recipe)
+    assert (recipe.heads.tree if choice == "medusa2" else recipe.tree) == 9
 
 
 @pytest.mark.parametrize(
