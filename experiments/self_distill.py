@@ -67,18 +67,17 @@ def main(cfg: DictConfig) -> None:
     target = instantiate(cfg.target)
     check_names(options.features, target)
     state = PartialState(cpu=target.device.type == "cpu")
-    shard = Shard(Path(options.folder), state.process_index, Origin.of(target))
-    if state.is_main_process:
-        run = {key: value for key, value in provenance().items() if key in ("command", "commit", "started")}
-        note_source(shard.folder, {**run, "config": OmegaConf.to_container(cfg, resolve=True)})
     part, parts = state.process_index, state.num_processes
-    mine = [prompt for prompt in prompts if int(prompt_key(prompt), 16) % parts == part]
-    if options.import_from and not part:
-        say(f"{import_text(Path(options.import_from), shard):,} texts are new from {options.import_from}")
-    add_features(options, target, shard)
-    answer(options, [*mine, *self_written(options, target, shard, part, parts)], target, shard, parts)
-    add_features(options, target, shard)  # those that are not stored as the text is made
-    shard.close()
+    with Shard(Path(options.folder), part, Origin.of(target)) as shard:
+        if not part:
+            run = {key: value for key, value in provenance().items() if key in ("command", "commit", "started")}
+            note_source(shard.folder, {**run, "config": OmegaConf.to_container(cfg, resolve=True)})
+        if options.import_from and not part:
+            say(f"{import_text(Path(options.import_from), shard):,} texts are new from {options.import_from}")
+        add_features(options, target, shard)
+        mine = [prompt for prompt in prompts if int(prompt_key(prompt), 16) % parts == part]
+        answer(options, [*mine, *self_written(options, target, shard, part, parts)], target, shard, parts)
+        add_features(options, target, shard)  # those that are not stored as the text is made
     if options.export_to and not part:
         size = export_text(shard.folder, Path(options.export_to))
         say(f"{options.export_to}: {size:,} bytes, token ids of {len(committed(shard.folder)):,} texts")

@@ -55,7 +55,7 @@ def import_text(file: Path, shard: Shard) -> int:
             raise ValueError(f"format {head['format']}, {len(ids)} ids")
     except (OSError, lzma.LZMAError, ValueError, KeyError, TypeError) as error:
         raise InputError(
-            str(file), expected="a file written with export=", got=str(error) or type(error).__name__,
+            str(file), expected="a file written with export_to=", got=str(error) or type(error).__name__,
             fix="check the path, or export it again",
         ) from error  # fmt: skip
     origin.require_same(shard.origin, file)

@@ -170,7 +170,7 @@ class TextStore:
 
 
 class Shard:
-    """The one writer of a shard. Opening it mends what a killed writer left.
+    """The one writer of a shard, a context manager. Opening it mends what a killed writer left.
 
     Raises:
         InputError: another process is writing it; a folder of another target or chat template.
@@ -245,7 +245,10 @@ class Shard:
         self._cut(file_suffix(name), rows * FEATURE_BYTES * self.origin.dim)
         return count
 
-    def close(self) -> None:
+    def __enter__(self) -> Shard:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self._lines.close()
         for file in self._files.values():
             file.close()
