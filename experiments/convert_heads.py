@@ -32,7 +32,7 @@ def main(cfg: DictConfig) -> None:
     output = Path(cfg.output)
     if cfg.to not in ("official", "vllm"):
         raise InputError("to", expected="official or vllm", got=repr(cfg.to), fix="choose one")
-    if output.exists() and any(output.iterdir()):
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise InputError("output", expected="an empty folder, or none", got=str(output), fix="choose another")
     source = read_heads(cfg.heads, "heads")
     dtype = source.heads.weight.dtype if cfg.dtype is None else resolve_dtype(cfg.dtype)

@@ -95,6 +95,20 @@ class Topology:
         found = [(parent, [i for i, _ in group]) for parent, group in groupby(parents, key=lambda item: item[1])]
         return [(p, len(self.paths[c[0] - 1]) - 1, range(c[0], c[-1] + 1)) for p, c in found]
 
+    @cached_property
+    def drawn_from(self) -> Int[Tensor, " nodes"]:
+        """The depth of each node, whose distribution its children are drawn from; the tree's depth for leaves, which
+        have none."""
+        depths = torch.full((self.nodes,), self.depth)
+        for parent, depth, _ in self.families:
+            depths[parent] = depth
+        return depths
+
+    @property
+    def only_children(self) -> bool:
+        """Whether no node has a sibling."""
+        return all(len(children) == 1 for _, _, children in self.families)
+
 
 def best_tree(accuracies: Sequence[Sequence[float]], nodes: int) -> tuple[list[Path], list[float]]:
     """The `nodes` paths with the largest expected number of accepted tokens, best first, and what each adds.

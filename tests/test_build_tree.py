@@ -76,13 +76,11 @@ def test_a_tree_from_answers_to_prompts(tmp_path: Path, tiny: TargetModel, build
 
 def test_a_tree_from_the_validation_split_of_a_data_folder(tmp_path: Path, build: Callable[..., Done]) -> None:
     target = load_tiny(device="cpu")
-    shard = Shard(tmp_path / "data", 0, Origin.of(target))
-    ids = list(range(40, 60))
-    for key in ("00000000aaaa", "ffffffffaaaa"):
-        text = Text(key, 0, key, "made", 0.0, shard.end, len(ids), [[4, 20]], 0)
-        shard.append(text, ids, {})
-    shard.close()
-    assert [is_validation(text.key) for text in shard.texts] == [True, False]
+    ids, keys = list(range(40, 60)), ("00000000aaaa", "ffffffffaaaa")
+    assert [is_validation(key) for key in keys] == [True, False]
+    with Shard(tmp_path / "data", 0, Origin.of(target)) as shard:
+        for key in keys:
+            shard.append(Text(key, 0, key, "made", 0.0, shard.end, len(ids), [[4, 20]], 0), ids, {})
     done = build(*SHORT, f"data={tmp_path / 'data'}", "nodes=3", "assume=independence")
     assert done.status == 0, done.err
     saved = yaml.safe_load((tmp_path / "run" / "tree.yaml").read_text())

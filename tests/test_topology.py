@@ -22,6 +22,9 @@ def test_paths_become_nodes_level_by_level() -> None:
     flat = [candidate for position in table for candidate in position]
     assert [flat[place] for place in topology.candidates] == ["a0", "a1", "b0", "b1", "b0", "c0"]
     assert topology.families == [(0, 0, range(1, 3)), (1, 1, range(3, 5)), (2, 1, range(5, 6)), (4, 2, range(6, 7))]
+    assert topology.drawn_from.tolist() == [0, 1, 1, 3, 2, 3, 3]
+    assert not topology.only_children
+    assert Topology.of([[0], [0, 2]]).only_children
     TokenTree(torch.arange(7)[None], topology.parents[None]).validate(7)
 
 

@@ -41,7 +41,7 @@ class Medusa:
     def __init__(
         self,
         heads: str | MedusaHeads = "auto",
-        tree: int | str | Sequence[Sequence[int]] = 24,
+        tree: int | str | Sequence[Sequence[int]] = 15,
         children: str = "top_k",
     ) -> None:
         require_children(children)
@@ -78,9 +78,13 @@ class Medusa:
         if topology.depth > heads.heads:
             expected, got = f"paths of at most {heads.heads}, one for each head", f"one of {topology.depth}"
             raise InputError("drafter.tree", expected=expected, got=got, fix="prune the tree, or train more heads")
+        if topology.ranks > (known := heads.rows(target)):
+            expected, got = f"candidates among the {known} tokens the heads know", f"{topology.ranks} of them"
+            raise InputError("drafter.tree", expected=expected, got=got, fix="choose a narrower tree")
         self._products = Products(heads, target, topology)
         self._module, self._topology, self._target = heads, topology, target
         self._parents, self._candidates = topology.parents.to(target.device), topology.candidates.to(target.device)
+        self._drawn_from = topology.drawn_from.to(target.device)
 
     def _q(self, logits: Float[Tensor, "batch heads rows"], rows: Rows) -> Float[Tensor, "batch heads vocab"]:
         """The distributions that children are drawn from: one for each depth, the same for all its nodes."""
@@ -97,16 +101,13 @@ class Medusa:
         topology = self._topology
         tokens = root.new_full((len(root), topology.nodes), PAD)
         tokens[:, 0] = root
-        drawn_from = torch.full((topology.nodes,), q.shape[1])  # behind the end: a leaf has no q
         for parent, depth, family in topology.families:
             children = choose_children(q[:, depth], len(family), self.children, draws, family.start)
             orphans = tokens[:, parent, None] == PAD
             tokens[:, family.start : family.stop] = children.masked_fill(orphans, PAD)
-            drawn_from[parent] = depth
         parents = torch.where(tokens == PAD, PAD, self._parents)
-        probs = torch.cat([q, torch.zeros_like(q[:, :1])], 1)[:, drawn_from]
-        only_children = all(len(family) == 1 for _, _, family in topology.families)
-        return TokenTree(tokens, parents, probs, self.children == "with_replacement" or only_children)
+        probs = torch.cat([q, torch.zeros_like(q[:, :1])], 1)[:, self._drawn_from]
+        return TokenTree(tokens, parents, probs, self.children == "with_replacement" or topology.only_children)
 
 
 class Products:

@@ -47,7 +47,7 @@ class Source:
         if self.file("rank1.safetensors") is not None:
             raise self.error("one file for the whole model", "tensor-parallel ranks", "convert with tp_size 1")
         if found.suffix == ".json":
-            self._shards: dict[str, str] = self._json(found)["weight_map"]
+            self._shards: dict[str, str] = self._json(found).get("weight_map", {})
         else:
             self._shards = dict.fromkeys(self._keys_of(found), found.name)
 
@@ -123,10 +123,10 @@ class Source:
             raise self.error(f"{file.name} with a state dict", type(state).__name__)
         return state
 
-    def _json(self, file: Path) -> Any:
+    def _json(self, file: Path) -> dict[str, Any]:
         try:
-            return json.loads(file.read_text("utf-8"))
-        except (OSError, ValueError) as error:
+            return dict(json.loads(file.read_text("utf-8")))
+        except (OSError, ValueError, TypeError) as error:
             raise self._corrupt(file, error) from error
 
     def _corrupt(self, file: Path, error: Exception) -> InputError:

@@ -60,6 +60,12 @@ class MedusaHeads(nn.Module):
             x = x + F.silu(torch.baddbmm(bias[:, None], x, weight.mT))
         return x.reshape(self.heads, *hidden.shape)
 
+    def rows(self, target: TargetModel) -> int:
+        """How many tokens the heads know."""
+        if self.vocabulary is not None:
+            return len(self.vocabulary)
+        return output_weight(target).shape[0] if self.output is None else self.output.shape[1]
+
     def output_rows(self, target: TargetModel) -> list[Float[Tensor, "rows dim"]]:
         """Each head's output layer; the same tensor for all heads where they share the target's."""
         if self.output is not None:
@@ -90,7 +96,7 @@ class MedusaHeads(nn.Module):
         if self.dim != dim:
             expected = f"the hidden size {dim} of the target {target.name}"
             raise InputError(what, expected=expected, got=f"heads of {self.dim}", fix=fix)
-        known = vocab if self.output is None or self.vocabulary is not None else self.output.shape[1]
+        known = vocab if self.vocabulary is not None else self.rows(target)
         last = vocab - 1 if self.vocabulary is None else int(self.vocabulary.max())
         if known != vocab or last >= vocab:
             got = f"token id {last}" if last >= vocab else f"output layers of {known}"

@@ -235,6 +235,12 @@ def test_a_tree_deeper_than_the_heads_is_refused(tiny: TargetModel) -> None:
     )
 
 
+def test_more_candidates_than_tokens_are_refused(tiny: TargetModel) -> None:
+    few = random_heads(tiny, 2, vocabulary=torch.tensor([3, 4]))
+    with pytest.raises(InputError, match=r"drafter.tree: expected candidates among the 2 tokens the heads know, got 3"):
+        proposal(Medusa(few, [[0], [1], [2]]), tiny, GREEDY, 0)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -214,6 +214,23 @@ def test_round_trips(tmp_path: Path, tiny: TargetModel, to: str, own: bool, voca
     assert sorted(file.name for file in tmp_path.iterdir()) == sorted({"config.json", *tensor_files(to)})
 
 
+def test_a_single_head_that_shares_the_output_layer_does_so_after_vllm_too(tmp_path: Path, tiny: TargetModel) -> None:
+    write_vllm(random_heads(tiny, 1), tmp_path, tiny)
+    read = read_heads(str(tmp_path))
+    assert (read.heads.output, read.notes, len(read.dropped)) == (None, [], 1)
+
+
+def test_weights_too_large_for_16_bit_are_not_written(tmp_path: Path, tiny: TargetModel) -> None:
+    made = random_heads(tiny, 1)
+    with torch.no_grad():
+        made.bias[0, 0, 0] = 1e6
+    with pytest.raises(
+        InputError, match=r"dtype: expected weights that torch.float16 can hold, got NaN or infinity; use"
+    ):
+        write_official(made, tmp_path / "new", "tiny")
+    assert not (tmp_path / "new").exists()
+
+
 def tensor_files(to: str) -> list[str]:
     return ["medusa_lm_head.safetensors" if to == "official" else "model.safetensors"]
 
