@@ -32,8 +32,9 @@ from specdec.sampling import SamplingParams
 from specdec.stopping import StopRule
 from specdec.training.checkpoints import Checkpoints
 from specdec.training.saving import save_drafter
+from specdec.training.schedule import Reports, Schedule
 from specdec.training.store import TextStore
-from specdec.training.trainer import Measure, Reports, Schedule, Trainer, validation_texts
+from specdec.training.trainer import Measure, Trainer, validation_texts
 
 FREE_TO_CHANGE = ("tracker", "folder", "keep", "data")  # of a run that is resumed; what the data is stands in its place
 
