@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from specdec.errors import InputError
 
@@ -66,3 +66,9 @@ class Reports:
     evaluate_every: int = 200
     checkpoint_every: int = 200
     validation_texts: int = 64
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            if getattr(self, field.name) < 1:
+                got = getattr(self, field.name)
+                raise InputError(f"reports.{field.name}", expected="an integer >= 1", got=got, fix="raise it")
