@@ -92,7 +92,11 @@ def test_without_a_template_messages_are_joined() -> None:
 def saved(tmp_path: Path) -> dict[str, str]:
     """A data set of the kinds of column there are, as the library reads it from a file."""
     pytest.importorskip("datasets", reason="the optional library `datasets` is not installed")
-    messages = [{"role": "system", "content": "s"}, {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    messages = [
+        {"role": "system", "content": "s"},
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "b"},
+    ]
     rows = [
         {"text": "first", "turns": ["one", "two"], "messages": [*messages, {"role": "user", "content": "c"}], "n": 1},
         {"text": " ", "turns": [], "messages": [], "n": 2},
@@ -107,7 +111,9 @@ def saved(tmp_path: Path) -> dict[str, str]:
     ("column", "turns"),
     [("text", [("first",), ("third",)]), ("turns", [("one", "two"), ("three",)]), ("messages", [("a", "c"), ("a",)])],
 )
-def test_data_sets_of_texts_turns_and_messages(saved: dict[str, str], column: str, turns: list[tuple[str, ...]]) -> None:
+def test_data_sets_of_texts_turns_and_messages(
+    saved: dict[str, str], column: str, turns: list[tuple[str, ...]]
+) -> None:
     prompts = dataset(column=column, **saved)
     assert [prompt.turns for prompt in prompts] == turns
     assert [prompt.id for prompt in prompts] == ["json-0", "json-2"]
@@ -117,7 +123,9 @@ def test_data_sets_of_texts_turns_and_messages(saved: dict[str, str], column: st
 def test_data_sets_that_cannot_be_read(saved: dict[str, str]) -> None:
     with pytest.raises(InputError, match=r"prompts.column: expected one of text, turns, messages, n, got 'prompt'"):
         dataset(**saved)
-    with pytest.raises(InputError, match=r"prompts.column: expected texts, or lists of texts or messages, got none in 'n'"):
+    with pytest.raises(
+        InputError, match=r"prompts.column: expected texts, or lists of texts or messages, got none in 'n'"
+    ):
         dataset(column="n", **saved)
     with pytest.raises(InputError, match=r"prompts.name: expected a data set that can be loaded, got 'json'"):
         dataset(**{**saved, "data_files": "nowhere.jsonl"})
@@ -125,5 +133,7 @@ def test_data_sets_that_cannot_be_read(saved: dict[str, str]) -> None:
 
 def test_without_the_library_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(InputError, match="expected the library `datasets`, got no such installation; pip install datasets"):
+    with pytest.raises(
+        InputError, match="expected the library `datasets`, got no such installation; pip install datasets"
+    ):
         dataset("anything")

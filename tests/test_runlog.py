@@ -107,7 +107,11 @@ def test_a_resumed_training_run_goes_on_in_its_files(tmp_path: Path) -> None:
     log = TrainLog(tmp_path, NoTracker(), {}, step=2)
     log.report(3, {"loss": 2.5})
     log.finish({"loss": 2.5})
-    assert lines(tmp_path / "train.jsonl") == [{"step": 1, "loss": 4.0}, {"step": 2, "loss": 3.0}, {"step": 3, "loss": 2.5}]
+    assert lines(tmp_path / "train.jsonl") == [
+        {"step": 1, "loss": 4.0},
+        {"step": 2, "loss": 3.0},
+        {"step": 3, "loss": 2.5},
+    ]
     provenance = json.loads((tmp_path / "provenance.json").read_text())
     assert (provenance["status"], provenance["resumed_at"]) == ("finished", 2)
 

@@ -41,7 +41,8 @@ def export_text(folder: Path, file: Path) -> int:
 
 
 def import_text(file: Path, shard: Shard) -> int:
-    """Append the sequences of a file that a folder does not have to a shard of it, as token ids without features; returns how many were new.
+    """Append the sequences of a file that a folder does not have to one of its shards, as token ids without features;
+    returns how many were new.
 
     Raises:
         InputError: a file that cannot be read, or one of another target or chat template.

@@ -350,7 +350,9 @@ def shard_numbers(folder: Path) -> list[int]:
 
 def committed(folder: Path) -> list[Text]:
     """The finished sequences of all shards; writers may be adding to them."""
-    return [text for number in shard_numbers(folder) for text, _ in read_lines(folder / f"shard-{number}.jsonl", number)]
+    return [
+        text for number in shard_numbers(folder) for text, _ in read_lines(folder / f"shard-{number}.jsonl", number)
+    ]
 
 
 def note_source(folder: Path, source: Mapping[str, Any]) -> None:
