@@ -26,7 +26,7 @@ from specdec.training.archive import export_text, import_text
 from specdec.training.distill import SelfDistillation, prompt_key
 from specdec.training.features import check_names, complete, missing_tokens
 from specdec.training.self_written import write_prompts
-from specdec.training.store import FEATURE_BYTES, HIDDEN, Origin, Shard, Text, committed, note_source
+from specdec.training.store import FEATURE_BYTES, HIDDEN, Origin, Shard, Text, committed, note_source, shard_numbers
 
 
 @dataclass
@@ -74,10 +74,10 @@ def main(cfg: DictConfig) -> None:
             note_source(shard.folder, {**run, "config": OmegaConf.to_container(cfg, resolve=True)})
         if options.import_from and not part:
             say(f"{import_text(Path(options.import_from), shard):,} texts are new from {options.import_from}")
-        add_features(options, target, shard)
+        add_features(options, target, shard, parts)
         mine = [prompt for prompt in prompts if int(prompt_key(prompt), 16) % parts == part]
         answer(options, [*mine, *self_written(options, target, shard, part, parts)], target, shard, parts)
-        add_features(options, target, shard)  # those that are not stored as the text is made
+        add_features(options, target, shard, parts)  # those that are not stored as the text is made
     if options.export_to and not part:
         size = export_text(shard.folder, Path(options.export_to))
         say(f"{options.export_to}: {size:,} bytes, token ids of {len(committed(shard.folder)):,} texts")
@@ -98,8 +98,16 @@ def self_written(options: Options, target: TargetModel, shard: Shard, part: int,
     return [p for file in files if int(file.stem.removeprefix("prompts-")) % parts == part for p in jsonl(str(file))]
 
 
-def add_features(options: Options, target: TargetModel, shard: Shard) -> None:
-    """Compute the features that this process's texts lack."""
+def add_features(options: Options, target: TargetModel, own: Shard, parts: int) -> None:
+    """Compute the features that this process's texts lack, and those of shards that have no process in this run."""
+    add_missing(options, target, own)
+    for number in shard_numbers(own.folder):
+        if number >= parts and number % parts == own.number:
+            with Shard(own.folder, number, own.origin) as shard:
+                add_missing(options, target, shard)
+
+
+def add_missing(options: Options, target: TargetModel, shard: Shard) -> None:
     if missing := missing_tokens(shard, options.features):
         size = missing * FEATURE_BYTES * shard.origin.dim / 2**30
         say(f"features {', '.join(options.features)}: {missing:,} tokens to read, {size:.2f} GiB")

@@ -23,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments.entry import CONF, INTERRUPTED, launch, one_line_errors
 from experiments.progress import progress, say
+from specdec.errors import InputError
 from specdec.generate import speculative
 from specdec.metrics import StepMetrics
 from specdec.models import resolve_device
@@ -32,8 +33,9 @@ from specdec.sampling import SamplingParams
 from specdec.stopping import StopRule
 from specdec.training.checkpoints import Checkpoints
 from specdec.training.saving import save_drafter
+from specdec.training.schedule import Reports, Schedule
 from specdec.training.store import TextStore
-from specdec.training.trainer import Measure, Reports, Schedule, Trainer, validation_texts
+from specdec.training.trainer import Measure, Trainer, validation_texts
 
 FREE_TO_CHANGE = ("tracker", "folder", "keep", "data")  # of a run that is resumed; what the data is stands in its place
 
@@ -126,6 +128,9 @@ def run_config(cfg: DictConfig, store: TextStore) -> dict[str, Any]:
 
 
 def precision(name: str, cpu: bool) -> str:
+    known = ("auto", "no", "bf16", "fp16")
+    if name not in known:
+        raise InputError("precision", expected=f"one of {', '.join(known)}", got=repr(name), fix="use precision=auto")
     if name != "auto":
         return name
     return "bf16" if not cpu and torch.cuda.is_bf16_supported() else "no"

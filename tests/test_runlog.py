@@ -9,7 +9,7 @@ import pytest
 
 from specdec.errors import InputError
 from specdec.metrics import StepRecord
-from specdec.runlog import NoTracker, RunLog, WandbTracker
+from specdec.runlog import NoTracker, RunLog, TrainLog, WandbTracker
 
 STEP = StepRecord(
     0, 1, 1, 3, 3, 2, 3, [0, 1, 2], [7, 8, 9], {"draft": 1.0, "verify": 2.0, "accept": 0.1, "commit": 0.1}
@@ -94,3 +94,31 @@ def test_wandb_mirrors_a_run_offline(tmp_path: Path, monkeypatch: pytest.MonkeyP
     content = file.read_bytes()
     for word in (b"step/accepted", b"step/tokens_per_second", b"acceptance_at_depth", b"tokens_per_step"):
         assert word in content
+
+
+def test_a_resumed_training_run_goes_on_in_its_files(tmp_path: Path) -> None:
+    log = TrainLog(tmp_path, NoTracker(), {})
+    for step in (1, 2, 3, 4):
+        log.report(step, {"loss": 5.0 - step})
+    log.stop("interrupted")
+    assert json.loads((tmp_path / "provenance.json").read_text())["status"] == "interrupted"
+    with (tmp_path / "train.jsonl").open("a") as file:
+        file.write('{"step": 5, "lo')  # killed while writing
+    log = TrainLog(tmp_path, NoTracker(), {}, step=2)
+    log.report(3, {"loss": 2.5})
+    log.finish({"loss": 2.5})
+    assert lines(tmp_path / "train.jsonl") == [
+        {"step": 1, "loss": 4.0},
+        {"step": 2, "loss": 3.0},
+        {"step": 3, "loss": 2.5},
+    ]
+    provenance = json.loads((tmp_path / "provenance.json").read_text())
+    assert (provenance["status"], provenance["resumed_at"]) == ("finished", 2)
+
+
+def test_a_training_run_begun_anew_starts_clean(tmp_path: Path) -> None:
+    for loss in (1.0, 2.0):
+        log = TrainLog(tmp_path, NoTracker(), {})
+        log.report(1, {"loss": loss})
+        log.finish({})
+    assert lines(tmp_path / "train.jsonl") == [{"step": 1, "loss": 2.0}]

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from specdec.errors import InputError
-from specdec.training.store import FORMAT, Origin, Shard, Text, TextStore, index_of
+from specdec.training.store import FORMAT, Origin, Shard, Text, TextStore, committed, index_of
 
 _ALIGNED = {"lc": 2, "lp": 1, "pb": 1}  # the ids' bytes alternate between low and high
 
@@ -41,7 +41,8 @@ def export_text(folder: Path, file: Path) -> int:
 
 
 def import_text(file: Path, shard: Shard) -> int:
-    """Append a file's sequences to a shard, as token ids without features; returns how many were new.
+    """Append the sequences of a file that a folder does not have to one of its shards, as token ids without features;
+    returns how many were new.
 
     Raises:
         InputError: a file that cannot be read, or one of another target or chat template.
@@ -59,7 +60,7 @@ def import_text(file: Path, shard: Shard) -> int:
             fix="check the path, or export it again",
         ) from error  # fmt: skip
     origin.require_same(shard.origin, file)
-    have, new = {(text.key, text.sample) for text in shard.texts}, 0
+    have, new = {(text.key, text.sample) for text in committed(shard.folder)}, 0
     for text in texts:
         if (text.key, text.sample) not in have:
             here = replace(text, start=shard.end, shard=shard.number)

@@ -20,10 +20,12 @@ class Checkpoints:
     config: what the run's results depend on; `keep`: how many checkpoints stay.
 
     Raises:
-        InputError: the folder holds a run with another config.
+        InputError: the folder holds a run with another config, or `keep` is under 1.
     """
 
     def __init__(self, folder: Path, accelerator: Accelerator, config: Mapping[str, Any], keep: int) -> None:
+        if keep < 1:
+            raise InputError("keep", expected="an integer >= 1", got=keep, fix="keep one checkpoint at least")
         self._folder, self._accelerator, self._keep = folder / "checkpoints", accelerator, keep
         file = folder / "config.json"
         if self.latest is None:

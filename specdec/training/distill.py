@@ -119,7 +119,9 @@ class SelfDistillation:
 
     def run(self, shard: Shard, on_text: Callable[[Text], None] = lambda text: None) -> None:
         """Answer what the shard does not hold yet; each text is committed as it ends."""
-        left, made = self._conversations(), 0
+        left, made = list(self._conversations()), 0
+        if not left:
+            return
 
         def requests() -> Iterator[Request]:
             for conversation in left:
@@ -144,7 +146,8 @@ class SelfDistillation:
             on_text(text)
             return None
 
-        self._refill(self.stop, shard.origin.feature_dtype if self.hidden else None).run(requests(), finished)
+        hidden = shard.origin.feature_dtype if self.hidden else None
+        self._refill(self.stop, hidden, len(left)).run(requests(), finished)
 
     def _conversations(self) -> Iterator[_Conversation]:
         """What is to be answered, in the order of the hashes: sources are mixed, and a run cut short is a fair sample.
@@ -197,15 +200,15 @@ class SelfDistillation:
         assert self.target.tokenizer is not None
         return self.target.tokenizer
 
-    def _refill(self, stop: StopRule, hidden: torch.dtype | None) -> Refill:
+    def _refill(self, stop: StopRule, hidden: torch.dtype | None, texts: int) -> Refill:
         pairs = takewhile(lambda pair: pair[0] == pair[1], zip(self._encode(["a"]), self._encode(["b"]), strict=False))
         opening = [token for token, _ in pairs]
-        return Refill(self.target, stop, self.places, self.longest_prompt, hidden, opening)
+        return Refill(self.target, stop, min(self.places, texts), self.longest_prompt, hidden, opening)
 
     def _measure(self, prompts: Sequence[list[int]]) -> tuple[float, float]:
         """Prompt tokens read and answer tokens made per second, on the first prompts."""
         cut = [prompt[-self.longest_prompt :] for prompt in prompts]
-        refill = self._refill(replace(self.stop, max_new_tokens=TRIAL_TOKENS, eos=frozenset(), stop=()), None)
+        refill = self._refill(replace(self.stop, max_new_tokens=TRIAL_TOKENS, eos=frozenset(), stop=()), None, len(cut))
         marks = [time.perf_counter()]
         sampling = SamplingParams(max(self.temperatures))
         requests = [Request(prompt, sampling, [i]) for i, prompt in enumerate(cut)]

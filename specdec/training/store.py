@@ -198,6 +198,11 @@ class Shard:
         self._files: dict[str, BinaryIO] = {}
 
     @property
+    def _row_bytes(self) -> int:
+        """Of one token's feature."""
+        return FEATURE_BYTES * self.origin.dim
+
+    @property
     def end(self) -> int:
         """Tokens committed: where the next sequence starts."""
         return self.texts[-1].start + self.texts[-1].tokens if self.texts else 0
@@ -211,7 +216,8 @@ class Shard:
         assert text.start == self.end
         assert text.shard == self.number
         assert len(ids) == text.tokens
-        assert all(self.stored(name) == len(self.texts) for name in features), "complete() comes before append()"
+        for name in features:
+            assert self._size(file_suffix(name)) == self._row_bytes * self.end, "complete() comes before append()"
         self._write("tokens", np.asarray(ids, dtype="<i4").tobytes())
         for name, values in features.items():
             self.append_feature(name, values)
@@ -235,14 +241,14 @@ class Shard:
 
     def stored(self, name: str) -> int:
         """How many of the shard's sequences have this feature."""
-        rows = self._size(file_suffix(name)) // (FEATURE_BYTES * self.origin.dim)
+        rows = self._size(file_suffix(name)) // self._row_bytes
         return sum(text.start + text.tokens <= rows for text in self.texts)
 
     def cut_feature(self, name: str) -> int:
         """Cut a feature's file to whole sequences; returns how many it holds."""
         count = self.stored(name)
         rows = self.texts[count - 1].start + self.texts[count - 1].tokens if count else 0
-        self._cut(file_suffix(name), rows * FEATURE_BYTES * self.origin.dim)
+        self._cut(file_suffix(name), rows * self._row_bytes)
         return count
 
     def __enter__(self) -> Shard:
@@ -270,7 +276,7 @@ class Shard:
         self._cut("tokens", TOKEN_BYTES * end)
         for file in self.folder.glob(f"shard-{self.number}.*"):
             if file.suffix not in (".jsonl", ".tokens"):
-                self._cut(file.suffix[1:], FEATURE_BYTES * self.origin.dim * end)
+                self._cut(file.suffix[1:], self._row_bytes * end)
         return [text for text, _ in whole]
 
     def _path(self, suffix: str) -> Path:
@@ -337,10 +343,16 @@ def read_lines(file: Path, shard: int) -> list[tuple[Text, int]]:
     return texts
 
 
+def shard_numbers(folder: Path) -> list[int]:
+    """The shards a folder has."""
+    return sorted(int(file.stem.removeprefix("shard-")) for file in folder.glob("shard-*.jsonl"))
+
+
 def committed(folder: Path) -> list[Text]:
     """The finished sequences of all shards; writers may be adding to them."""
-    numbers = sorted(int(file.stem.removeprefix("shard-")) for file in folder.glob("shard-*.jsonl"))
-    return [text for number in numbers for text, _ in read_lines(folder / f"shard-{number}.jsonl", number)]
+    return [
+        text for number in shard_numbers(folder) for text, _ in read_lines(folder / f"shard-{number}.jsonl", number)
+    ]
 
 
 def note_source(folder: Path, source: Mapping[str, Any]) -> None:

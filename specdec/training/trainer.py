@@ -7,10 +7,8 @@ decoding path comes in as a callable.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -25,72 +23,14 @@ from specdec.target import TargetModel
 from specdec.training.batches import Order, deal, make_batch, move
 from specdec.training.checkpoints import Checkpoints
 from specdec.training.recipe import Recipe, TrainBatch
+from specdec.training.schedule import Reports, Schedule
 from specdec.training.store import Origin, Text, TextStore
+from specdec.training.sums import Sums, Window, add, means
 from specdec.training.throughput import counted, product_rate
 
 Measure = Callable[[Drafter], Mapping[str, float]]
 LOSS, TOKENS = "loss", "tokens"
 SHOWN = (LOSS, "validation/loss", "tokens_per_step")
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """How training goes. Texts are counted, not tokens.
-
-    epochs: passes over the training split; batch_size: texts in a step, over all processes; accumulation: micro-batches
-    a step is made of; learning_rate rises over the first `warmup` (a share of all steps) and falls along a cosine to
-    `final` of itself; clip: largest gradient norm, 0 for none; longest: tokens of a text that are used.
-
-    Raises:
-        InputError: a number out of range.
-    """
-
-    epochs: float = 3.0
-    batch_size: int = 16
-    accumulation: int = 1
-    learning_rate: float = 1e-3
-    warmup: float = 0.05
-    final: float = 0.1
-    weight_decay: float = 0.0
-    clip: float = 1.0
-    longest: int = 1024
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name, ok, expected in (
-            ("epochs", self.epochs > 0, "a number > 0"),
-            ("batch_size", self.batch_size >= 1, "an integer >= 1"),
-            ("accumulation", self.accumulation >= 1, "an integer >= 1"),
-            ("learning_rate", self.learning_rate > 0, "a number > 0"),
-            ("warmup", 0 <= self.warmup < 1, "a share in [0, 1)"),
-            ("final", 0 <= self.final <= 1, "a share in [0, 1]"),
-            ("clip", self.clip >= 0, "a number >= 0"),
-            ("longest", self.longest >= 2, "an integer >= 2"),
-        ):
-            if not ok:
-                raise InputError(f"training.{name}", expected=expected, got=getattr(self, name), fix="change it")
-
-    def steps(self, texts: int) -> int:
-        return max(math.ceil(self.epochs * texts / self.batch_size), 1)
-
-    def rate(self, step: int, steps: int) -> float:
-        """The learning rate of a step: a function of its number, so that there is nothing to restore."""
-        warm = self.warmup * steps
-        if step < warm:
-            return self.learning_rate * (step + 1) / (warm + 1)
-        share = (step - warm) / max(steps - warm, 1)
-        return self.learning_rate * (self.final + (1 - self.final) * (1 + math.cos(math.pi * share)) / 2)
-
-
-@dataclass(frozen=True)
-class Reports:
-    """How often (in steps) figures are written, the validation texts and the decoding path are looked at, and
-    checkpoints are made; `validation_texts`: how many."""
-
-    log_every: int = 10
-    evaluate_every: int = 200
-    checkpoint_every: int = 200
-    validation_texts: int = 64
 
 
 class LossModule(nn.Module):
@@ -212,32 +152,39 @@ class Trainer:
         module.load_state_dict({name.removeprefix("module."): weight for name, weight in state.items()})
         return module
 
-    def _step(self, step: int) -> tuple[Sums, int, float]:
-        """One optimizer step. Returns the sums over all processes, the tokens read, and the gradient's norm."""
+    def gradients(self, step: int) -> tuple[Sums, int]:
+        """Leave a step's gradients in the parameters: those of the mean loss over the whole global batch, however it
+        was dealt out. Returns the sums over all processes, and the tokens read.
+
+        Raises:
+            InputError: the loss is not finite.
+        """
         mine = deal(self._order[step], self._parts)[self.accelerator.process_index :: self.accelerator.num_processes]
-        for group in self._optimizer.param_groups:
-            group["lr"] = group["lr_scale"] * self.schedule.rate(step, self.steps)
         sums: Sums = {}
         for number, texts in enumerate(mine, 1):
             batch = self._batch(texts, step / self.steps)
-            together = nullcontext() if number == len(mine) else self.accelerator.no_sync(self._model)
-            with together:
+            with nullcontext() if number == len(mine) else self.accelerator.no_sync(self._model):
                 add(sums, {**self._backward(batch), TOKENS: (batch["valid"].sum(), torch.zeros(()))})
         sums = self._over_processes(sums)
-        weight = float(sums[LOSS][1])
-        if not math.isfinite(float(sums[LOSS][0])):
+        loss, weight = (float(part) for part in sums[LOSS])
+        if not math.isfinite(loss):
             raise InputError(
-                "training", expected="a finite loss", got=f"{float(sums[LOSS][0])} at step {step + 1}",
-                fix="lower training.learning_rate, or resume from a checkpoint with another folder's data",
+                "training", expected="a finite loss", got=f"{loss} at step {step + 1}",
+                fix="lower training.learning_rate",
             )  # fmt: skip
-        # DDP and FSDP have averaged over processes what is to be one sum over everything
         for parameter in self._model.parameters():
-            if parameter.grad is not None:
+            if parameter.grad is not None:  # DDP and FSDP have averaged what is to be summed
                 parameter.grad.mul_(self.accelerator.num_processes / (weight or 1.0))
+        return sums, int(sums.pop(TOKENS)[0])
+
+    def _step(self, step: int) -> tuple[Sums, int, float]:
+        """One optimizer step. Returns the sums over all processes, the tokens read, and the gradient's norm."""
+        sums, tokens = self.gradients(step)
         norm = self.accelerator.clip_grad_norm_(self._model.parameters(), self.schedule.clip or math.inf)
+        for group in self._optimizer.param_groups:
+            group["lr"] = group["lr_scale"] * self.schedule.rate(step, self.steps)
         self._optimizer.step()
         self._optimizer.zero_grad()
-        tokens = int(sums.pop(TOKENS)[0])
         return sums, tokens, float(norm)
 
     def _backward(self, batch: dict[str, Any]) -> Sums:
@@ -302,40 +249,6 @@ class Trainer:
         for name in self.recipe.features:
             for text in self.store.texts:
                 self.store.require(text, name)
-
-
-Sums = dict[str, tuple[Tensor, Tensor]]
-
-
-@dataclass
-class Window:
-    """Sums since the last report."""
-
-    sums: Sums = field(default_factory=dict)
-    tokens: int = 0
-    seconds: float = 0.0
-    norm: float = 0.0
-    _begun: float = field(default_factory=time.perf_counter)
-
-    def add(self, sums: Sums, tokens: int, norm: float) -> None:
-        add(self.sums, sums)
-        now = time.perf_counter()
-        self.tokens, self.seconds, self.norm = self.tokens + tokens, self.seconds + now - self._begun, norm
-        self._begun = now
-
-    def restart(self) -> None:
-        """What happened since the last step was not training."""
-        self._begun = time.perf_counter()
-
-
-def add(into: Sums, sums: Sums) -> None:
-    for name, (total, weight) in sums.items():
-        before = into.get(name, (0.0, 0.0))
-        into[name] = (before[0] + total, before[1] + weight)
-
-
-def means(sums: Sums) -> dict[str, float]:
-    return {name: float(total) / (float(weight) or 1.0) for name, (total, weight) in sums.items()}
 
 
 def validation_texts(store: TextStore) -> list[Text]:
