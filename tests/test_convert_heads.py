@@ -49,7 +49,7 @@ def test_what_cannot_be_is_said_in_one_line_and_nothing_is_written(
         ((heads, output, "to=gguf"), "error: to: expected official or vllm, got 'gguf'; choose one"),
         ((heads, output, "dtype=int8"), "error: target.dtype: expected float32, bfloat16, float16"),
         ((heads, f"output={tmp_path / 'official'}"), "error: output: expected an empty folder, or none, got"),
-        ((f"heads={tmp_path / 'new'}", output), "error: heads: expected in"),
+        ((f"heads={tmp_path / 'new'}", output), "error: heads: expected a folder, a file or a hub id, got '"),
         ((output,), "error: heads: expected a value, got none; pass heads=..."),
     ):
         done = convert(*arguments)

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
+from huggingface_hub import hf_hub_download, list_repo_files, snapshot_download
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -38,12 +38,12 @@ class Source:
         self._name, self._what = name, what
         path = Path(name).expanduser()
         self._folder = path if path.is_dir() else path.parent if path.is_file() else None
+        self._on_hub = self._listed() if self._folder is None else set()
         self._pickles: dict[Path, dict[str, Any]] = {}
         names = (path.name,) if path.is_file() else NAMES
         found = next((file for file in map(self.file, names) if file is not None), None)
         if found is None:
-            got = "none of them" if self._folder is not None else "none of them there, or no way to the hub"
-            raise self.error(f"one of {', '.join(NAMES)}", got, "check the spelling")
+            raise self.error(f"one of {', '.join(NAMES)}", "none of them", "check the spelling")
         if self.file("rank1.safetensors") is not None:
             raise self.error("one file for the whole model", "tensor-parallel ranks", "convert with tp_size 1")
         if found.suffix == ".json":
@@ -55,13 +55,20 @@ class Source:
         """A file beside the weights, None if there is no such file."""
         if self._folder is not None:
             return self._folder / name if (self._folder / name).is_file() else None
+        return Path(hf_hub_download(self._name, name)) if name in self._on_hub else None
+
+    def _listed(self) -> set[str]:
+        """The files of a repository; where the hub cannot be reached, what is cached of it becomes the folder."""
         try:
-            return Path(hf_hub_download(self._name, name))
-        except EntryNotFoundError:  # also: not cached, and the hub cannot be reached
-            return None
-        except (HFValidationError, HfHubHTTPError) as error:
-            why = str(error).strip().splitlines()[0]
-            raise self.error("a folder, a file or a hub id", f"none of these ({why})", "check the spelling") from error
+            return set(list_repo_files(self._name))
+        except Exception as error:  # besides its own, the hub's client lets its HTTP library's through
+            try:
+                self._folder = Path(snapshot_download(self._name, local_files_only=True))
+            except (HFValidationError, LocalEntryNotFoundError):
+                why = str(error).strip().splitlines()[0]
+                expected, got = "a folder, a file or a hub id", f"{self._name!r} ({why})"
+                raise InputError(self._what, expected=expected, got=got, fix="check the spelling") from error
+            return set()
 
     def keys(self) -> list[str]:
         return list(self._shards)

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from drafters.medusa import files
 from drafters.medusa.formats import read_heads, write_official, write_vllm
 from drafters.medusa.heads import MedusaHeads, output_weight
 from specdec.errors import InputError
@@ -395,25 +397,36 @@ def test_bad_files_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, na
     assert sorted(tmp_path.iterdir()) == before  # pickled code has not run
 
 
-def test_a_hub_id_is_fetched_file_by_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from huggingface_hub.errors import EntryNotFoundError
-
-    from drafters.medusa import files
-
+def test_a_hub_id_is_fetched_file_by_file_and_read_from_the_cache_without_a_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     full_model(tmp_path)
     asked: list[str] = []
 
     def download(repository: str, name: str) -> str:
         assert repository == "someone/heads"
         asked.append(name)
-        if not (tmp_path / name).exists():
-            raise EntryNotFoundError(name)
         return str(tmp_path / name)
 
+    monkeypatch.setattr(files, "list_repo_files", lambda _: [file.name for file in tmp_path.iterdir()])
     monkeypatch.setattr(files, "hf_hub_download", download)
     require_as_built(read_heads("someone/heads").heads, OWN)
-    assert "model-1.safetensors" in asked
-    for file in tmp_path.iterdir():
-        file.unlink()
-    with pytest.raises(InputError, match="none of them there, or no way to the hub; check the spelling"):
-        read_heads("someone/heads")
+    assert set(asked) == {file.name for file in tmp_path.iterdir()}  # and nothing the repository does not hold
+
+    def unreachable(_: str) -> list[str]:
+        raise ConnectionError("no way to the hub\nand more")
+
+    def cached(repository: str, local_files_only: bool) -> str:
+        assert local_files_only
+        if repository != "someone/heads":
+            raise LocalEntryNotFoundError("nothing cached")
+        return str(tmp_path)
+
+    monkeypatch.setattr(files, "list_repo_files", unreachable)
+    monkeypatch.setattr(files, "snapshot_download", cached)
+    require_as_built(read_heads("someone/heads").heads, OWN)
+    with pytest.raises(InputError) as error:
+        read_heads("someone/nothing", "heads")
+    assert str(error.value) == (
+        "heads: expected a folder, a file or a hub id, got 'someone/nothing' (no way to the hub); check the spelling"
+    )
