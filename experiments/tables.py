@@ -20,8 +20,8 @@ stdout = Console(width=None if sys.stdout.isatty() else 130)
 
 
 @contextmanager
-def progress_bar(total: int) -> Iterator[Callable[[Any], None]]:
-    """A bar on stderr; call what it yields once per prompt and turn."""
+def progress_bar(total: int, what: str = "prompts") -> Iterator[Callable[[Any], None]]:
+    """A bar on stderr; call what it yields once per prompt and turn (or whatever is counted)."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -30,7 +30,7 @@ def progress_bar(total: int) -> Iterator[Callable[[Any], None]]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=stderr) as progress:
-        task = progress.add_task("prompts", total=total)
+        task = progress.add_task(what, total=total)
         yield lambda _: progress.advance(task)
 
 

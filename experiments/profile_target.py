@@ -1,0 +1,144 @@
+"""What a forward of the target costs against tokens, prefix and batch: a table, `profile.json`, and a plot.
+
+python -m experiments.profile_target target=smollm2_135m
+python -m experiments.profile_target target=smollm2_135m target.runtime=stock grid={} rounds=10
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import hydra
+import plotly.graph_objects as go
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from plotly.subplots import make_subplots
+from rich.table import Table
+
+from experiments.compare_acceptance import COLOURS
+from experiments.entry import CONF, launch, one_line_errors, stderr
+from experiments.tables import progress_bar, stdout
+from specdec.errors import InputError
+from specdec.profiling import figures, profile, sweep, within
+from specdec.runlog import provenance, write_json
+
+AXES = {"tokens": "tokens in a forward", "prefix": "tokens before it", "batch": "rows"}
+Figures = dict[str, Any]
+
+
+@hydra.main(config_path=CONF, config_name="profile_target", version_base="1.3")
+@one_line_errors()
+def main(cfg: DictConfig) -> None:
+    base, axes, grid = (plain(cfg, name) for name in ("base", "axes", "grid"))
+    points = sweep(base, axes, grid)
+    target = instantiate(cfg.target)
+    points, cut = within(points, target.context_window)
+    for point in cut:
+        stderr.print(f"prefix {point.prefix} + {point.tokens} tokens: clipped to the {target.context_window} of the window")
+    with progress_bar(cfg.rounds, "rounds") as advance:
+        options = {name: cfg[name] for name in ("rounds", "seed", "buffer_mib", "matrix")}
+        measured = profile(target, points, **options, on_round=advance)
+    rows = figures(target, measured)
+    ceilings = measured.ceilings
+    head = {
+        "target": target.name,
+        "device": str(target.device),
+        "dtype": str(target.dtype).removeprefix("torch."),
+        "kernel": target.kernel.name,
+        "ceilings": {
+            "gb_per_second": ceilings.bytes_per_second / 1e9,
+            "gflop_per_second": ceilings.flops_per_second / 1e9,
+        },
+    }
+    origin = provenance()
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    write_json(folder / "profile.json", {**head, "points": rows, "provenance": origin})
+    title = f"a forward of {target.name} ({head['device']}, {head['dtype']}, {origin['threads']} threads)"
+    plot(rows, base, grid, title).write_html(folder / "profile.html", include_plotlyjs=True)
+    stdout.print(table(rows, base, axes, title))
+    stdout.print(
+        f"this machine at best: reads {ceilings.bytes_per_second / 1e9:.1f} GB/s, multiplies "
+        f"{ceilings.flops_per_second / 1e9:.0f} GFLOP/s"
+    )
+    stdout.print(f"run folder: {folder} (profile.json, plot: profile.html)", soft_wrap=True, highlight=False)
+
+
+def plain(cfg: DictConfig, name: str) -> dict[str, Any]:
+    """A part of the config that names the three axes of a point.
+
+    Raises:
+        InputError: another name than theirs.
+    """
+    values: Any = OmegaConf.to_container(cfg[name], resolve=True) if cfg[name] is not None else {}
+    if (values or name == "base") and set(values) != set(AXES):
+        raise InputError(name, expected=f"the axes {', '.join(AXES)}", got=", ".join(values), fix="name all of them")
+    return values
+
+
+def table(rows: Sequence[Figures], base: dict[str, int], axes: dict[str, list[int]], title: str) -> Table:
+    """The three sweeps around the base point; the grid is in the plot and in `profile.json`."""
+    out = Table(title=title)
+    for column in ("tokens", "prefix", "batch", "ms [quartiles]", "min", "GB/s", "of best", "GFLOP/s", "of best"):
+        out.add_column(column, justify="right", no_wrap=True)
+    for axis in axes:
+        out.add_section()
+        for row in curve(rows, base, axis):
+            low, high = row["ms"]["quartiles"]
+            out.add_row(
+                *(f"{row[name]:,}" if name == axis else f"[dim]{row[name]:,}[/dim]" for name in AXES),
+                f"{row['ms']['median']:.1f} [{low:.1f}, {high:.1f}]",
+                f"{row['ms']['min']:.1f}",
+                f"{row['gb_per_second']:.1f}",
+                f"{row['of_read_ceiling']:.0%}",
+                f"{row['gflop_per_second']:.0f}",
+                f"{row['of_product_ceiling']:.0%}",
+            )
+    return out
+
+
+def curve(rows: Sequence[Figures], base: dict[str, int], axis: str) -> list[Figures]:
+    """The points that differ from `base` along one axis only, in its order."""
+    others = [name for name in AXES if name != axis]
+    return sorted((r for r in rows if all(r[name] == base[name] for name in others)), key=lambda r: r[axis])
+
+
+def plot(rows: Sequence[Figures], base: dict[str, int], grid: dict[str, list[int]], title: str) -> go.Figure:
+    """Time along each axis, and what no forward can beat; tokens also at every prefix and batch of the grid."""
+    figure = make_subplots(cols=len(AXES), subplot_titles=list(AXES.values()))
+    for column, axis in enumerate(AXES, 1):
+        bases = [base]
+        if axis == "tokens" and grid:
+            crossed = ({"prefix": p, "batch": b} for p, b in product(grid["prefix"], grid["batch"]))
+            bases += [{**base, **other} for other in crossed if {**base, **other} != base]
+        for number, start in enumerate(bases):
+            points = curve(rows, start, axis)
+            x, colour = [p[axis] for p in points], COLOURS[number % len(COLOURS)]
+            name = f"prefix {start['prefix']}, batch {start['batch']}" if axis == "tokens" else f"along {axis}"
+            middles = [p["ms"]["median"] for p in points]
+            low, high = zip(*(p["ms"]["quartiles"] for p in points), strict=True)
+            figure.add_scatter(
+                x=x,
+                y=middles,
+                error_y={
+                    "array": [h - m for h, m in zip(high, middles, strict=True)],
+                    "arrayminus": [m - q for m, q in zip(middles, low, strict=True)],
+                },
+                name=name,
+                line={"color": colour},
+                row=1,
+                col=column,
+            )
+            limit = [p["limit_ms"] for p in points]
+            style = {"color": colour, "dash": "dot"}
+            figure.add_scatter(x=x, y=limit, name=f"{name}: limit", mode="lines", line=style, row=1, col=column)
+        figure.update_xaxes(title=axis, type="linear" if axis == "prefix" else "log", col=column)
+    figure.update_yaxes(title="ms", rangemode="tozero", col=1)
+    return figure.update_layout(title=title, template="plotly_white")
+
+
+if __name__ == "__main__":
+    launch(main)
