@@ -20,6 +20,7 @@ from experiments.entry import CONF, INTERRUPTED, launch, one_line_errors, stderr
 from experiments.settings import settings
 from experiments.tables import print_summary, progress_bar
 from specdec.benchmark import Benchmark, describe
+from specdec.reference import runnable
 from specdec.runlog import RunLog
 
 
@@ -29,6 +30,8 @@ def main(cfg: DictConfig) -> None:
     options = settings(cfg)
     prompts = instantiate(cfg.prompts)
     target = instantiate(cfg.target)
+    methods = instantiate(cfg.reference.methods, _convert_="all")
+    references, missing = runnable(methods, target, options.sampling())
     benchmark = Benchmark(
         drafter=instantiate(cfg.drafter, _convert_="all"),
         verifier=instantiate(cfg.verifier, target=target),
@@ -39,7 +42,7 @@ def main(cfg: DictConfig) -> None:
         batch_size=options.generation.batch_size,
         repeats=options.repeats,
         seed=options.seed,
-        references=instantiate(cfg.reference.methods, _convert_="all"),
+        references=references,
     )
     benchmark.check()
     choices = HydraConfig.get().runtime.choices
@@ -48,7 +51,7 @@ def main(cfg: DictConfig) -> None:
     log = RunLog(folder, instantiate(cfg.tracker), config(cfg, names))
     turns = sum(len(prompt.turns) for prompt in prompts) * options.repeats
     with closing(log), progress_bar(turns) as advance:
-        summary = {**describe(benchmark, names), **benchmark.run(log, advance)}
+        summary = {**describe(benchmark, names), **benchmark.run(log, advance), "missing_references": missing}
     log.finish(summary)
     print_summary(summary, folder)
 

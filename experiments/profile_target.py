@@ -38,7 +38,9 @@ def main(cfg: DictConfig) -> None:
     target = instantiate(cfg.target)
     points, cut = within(points, target.context_window)
     for point in cut:
-        stderr.print(f"prefix {point.prefix} + {point.tokens} tokens: clipped to the {target.context_window} of the window")
+        stderr.print(
+            f"prefix {point.prefix} + {point.tokens} tokens: clipped to the {target.context_window} of the window"
+        )
     with progress_bar(cfg.rounds, "rounds") as advance:
         options = {name: cfg[name] for name in ("rounds", "seed", "buffer_mib", "matrix")}
         measured = profile(target, points, **options, on_round=advance)

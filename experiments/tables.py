@@ -57,6 +57,7 @@ def print_summary(summary: Summary, folder: Path) -> None:
     for reference in [s["reference"], *s["other_references"]] if s["reference"] else []:
         rows[f"{reference['name']} tokens/s"] = f"{reference['tokens_per_second']:.1f}"
         rows[f"speedup over {reference['name']}"] = speedup(reference)
+    rows |= {f"{name} tokens/s": why for name, why in s["missing_references"].items()}
     rows["acceptance rule"] = f"{s['acceptance']} ({loss})"
     rows["texts identical"] = identical(s)
     if s["strays"] is not None:

@@ -92,7 +92,9 @@ def _write(model: PreTrainedModel, path: Path) -> None:
             continue  # llama.cpp takes the embedding where there is no output matrix
         if name.endswith(("q_proj.weight", "k_proj.weight")):
             weight = _interleaved(weight, config.head_dim)
-        writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)), weight.cpu().numpy())
+        tensor = names.get_name(name, try_suffixes=(".weight",))
+        assert tensor is not None, name
+        writer.add_tensor(tensor, weight.cpu().numpy())
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -6,9 +6,7 @@ shapes, so that a roofline can be drawn over any point. Knows targets; no drafte
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import chain, product
 from typing import Any
@@ -162,8 +160,8 @@ def profile(
 
 @torch.inference_mode()
 def forward_ms(target: TargetModel, cache: TreeCache, point: Point) -> float:
-    """Milliseconds of one verify forward over a chain, logits at every node. What the prefix holds is whatever the cache
-    was created with: the time does not depend on the values."""
+    """Milliseconds of one verify forward over a chain, logits at every node. The prefix holds whatever the cache was
+    created with: the time does not depend on the values."""
     cache.crop([0] * point.batch)
     cache.advance([point.prefix] * point.batch)
     parents = [range(-1, point.tokens - 1)] * point.batch
@@ -202,8 +200,8 @@ class Machine:
 
 
 def figures(target: TargetModel, measured: Profile) -> list[dict[str, Any]]:
-    """One dict a point: its time in ms (median with 95 % interval, quartiles, minimum, all rounds), and what it achieved
-    at the median beside the ceilings."""
+    """One dict a point: its time in ms (median with 95 % interval, quartiles, minimum, all rounds), and what it
+    achieved at the median beside the ceilings."""
     out = []
     for point, rounds in measured.rounds_ms.items():
         needed, (middle, interval) = work(target, point), median_interval(rounds)
@@ -228,32 +226,3 @@ def figures(target: TargetModel, measured: Profile) -> list[dict[str, Any]]:
             }
         )
     return out
-
-
-@contextmanager
-def timed_forwards(*models: TargetModel) -> Iterator[list[tuple[float, float]]]:
-    """While open, when each forward of these models began and ended (`time.perf_counter`), waiting for the device."""
-    spans: list[tuple[float, float]] = []
-
-    def timed(forward: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
-        def call(*args: Any, **options: Any) -> Any:
-            begun = _now(device)
-            out = forward(*args, **options)
-            spans.append((begun, _now(device)))
-            return out
-
-        return call
-
-    for model in models:
-        vars(model)["forward"] = timed(model.forward, model.device)
-    try:
-        yield spans
-    finally:
-        for model in models:
-            del vars(model)["forward"]
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()

@@ -1,0 +1,115 @@
+"""Speedup over batch size: the same texts decoded one, two, ... at a time, with drafts and without.
+
+Every row runs to the token limit (EOS does not end it), so that all batch sizes do the same work and no row idles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from specdec.errors import InputError
+from specdec.generate import Generation, autoregressive, speculative
+from specdec.metrics import Interval, StepMetrics, StepRecord, median_interval
+from specdec.protocols import AcceptanceRule, Drafter, Rows, Verifier
+from specdec.sampling import SamplingParams
+from specdec.stopping import StopRule
+
+
+@dataclass
+class Decoding:
+    """All prompts by one method at one batch size. Per round: seconds of whole generations, and of that until the first
+    tokens; tokens: new tokens of a round."""
+
+    tokens: int = 0
+    seconds: list[float] = field(default_factory=list)
+    prefill_seconds: list[float] = field(default_factory=list)
+    steps: list[StepRecord] = field(default_factory=list)
+
+    def add(self, batches: Sequence[Generation]) -> None:
+        """One round."""
+        self.tokens = sum(len(text) for done in batches for text in done.texts)
+        self.seconds.append(sum(done.seconds for done in batches))
+        self.prefill_seconds.append(sum(done.prefill_seconds for done in batches))
+        self.steps += [step for done in batches for step in done.steps]
+
+    def tokens_per_second(self) -> float:
+        return median_interval([self.tokens / s for s in self.seconds])[0]
+
+    def faster_than(self, other: Decoding) -> tuple[float, Interval | None]:
+        """Ratio of tokens/s, prompts included: median over rounds, with its 95 % interval."""
+        pairs = zip(self.seconds, other.seconds, strict=True)
+        return median_interval([self.tokens / a / (other.tokens / b) for a, b in pairs])
+
+    def decodes_faster_than(self, other: Decoding) -> tuple[float, Interval | None]:
+        """The same after the prompts are read."""
+        ours, theirs = self._decoding_seconds(), other._decoding_seconds()
+        return median_interval([self.tokens / a / (other.tokens / b) for a, b in zip(ours, theirs, strict=True)])
+
+    def _decoding_seconds(self) -> list[float]:
+        return [s - p for s, p in zip(self.seconds, self.prefill_seconds, strict=True)]
+
+
+@dataclass
+class BatchSize:
+    size: int
+    plain: Decoding = field(default_factory=Decoding)
+    drafted: Decoding = field(default_factory=Decoding)
+
+    def as_dict(self) -> dict[str, Any]:
+        speedup, interval = self.drafted.faster_than(self.plain)
+        metrics = StepMetrics.of(self.drafted.steps)
+        return {
+            "batch_size": self.size,
+            "autoregressive_tokens_per_second": self.plain.tokens_per_second(),
+            "tokens_per_second": self.drafted.tokens_per_second(),
+            "speedup": speedup,
+            "speedup_ci95": interval,
+            "tokens_per_step": metrics.tokens_per_step,
+            "phase_ms": metrics.phase_ms,
+            "rounds": {
+                name: {"tokens": d.tokens, "seconds": d.seconds, "prefill_seconds": d.prefill_seconds}
+                for name, d in (("autoregressive", self.plain), ("speculative", self.drafted))
+            },
+        }
+
+
+def batch_curve(
+    prompts: Rows,
+    drafter: Drafter,
+    verifier: Verifier,
+    rule: AcceptanceRule,
+    sampling: SamplingParams,
+    max_new_tokens: int,
+    sizes: Sequence[int],
+    rounds: int,
+    on_size: Callable[[Any], None] = lambda _: None,
+) -> list[BatchSize]:
+    """Decode all prompts `rounds` times at each batch size, in turns; every other round goes through the sizes backwards.
+
+    Raises:
+        InputError: no rounds, no sizes, or a size that does not divide the number of prompts into equal batches.
+    """
+    if rounds < 1 or not sizes:
+        raise InputError(
+            "batch", expected="at least one round and one size", got=f"{rounds}, {sizes}", fix="raise them"
+        )
+    uneven = [size for size in sizes if size < 1 or len(prompts) % size]
+    if uneven:
+        whole = f"sizes that divide the {len(prompts)} prompts there are"
+        raise InputError("batch.sizes", expected=whole, got=uneven, fix="choose other sizes, or more prompts")
+    stop = StopRule(max_new_tokens)
+    curve = [BatchSize(size) for size in sizes]
+    for number in range(rounds):
+        for at in curve[:: -1 if number % 2 else 1]:
+            batches = [range(i, i + at.size) for i in range(0, len(prompts), at.size)]
+            plain, drafted = [], []
+            for batch in batches:
+                ids, seeds = [prompts[i] for i in batch], [[0, i] for i in batch]
+                plain.append(autoregressive(ids, verifier.target, sampling, stop, seeds))
+                drafted.append(speculative(ids, drafter, verifier, rule, sampling, stop, seeds))
+            at.plain.add(plain)
+            at.drafted.add(drafted)
+            on_size(at)
+    return curve
