@@ -1,4 +1,4 @@
-"""Every ratio that matters, measured side by side in one process: a table, `suite.json`, and a regression check.
+"""Every ratio that matters, measured side by side in one process: a table, and a check against earlier ones.
 
 python -m experiments.suite prompts=jsonl prompts.path=prompts.jsonl
 python -m experiments.suite write=benchmarks/ratios.json
@@ -19,16 +19,16 @@ from omegaconf import DictConfig
 from rich.table import Table
 
 from experiments.bench import closing, config
-from experiments.entry import CONF, launch, one_line_errors, stderr
+from experiments.entry import CONF, launch, one_line_errors
 from experiments.settings import settings
 from experiments.tables import identical, progress_bar, stdout
 from specdec.batch_curve import BatchSize, batch_curve
-from specdec.benchmark import BASE, OURS, Benchmark, Trial, describe, speedup_over, tokens_per_second
+from specdec.benchmark import BASE, OURS, Benchmark, Trial, describe, speedup_over
 from specdec.errors import InputError
 from specdec.overhead import share_outside_forwards
 from specdec.profiling import Point, Profile, figures, profile
 from specdec.prompts import PromptEncoder
-from specdec.ratios import Ratio, expectations, read_expectations, shortfalls
+from specdec.ratios import SIDES, Ratio, expectations, read_expectations, shortfalls
 from specdec.reference import runnable
 from specdec.runlog import NoTracker, RunLog, machine, provenance, write_json
 
@@ -58,52 +58,61 @@ def main(cfg: DictConfig) -> None:
     benchmark.check()
     choices = HydraConfig.get().runtime.choices
     names = {"target": target.name, "drafter": choices["drafter"], "verifier": choices["verifier"]}
+    compared = pairs(cfg.compare, names["drafter"], [method.name for method in references], list(missing))
     folder = Path(HydraConfig.get().runtime.output_dir)
-
-    costs = forwards(benchmark, cfg)
-    curve = over_batch(benchmark, cfg)
-    trials: list[Trial] = []
     log = RunLog(folder, NoTracker(), config(cfg, names))
-    turns = sum(len(prompt.turns) for prompt in benchmark.prompts) * options.repeats
-    with closing(log), progress_bar(turns) as advance:
-
-        def collect(trial: Trial) -> None:
-            trials.append(trial)
-            advance(trial)
-
-        summary = {**describe(benchmark, names), **benchmark.run(log, collect), "missing_references": missing}
+    with closing(log):
+        costs = forwards(benchmark, cfg)
+        curve = over_batch(benchmark, cfg)
+        summary, trials = texts(benchmark, log)
         parts = (benchmark.drafter, benchmark.verifier, benchmark.rule, benchmark.sampling, benchmark.stop)
         outside = share_outside_forwards([t.ids for t in trials if t.repeat == 0], *parts)
-    log.finish(summary)
-
     ratios = [
-        *of_methods(names["drafter"], trials, [reference.name for reference in references]),
+        *(Ratio(name, *speedup_over(other, method, trials)) for name, (method, other) in compared.items()),
         *of_forwards(costs, cfg),
-        *of_batches(curve),
+        *(Ratio(f"batch {at.size} / batch {curve[0].size}", *at.plain.faster_than(curve[0].plain)) for at in curve[1:]),
         Ratio("outside the forwards / step", *outside, less=True),
     ]
-    report = {
-        "summary": summary,
+    summary = {
+        **describe(benchmark, names),
+        **summary,
+        "missing_references": missing,
         "ratios": [{**vars(ratio), "target": cfg.targets.get(ratio.name)} for ratio in ratios],
         "forwards": figures(target, costs),
         "batch_curve": [at.as_dict() for at in curve],
-        "provenance": provenance(),
     }
-    write_json(folder / "suite.json", report)
-    where = f"{target.name}, {summary['device']}, {summary['dtype']}, {summary['threads']} threads"
-    stdout.print(methods_table(names["drafter"], summary, trials, where))
-    stdout.print(curve_table(names["drafter"], report["batch_curve"]))
+    log.finish(summary)
+    stdout.print(methods_table(summary, len(trials)))
+    stdout.print(curve_table(curve, names["drafter"]))
     stdout.print(ratios_table(ratios, cfg.targets))
-    stdout.print(f"run folder: {folder} (suite.json)", soft_wrap=True, highlight=False)
+    stdout.print(f"run folder: {folder}", soft_wrap=True, highlight=False)
     if cfg.write:
-        command = provenance()["command"]
-        content = {"machine": machine(), "command": command, "ratios": expectations(ratios, cfg.tolerance)}
-        write_json(Path(cfg.write), content)
+        kept = expectations([ratio for ratio in ratios if ratio.name in cfg.targets], cfg.tolerance)
+        write_json(Path(cfg.write), {"machine": machine(), "command": provenance()["command"], "ratios": kept})
     if expected is not None:
-        for line in (lines := shortfalls(ratios, expected, missing)):
-            print(line, file=sys.stderr)
+        lines = shortfalls(ratios, expected, missing)
+        print("\n".join(lines) or f"every ratio is within its bound of {cfg.check}", file=sys.stderr)
         if lines:
             sys.exit(REGRESSED)
+
+
+def pairs(
+    names: Sequence[str], drafter: str, references: Sequence[str], missing: Sequence[str]
+) -> dict[str, tuple[str, str]]:
+    """The two methods of each ratio, as `Benchmark` calls them; without those that cannot run here.
+
+    Raises:
+        InputError: a method that is not in this run.
+    """
+    methods = {BASE: BASE, drafter: OURS, **{name: name for name in [*references, *missing]}}
+    sides = {name: tuple(name.split(SIDES)) for name in names}
+    for name, methods_of in sides.items():
+        if len(methods_of) != 2 or not set(methods_of) <= set(methods):
+            known = ", ".join(methods)
+            raise InputError(
+                "compare", expected=f"'one{SIDES}another' of {known}", got=repr(name), fix="check the names"
+            )
+    return {name: (methods[a], methods[b]) for name, (a, b) in sides.items() if not {a, b} & set(missing)}
 
 
 def forwards(benchmark: Benchmark, cfg: DictConfig) -> Profile:
@@ -112,7 +121,8 @@ def forwards(benchmark: Benchmark, cfg: DictConfig) -> Profile:
     sizes = [(1, f.prefix), (1, f.long_prefix), *((tokens, f.prefix) for tokens in f.verify)]
     points = [Point(tokens, prefix, batch=1) for tokens, prefix in sizes]
     with progress_bar(f.rounds, "forwards") as advance:
-        return profile(benchmark.verifier.target, points, f.rounds, benchmark.seed, on_round=advance)
+        options = {"seed": benchmark.seed, "buffer_mib": f.buffer_mib, "matrix": f.matrix, "on_round": advance}
+        return profile(benchmark.verifier.target, points, f.rounds, **options)
 
 
 def over_batch(benchmark: Benchmark, cfg: DictConfig) -> list[BatchSize]:
@@ -126,17 +136,17 @@ def over_batch(benchmark: Benchmark, cfg: DictConfig) -> list[BatchSize]:
         return batch_curve(ids, *parts, *limits, on_size=advance)
 
 
-def of_methods(drafter: str, trials: Sequence[Trial], references: Sequence[str]) -> list[Ratio]:
-    """Tokens/s of our loop without drafts and with them over everything else, and of the two uses of a draft model."""
-    ratios = [Ratio(f"{drafter} / {BASE}", *speedup_over(BASE, OURS, trials))]
-    for name in references:
-        if name != "draft model":
-            ratios.append(Ratio(f"{BASE} / {name}", *speedup_over(name, BASE, trials)))
-            ratios.append(Ratio(f"{drafter} / {name}", *speedup_over(name, OURS, trials)))
-    if {"draft model", "assisted generation"} <= set(references):
-        with_draft = speedup_over("assisted generation", "draft model", trials)
-        ratios.append(Ratio("draft model / assisted generation", *with_draft))
-    return ratios
+def texts(benchmark: Benchmark, log: RunLog) -> tuple[dict[str, Any], list[Trial]]:
+    """Every method on the same prompts, taking turns."""
+    trials: list[Trial] = []
+    turns = sum(len(prompt.turns) for prompt in benchmark.prompts) * benchmark.repeats
+    with progress_bar(turns) as advance:
+
+        def collect(trial: Trial) -> None:
+            trials.append(trial)
+            advance(trial)
+
+        return benchmark.run(log, collect), trials
 
 
 def of_forwards(costs: Profile, cfg: DictConfig) -> list[Ratio]:
@@ -149,49 +159,51 @@ def of_forwards(costs: Profile, cfg: DictConfig) -> list[Ratio]:
     return [*verify, Ratio(f"token at {f.long_prefix} / at {f.prefix}", *long, less=True)]
 
 
-def of_batches(curve: Sequence[BatchSize]) -> list[Ratio]:
-    """Total tokens/s without drafts over those of batch 1; speedup by drafts at every size."""
-    first = curve[0]
-    grown = [
-        Ratio(f"batch {at.size} / batch {first.size}{rest}", *ratio)
-        for at in curve[1:]
-        for rest, ratio in (
-            ("", at.plain.faster_than(first.plain)),
-            (", after the prompts", at.plain.decodes_faster_than(first.plain)),
-        )
-    ]
-    return [*grown, *(Ratio(f"drafted / plain at batch {at.size}", *at.drafted.faster_than(at.plain)) for at in curve)]
-
-
-def methods_table(drafter: str, summary: Mapping[str, Any], trials: Sequence[Trial], where: str) -> Table:
+def methods_table(s: Mapping[str, Any], texts: int) -> Table:
     """Tokens/s of every method, and how many of its texts equal those of the drafter."""
-    title = f"{summary['prompts']} prompts, {summary['new_tokens']} new tokens, greedy ({where})"
-    table = Table(title=title)
+    where = f"{s['target']}, {s['device']}, {s['dtype']}, {s['threads']} threads"
+    table = Table(
+        title=f"{s['prompts']} prompts, {s['new_tokens']} new tokens, temperature {s['temperature']} ({where})"
+    )
     table.add_column("method")
     table.add_column("tokens/s", justify="right")
-    table.add_column(f"texts equal to {drafter}'s", justify="right")
-    table.add_row(drafter, f"{summary['tokens_per_second']:.1f}", "")
-    table.add_row(BASE, f"{summary['autoregressive_tokens_per_second']:.1f}", identical(summary).partition(" ")[0])
-    for method in [summary["reference"], *summary["other_references"]] if summary["reference"] else []:
-        equal = "-" if method["identical"] is None else f"{method['identical']}/{len(trials)}"
+    table.add_column(f"texts as {s['drafter']}'s", justify="right")
+    table.add_row(s["drafter"], f"{s['tokens_per_second']:.1f}", "")
+    table.add_row(BASE, f"{s['autoregressive_tokens_per_second']:.1f}", identical(s).partition(" ")[0])
+    for method in [s["reference"], *s["other_references"]] if s["reference"] else []:
+        equal = "-" if method["identical"] is None else f"{method['identical']}/{texts}"
         table.add_row(method["name"], f"{method['tokens_per_second']:.1f}", equal)
-    for name, why in summary["missing_references"].items():
-        table.add_row(name, why, "")
+    for name, why in s["missing_references"].items():
+        table.add_row(f"{name}: {why}")
     return table
 
 
-def curve_table(drafter: str, curve: Sequence[Mapping[str, Any]]) -> Table:
+def curve_table(curve: Sequence[BatchSize], drafter: str) -> Table:
+    """Total tokens/s over batch size, and what makes them: the time of a step, and the tokens it brings."""
     table = Table(title="over batch size")
-    for column in ("batch", f"{BASE} tokens/s", f"{drafter} tokens/s", "speedup", "τ", "ms per step"):
-        table.add_column(column, justify="right")
+    for column in (
+        "batch",
+        f"{BASE}\ntokens/s",
+        "over the first\n(after the prompts)",
+        f"{drafter}\ntokens/s",
+        f"{drafter} / {BASE}",
+        "τ",
+        "ms per step\nplain",
+        "ms per step\ndrafted",
+    ):
+        table.add_column(column, justify="right", no_wrap=True)
     for at in curve:
+        row = at.as_dict()
+        grown, decoding = at.plain.faster_than(curve[0].plain)[0], at.plain.decodes_faster_than(curve[0].plain)[0]
         table.add_row(
-            str(at["batch_size"]),
-            f"{at['autoregressive_tokens_per_second']:.1f}",
-            f"{at['tokens_per_second']:.1f}",
-            ratio_text(at["speedup"], at["speedup_ci95"]),
-            f"{at['tokens_per_step']:.2f}",
-            "  ".join(f"{phase} {ms:.1f}" for phase, ms in at["phase_ms"].items()),
+            str(at.size),
+            f"{row['autoregressive_tokens_per_second']:.1f}",
+            f"{grown:.2f}x ({decoding:.2f}x)",
+            f"{row['tokens_per_second']:.1f}",
+            ratio_text(row["speedup"], row["speedup_ci95"]),
+            f"{row['tokens_per_step']:.2f}",
+            f"{row['autoregressive_step_ms']:.1f}",
+            f"{sum(row['phase_ms'].values()):.1f}",
         )
     return table
 
@@ -202,12 +214,10 @@ def ratios_table(ratios: Sequence[Ratio], targets: Mapping[str, float]) -> Table
     for column in ("measured [95 % interval]", "target", "reached"):
         table.add_column(column, justify="right", no_wrap=True)
     for ratio in ratios:
-        target = targets.get(ratio.name)
-        row = (ratio.name, ratio_text(ratio.value, ratio.interval))
-        if target is None:
-            table.add_row(*row)
-        else:
-            table.add_row(*row, f"{'<=' if ratio.less else '>='} {target}", "yes" if ratio.meets(target) else "no")
+        row, target = [ratio.name, ratio_text(ratio.value, ratio.interval)], targets.get(ratio.name)
+        if target is not None:
+            row += [f"{'<=' if ratio.less else '>='} {target}", "yes" if ratio.meets(target) else "no"]
+        table.add_row(*row)
     return table
 
 

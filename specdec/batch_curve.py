@@ -19,10 +19,11 @@ from specdec.stopping import StopRule
 
 @dataclass
 class Decoding:
-    """All prompts by one method at one batch size. Per round: seconds of whole generations, and of that until the first
-    tokens; tokens: new tokens of a round."""
+    """All prompts by one method at one batch size. tokens, batches: of one round; seconds: of each round, for whole
+    generations, and prefill_seconds of that until the first tokens."""
 
     tokens: int = 0
+    batches: int = 0
     seconds: list[float] = field(default_factory=list)
     prefill_seconds: list[float] = field(default_factory=list)
     steps: list[StepRecord] = field(default_factory=list)
@@ -30,6 +31,7 @@ class Decoding:
     def add(self, batches: Sequence[Generation]) -> None:
         """One round."""
         self.tokens = sum(len(text) for done in batches for text in done.texts)
+        self.batches = len(batches)
         self.seconds.append(sum(done.seconds for done in batches))
         self.prefill_seconds.append(sum(done.prefill_seconds for done in batches))
         self.steps += [step for done in batches for step in done.steps]
@@ -44,10 +46,11 @@ class Decoding:
 
     def decodes_faster_than(self, other: Decoding) -> tuple[float, Interval | None]:
         """The same after the prompts are read."""
-        ours, theirs = self._decoding_seconds(), other._decoding_seconds()
-        return median_interval([self.tokens / a / (other.tokens / b) for a, b in zip(ours, theirs, strict=True)])
+        pairs = zip(self.decoding_seconds(), other.decoding_seconds(), strict=True)
+        return median_interval([self.tokens / a / (other.tokens / b) for a, b in pairs])
 
-    def _decoding_seconds(self) -> list[float]:
+    def decoding_seconds(self) -> list[float]:
+        """Of each round, after the prompts."""
         return [s - p for s, p in zip(self.seconds, self.prefill_seconds, strict=True)]
 
 
@@ -60,6 +63,7 @@ class BatchSize:
     def as_dict(self) -> dict[str, Any]:
         speedup, interval = self.drafted.faster_than(self.plain)
         metrics = StepMetrics.of(self.drafted.steps)
+        plain_steps = self.plain.tokens // self.size - self.plain.batches  # the first token of a text comes without one
         return {
             "batch_size": self.size,
             "autoregressive_tokens_per_second": self.plain.tokens_per_second(),
@@ -68,6 +72,7 @@ class BatchSize:
             "speedup_ci95": interval,
             "tokens_per_step": metrics.tokens_per_step,
             "phase_ms": metrics.phase_ms,
+            "autoregressive_step_ms": median_interval(self.plain.decoding_seconds())[0] / plain_steps * 1e3,
             "rounds": {
                 name: {"tokens": d.tokens, "seconds": d.seconds, "prefill_seconds": d.prefill_seconds}
                 for name, d in (("autoregressive", self.plain), ("speculative", self.drafted))
@@ -86,7 +91,7 @@ def batch_curve(
     rounds: int,
     on_size: Callable[[Any], None] = lambda _: None,
 ) -> list[BatchSize]:
-    """Decode all prompts `rounds` times at each batch size, in turns; every other round goes through the sizes backwards.
+    """Decode all prompts `rounds` times at each batch size, in turns; every other round takes the sizes backwards.
 
     Raises:
         InputError: no rounds, no sizes, or a size that does not divide the number of prompts into equal batches.

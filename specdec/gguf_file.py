@@ -6,6 +6,7 @@ Written once per weights, into the cache folder. Token ids go in and out of it: 
 from __future__ import annotations
 
 import hashlib
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,7 @@ def _fingerprint(model: PreTrainedModel) -> str:
 
 def _write(model: PreTrainedModel, path: Path) -> None:
     config: Any = model.config
+    logging.getLogger(gguf.gguf_writer.__name__).setLevel(logging.WARNING)  # it announces every file
     writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[gguf.MODEL_ARCH.LLAMA])
     writer.add_file_type(gguf.LlamaFileType.ALL_F32)
     writer.add_vocab_size(config.vocab_size)

@@ -22,8 +22,8 @@ Span = tuple[float, float]  # when something began and ended, by time.perf_count
 def share_outside_forwards(
     prompts: Rows, drafter: Drafter, verifier: Verifier, rule: AcceptanceRule, sampling: SamplingParams, stop: StopRule
 ) -> tuple[float, Interval | None]:
-    """The share of all steps' time that is not spent in a `TargetModel`'s forward, the target's or a draft model's, with
-    its 95 % interval over prompts. One prompt at a time; reading the prompt is no step."""
+    """The share of the steps' time that is not spent in the forward of a `TargetModel`, target or draft model, with its
+    95 % interval over prompts. One prompt at a time; reading it is no step."""
     outside, whole = [], []
     for number, prompt in enumerate(prompts):
         with timed_forwards() as spans:
@@ -37,7 +37,7 @@ def share_outside_forwards(
 
 @contextmanager
 def timed_forwards() -> Iterator[list[Span]]:
-    """While open, collects when each forward of any `TargetModel` began and ended, waiting for the device both times."""
+    """While open, collects when each forward of any `TargetModel` began and ended; waits for the device both times."""
     forward, spans = TargetModel.forward, []
 
     def timed(self: TargetModel, *args: Any, **options: Any) -> TargetOutput:

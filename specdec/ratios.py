@@ -16,6 +16,7 @@ from specdec.errors import InputError
 from specdec.metrics import Interval
 
 BOUNDS = ("at_least", "at_most")
+SIDES = " / "  # between the two sides of a ratio in its name
 
 
 @dataclass(frozen=True)
@@ -68,14 +69,14 @@ def read_expectations(path: str) -> dict[str, dict[str, float]]:
 def shortfalls(
     ratios: Iterable[Ratio], expected: Mapping[str, Mapping[str, float]], missing: Iterable[str] = ()
 ) -> list[str]:
-    """One line for each expected ratio that lies beyond its bound, or that was not measured although nothing it needs is
-    in `missing` (names of methods that cannot run on this machine)."""
+    """One line for each expected ratio that lies beyond its bound, or that was not measured although neither side of it
+    is in `missing` (names of methods that cannot run on this machine)."""
     measured, absent, lines = {ratio.name: ratio for ratio in ratios}, set(missing), []
     for name, entry in expected.items():
         (bound,) = set(entry) & set(BOUNDS)
         limit = entry[bound]
         if name not in measured:
-            if not absent & set(name.split(" / ")):
+            if not absent & set(name.split(SIDES)):
                 lines.append(f"{name}: expected {bound.replace('_', ' ')} {limit}, was not measured")
         elif not Ratio(name, measured[name].value, None, less=bound == "at_most").meets(limit):
             lines.append(f"{name}: expected {bound.replace('_', ' ')} {limit}, measured {measured[name].value:.3f}")
