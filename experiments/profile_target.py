@@ -7,6 +7,7 @@ python -m experiments.profile_target target=smollm2_135m target.runtime=stock gr
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,13 @@ import hydra
 import plotly.graph_objects as go
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from plotly.subplots import make_subplots
 from rich.table import Table
 
 from experiments.compare_acceptance import COLOURS
 from experiments.entry import CONF, launch, one_line_errors, stderr
+from experiments.settings import typed
 from experiments.tables import progress_bar, stdout
 from specdec.errors import InputError
 from specdec.profiling import figures, profile, sweep, within
@@ -30,20 +32,39 @@ AXES = {"tokens": "tokens in a forward", "prefix": "tokens before it", "batch": 
 Figures = dict[str, Any]
 
 
+@dataclass
+class Sweeps:
+    """See conf/profile_target.yaml."""
+
+    base: dict[str, int]
+    axes: dict[str, list[int]]
+    grid: dict[str, list[int]]
+    rounds: int
+    buffer_mib: int
+    matrix: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        for name, values in (("base", self.base), ("axes", self.axes), ("grid", self.grid)):
+            whole = name == "base" or bool(values and name == "grid")  # axes may be left out, a point has all of them
+            if not set(values) <= set(AXES) or (whole and set(values) != set(AXES)):
+                got = ", ".join(values) or "none"
+                raise InputError(name, expected=f"the axes {', '.join(AXES)}", got=got, fix="check their names")
+
+
 @hydra.main(config_path=CONF, config_name="profile_target", version_base="1.3")
 @one_line_errors()
 def main(cfg: DictConfig) -> None:
-    base, axes, grid = (plain(cfg, name) for name in ("base", "axes", "grid"))
-    points = sweep(base, axes, grid)
+    o = typed(cfg, Sweeps)
+    points = sweep(o.base, o.axes, o.grid)
     target = instantiate(cfg.target)
     points, cut = within(points, target.context_window)
     for point in cut:
         stderr.print(
             f"prefix {point.prefix} + {point.tokens} tokens: clipped to the {target.context_window} of the window"
         )
-    with progress_bar(cfg.rounds, "rounds") as advance:
-        options = {name: cfg[name] for name in ("rounds", "seed", "buffer_mib", "matrix")}
-        measured = profile(target, points, **options, on_round=advance)
+    with progress_bar(o.rounds, "rounds") as advance:
+        measured = profile(target, points, o.rounds, o.seed, o.buffer_mib, o.matrix, on_round=advance)
     rows = figures(target, measured)
     ceilings = measured.ceilings
     head = {
@@ -60,25 +81,13 @@ def main(cfg: DictConfig) -> None:
     folder = Path(HydraConfig.get().runtime.output_dir)
     write_json(folder / "profile.json", {**head, "points": rows, "provenance": origin})
     title = f"a forward of {target.name} ({head['device']}, {head['dtype']}, {origin['threads']} threads)"
-    plot(rows, base, grid, title).write_html(folder / "profile.html", include_plotlyjs=True)
-    stdout.print(table(rows, base, axes, title))
+    plot(rows, o.base, o.grid, title).write_html(folder / "profile.html", include_plotlyjs=True)
+    stdout.print(table(rows, o.base, o.axes, title))
     stdout.print(
         f"this machine at best: reads {ceilings.bytes_per_second / 1e9:.1f} GB/s, multiplies "
         f"{ceilings.flops_per_second / 1e9:.0f} GFLOP/s"
     )
     stdout.print(f"run folder: {folder} (profile.json, plot: profile.html)", soft_wrap=True, highlight=False)
-
-
-def plain(cfg: DictConfig, name: str) -> dict[str, Any]:
-    """A part of the config that names the three axes of a point.
-
-    Raises:
-        InputError: another name than theirs.
-    """
-    values: Any = OmegaConf.to_container(cfg[name], resolve=True) if cfg[name] is not None else {}
-    if (values or name == "base") and set(values) != set(AXES):
-        raise InputError(name, expected=f"the axes {', '.join(AXES)}", got=", ".join(values), fix="name all of them")
-    return values
 
 
 def table(rows: Sequence[Figures], base: dict[str, int], axes: dict[str, list[int]], title: str) -> Table:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from rich.table import Table
 
 from experiments.bench import closing, config
 from experiments.entry import CONF, launch, one_line_errors
-from experiments.settings import settings
+from experiments.settings import settings, typed
 from experiments.tables import identical, progress_bar, stdout
 from specdec.batch_curve import BatchSize, batch_curve
 from specdec.benchmark import BASE, OURS, Benchmark, Trial, describe, speedup_over
@@ -35,13 +36,43 @@ from specdec.runlog import NoTracker, RunLog, machine, provenance, write_json
 REGRESSED = 1  # exit status
 
 
+@dataclass
+class OverBatch:
+    sizes: list[int]
+    max_new_tokens: int
+    rounds: int
+
+
+@dataclass
+class Forwards:
+    prefix: int
+    long_prefix: int
+    verify: list[int]
+    rounds: int
+    buffer_mib: int
+    matrix: int
+
+
+@dataclass
+class Suite:
+    """See conf/suite.yaml."""
+
+    batch: OverBatch
+    forward: Forwards
+    compare: list[str]
+    targets: dict[str, float]
+    write: str | None
+    tolerance: float
+    check: str | None
+
+
 @hydra.main(config_path=CONF, config_name="suite", version_base="1.3")
 @one_line_errors()
 def main(cfg: DictConfig) -> None:
-    options = settings(cfg)
-    expected = read_expectations(cfg.check) if cfg.check else None
-    if cfg.write and not Path(cfg.write).parent.is_dir():
-        raise InputError("write", expected="a file in a folder that exists", got=repr(cfg.write), fix="make the folder")
+    options, suite = settings(cfg), typed(cfg, Suite)
+    expected = read_expectations(suite.check) if suite.check else None
+    if suite.write and not Path(suite.write).parent.is_dir():
+        raise InputError("write", expected="a file in a folder there is", got=repr(suite.write), fix="make the folder")
     target = instantiate(cfg.target)
     references, missing = runnable(instantiate(cfg.reference.methods, _convert_="all"), target, options.sampling())
     benchmark = Benchmark(
@@ -58,18 +89,18 @@ def main(cfg: DictConfig) -> None:
     benchmark.check()
     choices = HydraConfig.get().runtime.choices
     names = {"target": target.name, "drafter": choices["drafter"], "verifier": choices["verifier"]}
-    compared = pairs(cfg.compare, names["drafter"], [method.name for method in references], list(missing))
+    compared = pairs(suite.compare, names["drafter"], [method.name for method in references], list(missing))
     folder = Path(HydraConfig.get().runtime.output_dir)
     log = RunLog(folder, NoTracker(), config(cfg, names))
     with closing(log):
-        costs = forwards(benchmark, cfg)
-        curve = over_batch(benchmark, cfg)
+        costs = forwards(benchmark, suite.forward)
+        curve = over_batch(benchmark, cfg, suite.batch)
         summary, trials = texts(benchmark, log)
         parts = (benchmark.drafter, benchmark.verifier, benchmark.rule, benchmark.sampling, benchmark.stop)
         outside = share_outside_forwards([t.ids for t in trials if t.repeat == 0], *parts)
     ratios = [
         *(Ratio(name, *speedup_over(other, method, trials)) for name, (method, other) in compared.items()),
-        *of_forwards(costs, cfg),
+        *of_forwards(costs, suite.forward),
         *(Ratio(f"batch {at.size} / batch {curve[0].size}", *at.plain.faster_than(curve[0].plain)) for at in curve[1:]),
         Ratio("outside the forwards / step", *outside, less=True),
     ]
@@ -77,21 +108,21 @@ def main(cfg: DictConfig) -> None:
         **describe(benchmark, names),
         **summary,
         "missing_references": missing,
-        "ratios": [{**vars(ratio), "target": cfg.targets.get(ratio.name)} for ratio in ratios],
+        "ratios": [{**vars(ratio), "target": suite.targets.get(ratio.name)} for ratio in ratios],
         "forwards": figures(target, costs),
         "batch_curve": [at.as_dict() for at in curve],
     }
     log.finish(summary)
     stdout.print(methods_table(summary, len(trials)))
     stdout.print(curve_table(curve, names["drafter"]))
-    stdout.print(ratios_table(ratios, cfg.targets))
+    stdout.print(ratios_table(ratios, suite.targets))
     stdout.print(f"run folder: {folder}", soft_wrap=True, highlight=False)
-    if cfg.write:
-        kept = expectations([ratio for ratio in ratios if ratio.name in cfg.targets], cfg.tolerance)
-        write_json(Path(cfg.write), {"machine": machine(), "command": provenance()["command"], "ratios": kept})
+    if suite.write:
+        kept = expectations([ratio for ratio in ratios if ratio.name in suite.targets], suite.tolerance)
+        write_json(Path(suite.write), {"machine": machine(), "command": provenance()["command"], "ratios": kept})
     if expected is not None:
         lines = shortfalls(ratios, expected, missing)
-        print("\n".join(lines) or f"every ratio is within its bound of {cfg.check}", file=sys.stderr)
+        print("\n".join(lines) or f"every ratio is within its bound of {suite.check}", file=sys.stderr)
         if lines:
             sys.exit(REGRESSED)
 
@@ -115,25 +146,23 @@ def pairs(
     return {name: (methods[a], methods[b]) for name, (a, b) in sides.items() if not {a, b} & set(missing)}
 
 
-def forwards(benchmark: Benchmark, cfg: DictConfig) -> Profile:
+def forwards(benchmark: Benchmark, f: Forwards) -> Profile:
     """The few forwards whose ratios are reported, taking turns."""
-    f = cfg.forward
     sizes = [(1, f.prefix), (1, f.long_prefix), *((tokens, f.prefix) for tokens in f.verify)]
     points = [Point(tokens, prefix, batch=1) for tokens, prefix in sizes]
     with progress_bar(f.rounds, "forwards") as advance:
-        options = {"seed": benchmark.seed, "buffer_mib": f.buffer_mib, "matrix": f.matrix, "on_round": advance}
-        return profile(benchmark.verifier.target, points, f.rounds, **options)
+        sizes_of_ceilings = (f.buffer_mib, f.matrix)
+        return profile(benchmark.verifier.target, points, f.rounds, benchmark.seed, *sizes_of_ceilings, advance)
 
 
-def over_batch(benchmark: Benchmark, cfg: DictConfig) -> list[BatchSize]:
+def over_batch(benchmark: Benchmark, cfg: DictConfig, o: OverBatch) -> list[BatchSize]:
     """The curve over batch size, on as many prompts as the largest batch."""
-    prompts = instantiate(cfg.prompts, limit=max(cfg.batch.sizes))
+    prompts = instantiate(cfg.prompts, limit=max(o.sizes))
     encoder = PromptEncoder(benchmark.verifier.target.tokenizer)  # type: ignore[arg-type]
     ids = [encoder.encode(prompt.turns[:1], []) for prompt in prompts]
     parts = (benchmark.drafter, benchmark.verifier, benchmark.rule, benchmark.sampling)
-    limits = (cfg.batch.max_new_tokens, list(cfg.batch.sizes), cfg.batch.rounds)
-    with progress_bar(len(cfg.batch.sizes) * cfg.batch.rounds, "batches") as advance:
-        return batch_curve(ids, *parts, *limits, on_size=advance)
+    with progress_bar(len(o.sizes) * o.rounds, "batch sizes") as advance:
+        return batch_curve(ids, *parts, o.max_new_tokens, o.sizes, o.rounds, advance)
 
 
 def texts(benchmark: Benchmark, log: RunLog) -> tuple[dict[str, Any], list[Trial]]:
@@ -149,9 +178,9 @@ def texts(benchmark: Benchmark, log: RunLog) -> tuple[dict[str, Any], list[Trial
         return benchmark.run(log, collect), trials
 
 
-def of_forwards(costs: Profile, cfg: DictConfig) -> list[Ratio]:
+def of_forwards(costs: Profile, f: Forwards) -> list[Ratio]:
     """Times of forwards over that of a decode step."""
-    f, decode = cfg.forward, Point(1, cfg.forward.prefix, 1)
+    decode = Point(1, f.prefix, 1)
     verify = [
         Ratio(f"verify of {n} / decode of 1", *costs.ratio(Point(n, f.prefix, 1), decode), less=True) for n in f.verify
     ]

@@ -36,8 +36,8 @@ class Point:
 
     def __post_init__(self) -> None:
         for name, value, least in (("tokens", self.tokens, 1), ("prefix", self.prefix, 0), ("batch", self.batch, 1)):
-            if not isinstance(value, int) or value < least:
-                raise InputError(name, expected=f"an integer >= {least}", got=repr(value), fix="change the sweep")
+            if value < least:
+                raise InputError(name, expected=f"an integer >= {least}", got=value, fix="raise it")
 
 
 @dataclass(frozen=True)

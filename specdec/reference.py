@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from transformers import PreTrainedModel
@@ -22,6 +22,7 @@ from specdec.target import TargetModel
 SMALLEST_CONTEXT = 1024  # of llama.cpp: doubled when a text needs more, so that it is seldom loaded again
 
 
+@runtime_checkable
 class Reference(Protocol):
     """Another way to generate with the same weights, as it is called in results."""
 
