@@ -8,8 +8,8 @@ python -m experiments.suite check=benchmarks/ratios.json
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +17,22 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig
+from rich.markup import escape
 from rich.table import Table
 
-from experiments.bench import closing, config
+from experiments.bench import assembled, closing, config
 from experiments.entry import CONF, launch, one_line_errors
 from experiments.settings import settings, typed
 from experiments.tables import identical, progress_bar, stdout
-from specdec.batch_curve import BatchSize, batch_curve
+from specdec.batch_curve import BatchCurve, BatchSize
 from specdec.benchmark import BASE, OURS, Benchmark, Trial, describe, speedup_over
 from specdec.errors import InputError
 from specdec.overhead import share_outside_forwards
-from specdec.profiling import Point, Profile, figures, profile
+from specdec.profiling import Point, Profile, figures, profile, within
 from specdec.prompts import PromptEncoder
 from specdec.ratios import SIDES, Ratio, expectations, read_expectations, shortfalls
-from specdec.reference import runnable
 from specdec.runlog import NoTracker, RunLog, machine, provenance, write_json
+from specdec.target import TargetModel
 
 REGRESSED = 1  # exit status
 
@@ -73,31 +74,22 @@ def main(cfg: DictConfig) -> None:
     expected = read_expectations(suite.check) if suite.check else None
     if suite.write and not Path(suite.write).parent.is_dir():
         raise InputError("write", expected="a file in a folder there is", got=repr(suite.write), fix="make the folder")
-    target = instantiate(cfg.target)
-    references, missing = runnable(instantiate(cfg.reference.methods, _convert_="all"), target, options.sampling())
-    benchmark = Benchmark(
-        drafter=instantiate(cfg.drafter, _convert_="all"),
-        verifier=instantiate(cfg.verifier, target=target),
-        rule=instantiate(cfg.acceptance),
-        prompts=instantiate(cfg.prompts),
-        sampling=options.sampling(),
-        stop=options.stop_rule(target),
-        repeats=options.repeats,
-        seed=options.seed,
-        references=references,
-    )
-    benchmark.check()
-    choices = HydraConfig.get().runtime.choices
-    names = {"target": target.name, "drafter": choices["drafter"], "verifier": choices["verifier"]}
-    compared = pairs(suite.compare, names["drafter"], [method.name for method in references], list(missing))
+    benchmark, names, missing = assembled(cfg, options)
+    target = benchmark.verifier.target
+    compared = pairs(suite.compare, names["drafter"], [method.name for method in benchmark.references], missing)
+    points = forwards(suite.forward, target)
+    parts = (benchmark.drafter, benchmark.verifier, benchmark.rule, benchmark.sampling)
+    over_batch = BatchCurve(batch_prompts(cfg, suite.batch, target), *parts, **asdict(suite.batch))
     folder = Path(HydraConfig.get().runtime.output_dir)
     log = RunLog(folder, NoTracker(), config(cfg, names))
     with closing(log):
-        costs = forwards(benchmark, suite.forward)
-        curve = over_batch(benchmark, cfg, suite.batch)
+        with progress_bar(suite.forward.rounds, "forwards") as advance:
+            ceilings = (suite.forward.buffer_mib, suite.forward.matrix)
+            costs = profile(target, points, suite.forward.rounds, options.seed, *ceilings, advance)
+        with progress_bar(len(suite.batch.sizes) * suite.batch.rounds, "batch sizes") as advance:
+            curve = over_batch.run(advance)
         summary, trials = texts(benchmark, log)
-        parts = (benchmark.drafter, benchmark.verifier, benchmark.rule, benchmark.sampling, benchmark.stop)
-        outside = share_outside_forwards([t.ids for t in trials if t.repeat == 0], *parts)
+        outside = share_outside_forwards([t.ids for t in trials if t.repeat == 0], *parts, benchmark.stop)
     ratios = [
         *(Ratio(name, *speedup_over(other, method, trials)) for name, (method, other) in compared.items()),
         *of_forwards(costs, suite.forward),
@@ -120,15 +112,13 @@ def main(cfg: DictConfig) -> None:
     if suite.write:
         kept = expectations([ratio for ratio in ratios if ratio.name in suite.targets], suite.tolerance)
         write_json(Path(suite.write), {"machine": machine(), "command": provenance()["command"], "ratios": kept})
-    if expected is not None:
-        lines = shortfalls(ratios, expected, missing)
-        print("\n".join(lines) or f"every ratio is within its bound of {suite.check}", file=sys.stderr)
-        if lines:
-            sys.exit(REGRESSED)
+    if expected is not None and (lines := shortfalls(ratios, expected, missing)):
+        print("\n".join(lines), file=sys.stderr)
+        sys.exit(REGRESSED)
 
 
 def pairs(
-    names: Sequence[str], drafter: str, references: Sequence[str], missing: Sequence[str]
+    names: Sequence[str], drafter: str, references: Sequence[str], missing: Collection[str]
 ) -> dict[str, tuple[str, str]]:
     """The two methods of each ratio, as `Benchmark` calls them; without those that cannot run here.
 
@@ -146,30 +136,31 @@ def pairs(
     return {name: (methods[a], methods[b]) for name, (a, b) in sides.items() if not {a, b} & set(missing)}
 
 
-def forwards(benchmark: Benchmark, f: Forwards) -> Profile:
-    """The few forwards whose ratios are reported, taking turns."""
+def forwards(f: Forwards, target: TargetModel) -> list[Point]:
+    """The few forwards whose ratios are reported.
+
+    Raises:
+        InputError: one that is longer than the context window.
+    """
     sizes = [(1, f.prefix), (1, f.long_prefix), *((tokens, f.prefix) for tokens in f.verify)]
     points = [Point(tokens, prefix, batch=1) for tokens, prefix in sizes]
-    with progress_bar(f.rounds, "forwards") as advance:
-        sizes_of_ceilings = (f.buffer_mib, f.matrix)
-        return profile(benchmark.verifier.target, points, f.rounds, benchmark.seed, *sizes_of_ceilings, advance)
+    if cut := within(points, target.context_window)[1]:
+        window = f"forwards within the context window of {target.context_window} tokens"
+        got = ", ".join(f"{point.prefix} + {point.tokens}" for point in cut)
+        raise InputError("forward", expected=window, got=got, fix="lower forward.long_prefix")
+    return points
 
 
-def over_batch(benchmark: Benchmark, cfg: DictConfig, o: OverBatch) -> list[BatchSize]:
-    """The curve over batch size, on as many prompts as the largest batch."""
-    prompts = instantiate(cfg.prompts, limit=max(o.sizes))
-    encoder = PromptEncoder(benchmark.verifier.target.tokenizer)  # type: ignore[arg-type]
-    ids = [encoder.encode(prompt.turns[:1], []) for prompt in prompts]
-    parts = (benchmark.drafter, benchmark.verifier, benchmark.rule, benchmark.sampling)
-    with progress_bar(len(o.sizes) * o.rounds, "batch sizes") as advance:
-        return batch_curve(ids, *parts, o.max_new_tokens, o.sizes, o.rounds, advance)
+def batch_prompts(cfg: DictConfig, o: OverBatch, target: TargetModel) -> list[list[int]]:
+    """The first turns of as many prompts as the largest batch has rows."""
+    encoder = PromptEncoder(target.tokenizer)  # type: ignore[arg-type]
+    return [encoder.encode(p.turns[:1], []) for p in instantiate(cfg.prompts, limit=max(o.sizes, default=1))]
 
 
 def texts(benchmark: Benchmark, log: RunLog) -> tuple[dict[str, Any], list[Trial]]:
     """Every method on the same prompts, taking turns."""
     trials: list[Trial] = []
-    turns = sum(len(prompt.turns) for prompt in benchmark.prompts) * benchmark.repeats
-    with progress_bar(turns) as advance:
+    with progress_bar(benchmark.turns) as advance:
 
         def collect(trial: Trial) -> None:
             trials.append(trial)
@@ -203,7 +194,7 @@ def methods_table(s: Mapping[str, Any], texts: int) -> Table:
         equal = "-" if method["identical"] is None else f"{method['identical']}/{texts}"
         table.add_row(method["name"], f"{method['tokens_per_second']:.1f}", equal)
     for name, why in s["missing_references"].items():
-        table.add_row(f"{name}: {why}")
+        table.add_row(escape(f"{name}: {why}"))
     return table
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -57,7 +58,7 @@ def print_summary(summary: Summary, folder: Path) -> None:
     for reference in [s["reference"], *s["other_references"]] if s["reference"] else []:
         rows[f"{reference['name']} tokens/s"] = f"{reference['tokens_per_second']:.1f}"
         rows[f"speedup over {reference['name']}"] = speedup(reference)
-    rows |= {f"{name} tokens/s": why for name, why in s["missing_references"].items()}
+    rows |= {f"{name} tokens/s": escape(why) for name, why in s["missing_references"].items()}
     rows["acceptance rule"] = f"{s['acceptance']} ({loss})"
     rows["texts identical"] = identical(s)
     if s["strays"] is not None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from specdec.errors import InputError
-from specdec.generate import Generation, autoregressive, speculative
+from specdec.generate import Generation, autoregressive, longest_text, speculative
 from specdec.metrics import Interval, StepMetrics, StepRecord, median_interval
 from specdec.protocols import AcceptanceRule, Drafter, Rows, Verifier
 from specdec.sampling import SamplingParams
@@ -80,41 +80,52 @@ class BatchSize:
         }
 
 
-def batch_curve(
-    prompts: Rows,
-    drafter: Drafter,
-    verifier: Verifier,
-    rule: AcceptanceRule,
-    sampling: SamplingParams,
-    max_new_tokens: int,
-    sizes: Sequence[int],
-    rounds: int,
-    on_size: Callable[[Any], None] = lambda _: None,
-) -> list[BatchSize]:
-    """Decode all prompts `rounds` times at each batch size, in turns; every other round takes the sizes backwards.
+@dataclass(frozen=True)
+class BatchCurve:
+    """Decodes all prompts `rounds` times at each batch size, with `drafter` and without, taking turns.
 
     Raises:
-        InputError: no rounds, no sizes, or a size that does not divide the number of prompts into equal batches.
+        InputError: no rounds, no sizes, a single new token (which needs no step), a size that does not divide the
+            number of prompts into equal batches, or a prompt that is empty or too long.
     """
-    if rounds < 1 or not sizes:
-        raise InputError(
-            "batch", expected="at least one round and one size", got=f"{rounds}, {sizes}", fix="raise them"
-        )
-    uneven = [size for size in sizes if size < 1 or len(prompts) % size]
-    if uneven:
-        whole = f"sizes that divide the {len(prompts)} prompts there are"
-        raise InputError("batch.sizes", expected=whole, got=uneven, fix="choose other sizes, or more prompts")
-    stop = StopRule(max_new_tokens)
-    curve = [BatchSize(size) for size in sizes]
-    for number in range(rounds):
-        for at in curve[:: -1 if number % 2 else 1]:
-            batches = [range(i, i + at.size) for i in range(0, len(prompts), at.size)]
-            plain, drafted = [], []
-            for batch in batches:
-                ids, seeds = [prompts[i] for i in batch], [[0, i] for i in batch]
-                plain.append(autoregressive(ids, verifier.target, sampling, stop, seeds))
-                drafted.append(speculative(ids, drafter, verifier, rule, sampling, stop, seeds))
-            at.plain.add(plain)
-            at.drafted.add(drafted)
-            on_size(at)
-    return curve
+
+    prompts: Rows
+    drafter: Drafter
+    verifier: Verifier
+    rule: AcceptanceRule
+    sampling: SamplingParams
+    max_new_tokens: int
+    sizes: Sequence[int]
+    rounds: int
+
+    def __post_init__(self) -> None:
+        least = {"rounds": (self.rounds, 1), "max_new_tokens": (self.max_new_tokens, 2), "sizes": (len(self.sizes), 1)}
+        for name, (value, limit) in least.items():
+            if value < limit:
+                raise InputError(f"batch.{name}", expected=f"{limit} or more", got=value, fix="raise it")
+        uneven = [size for size in self.sizes if size < 1 or len(self.prompts) % size]
+        if uneven:
+            whole = f"sizes that divide the {len(self.prompts)} prompts there are"
+            raise InputError("batch.sizes", expected=whole, got=uneven, fix="choose other sizes, or more prompts")
+        longest_text(self.prompts, self._stop, self.verifier.target.context_window, "a prompt of the batch curve")
+
+    @property
+    def _stop(self) -> StopRule:
+        return StopRule(self.max_new_tokens)
+
+    def run(self, on_size: Callable[[Any], None] = lambda _: None) -> list[BatchSize]:
+        """Every other round takes the sizes backwards; `on_size` is called after each size of each round."""
+        curve = [BatchSize(size) for size in self.sizes]
+        for number in range(self.rounds):
+            for at in curve[:: -1 if number % 2 else 1]:
+                plain, drafted = [], []
+                for start in range(0, len(self.prompts), at.size):
+                    ids = self.prompts[start : start + at.size]
+                    seeds = [[0, start + row] for row in range(at.size)]
+                    parts = (self.drafter, self.verifier, self.rule, self.sampling, self._stop)
+                    plain.append(autoregressive(ids, self.verifier.target, self.sampling, self._stop, seeds))
+                    drafted.append(speculative(ids, *parts, seeds))
+                at.plain.add(plain)
+                at.drafted.add(drafted)
+                on_size(at)
+        return curve

@@ -88,6 +88,11 @@ class Benchmark:
         return self._summary(trials, steps, categories)
 
     @property
+    def turns(self) -> int:
+        """How many trials a run makes."""
+        return sum(len(prompt.turns) for prompt in self.prompts) * self.repeats
+
+    @property
     def _encoder(self) -> PromptEncoder:
         assert self.verifier.target.tokenizer is not None
         return PromptEncoder(self.verifier.target.tokenizer)

@@ -75,10 +75,11 @@ class Profile:
 
 
 def sweep(base: Mapping[str, int], axes: Mapping[str, Sequence[int]], grid: Mapping[str, Sequence[int]]) -> list[Point]:
-    """Every axis varied alone around the base point, and the full grid; each point once."""
+    """Every axis varied alone around the base point, and the full grid (none where an axis of it is empty); each point
+    once, in order."""
     start = Point(**base)
     alone = (replace(start, **{axis: value}) for axis, values in axes.items() for value in values)
-    crossed = (Point(**dict(zip(grid, values, strict=True))) for values in product(*grid.values())) if grid else ()
+    crossed = (Point(**dict(zip(grid, values, strict=True))) for values in product(*grid.values()))
     return sorted(set(chain([start], alone, crossed)))
 
 

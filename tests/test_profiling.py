@@ -50,7 +50,7 @@ def test_an_embedding_counts_where_the_output_layer_shares_it() -> None:
 def test_a_sweep_is_axes_around_a_base_and_a_grid_each_point_once() -> None:
     axes, grid = {"tokens": [1, 2], "batch": [1, 3]}, {"tokens": [2, 4], "prefix": [16], "batch": [1]}
     assert sweep(BASE, axes, grid) == [Point(1, 16, 1), Point(1, 16, 3), Point(2, 16, 1), Point(4, 16, 1)]
-    assert sweep(BASE, {}, {}) == [Point(1, 16, 1)]
+    assert sweep(BASE, {"batch": []}, {**grid, "tokens": []}) == [Point(1, 16, 1)]
 
 
 def test_points_are_clipped_to_the_context_window() -> None:
@@ -105,7 +105,7 @@ def test_a_ratio_is_taken_round_by_round() -> None:
 BAD = [
     (lambda: Point(0, 0, 1), r"tokens: expected an integer >= 1, got 0"),
     (lambda: Point(1, -1, 1), r"prefix: expected an integer >= 0, got -1"),
-    (lambda: sweep(BASE, {"batch": [0]}, {}), r"batch: expected an integer >= 1, got 0"),
+    (lambda: sweep(BASE, {"batch": [0]}, {"tokens": []}), r"batch: expected an integer >= 1, got 0"),
     (lambda: profile(load_tiny(device="cpu"), [Point(1, 0, 1)], 0), r"rounds: expected an integer >= 1, got 0"),
 ]
 
