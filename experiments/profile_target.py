@@ -24,7 +24,7 @@ from experiments.compare_acceptance import COLOURS
 from experiments.entry import CONF, launch, one_line_errors, stderr
 from experiments.settings import typed
 from experiments.tables import progress_bar, stdout
-from specdec.profiling import figures, profile, sweep, within
+from specdec.profiling import Footprint, figures, profile, sweep, within
 from specdec.runlog import provenance, write_json
 
 AXES = {"tokens": "tokens in a forward", "prefix": "tokens before it", "batch": "rows"}
@@ -71,7 +71,7 @@ def main(cfg: DictConfig) -> None:
         stderr.print(f"{sizes}: the prefix is clipped to the context window of {target.context_window}")
     with progress_bar(o.rounds, "rounds") as advance:
         measured = profile(target, points, o.rounds, o.seed, o.buffer_mib, o.matrix, on_round=advance)
-    rows = figures(target, measured)
+    rows = figures(Footprint.of(target), measured)
     ceilings = measured.ceilings
     head = {
         "target": target.name,

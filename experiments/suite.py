@@ -28,7 +28,7 @@ from specdec.batch_curve import BatchCurve, BatchSize
 from specdec.benchmark import BASE, OURS, Benchmark, Trial, describe, speedup_over
 from specdec.errors import InputError
 from specdec.overhead import share_outside_forwards
-from specdec.profiling import Point, Profile, figures, profile, within
+from specdec.profiling import Footprint, Point, Profile, figures, profile, within
 from specdec.prompts import PromptEncoder
 from specdec.ratios import SIDES, Ratio, expectations, read_expectations, shortfalls
 from specdec.runlog import NoTracker, RunLog, machine, provenance, write_json
@@ -101,7 +101,7 @@ def main(cfg: DictConfig) -> None:
         **summary,
         "missing_references": missing,
         "ratios": [{**vars(ratio), "target": suite.targets.get(ratio.name)} for ratio in ratios],
-        "forwards": figures(target, costs),
+        "forwards": figures(Footprint.of(target), costs),
         "batch_curve": [at.as_dict() for at in curve],
     }
     log.finish(summary)

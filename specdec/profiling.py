@@ -93,24 +93,38 @@ def within(points: Sequence[Point], window: int | None) -> tuple[list[Point], li
     return sorted({replace(p, prefix=min(p.prefix, window - p.tokens)) for p in points}), cut
 
 
-def work(target: TargetModel, point: Point) -> Work:
-    """Bytes and operations of a forward with logits at every node.
+@dataclass(frozen=True)
+class Footprint:
+    """What of a model its forwards read and compute with, logits at every node included.
 
-    Weights are read once, whatever the number of rows; an embedding table counts only where the output layer shares it.
+    weight_bytes: of all weights that are read whole, once a forward whatever the number of rows (an embedding table
+    only where the output layer shares it); matrix_elements: of those, elements of matrices; kv_bytes: keys and values
+    of one token; attention_flops: of one query against one key and value, over all layers and heads.
     Experts are counted as if all were read and used; sliding windows as if they were open.
     """
-    weights = read_weights(target)
-    weight_bytes = sum(weight.numel() * weight.itemsize for weight in weights)
-    matrix_elements = sum(weight.numel() for weight in weights if weight.ndim > 1)
-    kv_elements = sum(heads * (key + value) for heads, key, value in target.layers)  # of one token
-    query_heads = target.model.config.get_text_config().num_attention_heads
-    seen = point.prefix + point.tokens
-    attention = 2 * query_heads * sum(key + value for _, key, value in target.layers) * seen  # of one query
-    rows = point.batch * point.tokens
-    return Work(
-        bytes=weight_bytes + point.batch * seen * kv_elements * target.dtype.itemsize,
-        flops=rows * (2 * matrix_elements + attention),
-    )
+
+    weight_bytes: int
+    matrix_elements: int
+    kv_bytes: int
+    attention_flops: int
+
+    @classmethod
+    def of(cls, target: TargetModel) -> Footprint:
+        weights = read_weights(target)
+        query_heads = target.model.config.get_text_config().num_attention_heads
+        return cls(
+            weight_bytes=sum(weight.numel() * weight.itemsize for weight in weights),
+            matrix_elements=sum(weight.numel() for weight in weights if weight.ndim > 1),
+            kv_bytes=target.dtype.itemsize * sum(heads * (key + value) for heads, key, value in target.layers),
+            attention_flops=2 * query_heads * sum(key + value for _, key, value in target.layers),
+        )
+
+    def work(self, point: Point) -> Work:
+        seen, rows = point.prefix + point.tokens, point.batch * point.tokens
+        return Work(
+            bytes=self.weight_bytes + point.batch * seen * self.kv_bytes,
+            flops=rows * (2 * self.matrix_elements + seen * self.attention_flops),
+        )
 
 
 def read_weights(target: TargetModel) -> list[nn.Parameter]:
@@ -200,12 +214,12 @@ class Machine:
         return Ceilings(self._buffer.nbytes / taken["read"] * 1e3, flops / taken["product"] * 1e3)
 
 
-def figures(target: TargetModel, measured: Profile) -> list[dict[str, Any]]:
+def figures(footprint: Footprint, measured: Profile) -> list[dict[str, Any]]:
     """One dict a point: its time in ms (median with 95 % interval, quartiles, minimum, all rounds), and what it
     achieved at the median beside the ceilings."""
     out = []
     for point, rounds in measured.rounds_ms.items():
-        needed, (middle, interval) = work(target, point), median_interval(rounds)
+        needed, (middle, interval) = footprint.work(point), median_interval(rounds)
         low, high = np.quantile(rounds, [0.25, 0.75])
         seconds = middle / 1e3
         out.append(

@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from specdec.errors import InputError
 from specdec.models import load_tiny
-from specdec.profiling import Ceilings, Point, Profile, Work, figures, profile, read_weights, sweep, within, work
+from specdec.profiling import Ceilings, Footprint, Point, Profile, Work, figures, profile, read_weights, sweep, within
 from specdec.target import TargetModel
 from tests.families import build
 
@@ -27,7 +27,7 @@ def test_operations_are_what_torch_counts(family: str) -> None:
         cache = model(ids[:, :prefix], use_cache=True).past_key_values
         with FlopCounterMode(display=False) as counter:
             model(ids[:, prefix:], past_key_values=cache, use_cache=True)
-    counted = work(target, Point(tokens, prefix, batch=2)).flops
+    counted = Footprint.of(target).work(Point(tokens, prefix, batch=2)).flops
     assert counted == pytest.approx(counter.get_total_flops(), rel=ROTARY)
 
 
@@ -37,7 +37,7 @@ def test_bytes_are_weights_once_and_the_cache_of_every_row(tiny: TargetModel) ->
     weights = layers * layer + hidden + vocab * hidden  # the final norm, the output layer; no embedding table
     for point in (Point(1, 0, 1), Point(8, 100, 4)):
         entries = point.batch * (point.prefix + point.tokens) * layers * kv
-        assert work(tiny, point).bytes == 4 * (weights + entries)
+        assert Footprint.of(tiny).work(point).bytes == 4 * (weights + entries)
 
 
 def test_an_embedding_counts_where_the_output_layer_shares_it() -> None:
@@ -68,7 +68,7 @@ def test_every_point_is_timed_in_every_round(tiny: TargetModel) -> None:
     assert rounds == [0, 1, 2]
     assert set(measured.rounds_ms) == set(points)
     assert all(len(times) == 3 and min(times) > 0 for times in measured.rounds_ms.values())
-    rows = figures(tiny, measured)
+    rows = figures(Footprint.of(tiny), measured)
     assert [Point(row["tokens"], row["prefix"], row["batch"]) for row in rows] == points
     for row in rows:
         low, high = row["ms"]["quartiles"]
