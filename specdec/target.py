@@ -6,6 +6,7 @@ drafter, no acceptance.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,10 +19,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from specdec.attention import ATTENTION_NAME, AttentionContext, choose_kernel
 from specdec.cache import LayerShape, TreeCache
 from specdec.errors import InputError
-from specdec.runtime import choose_runtime
+from specdec.runtime import FusedDecoder, NotCovered, choose_runtime
 from specdec.tree import TokenTree
 
-PREFILL_CHUNK = 512  # tokens of a prompt per forward: bounds activation memory, long enough for the matrix units
+FUSED_TOLERANCE = 1e-3  # of the largest value: between rounding (1e-6) and another computation (1)
+PREFILL_CHUNK = 256  # tokens of a prompt per forward: bounds activation memory, long enough for the matrix units
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,10 @@ class TargetModel:
         if model.config._attn_implementation != ATTENTION_NAME:
             raise self._unsupported("its attention cannot be exchanged")
         self.model.base_model.register_forward_hook(self._remember_hidden)
+        self.fused: FusedDecoder | None = None
         self.layers = self._probe()
+        if self.runtime is not None:
+            self.fused = self._fused_decoder()
 
     @property
     def device(self) -> torch.device:
@@ -109,12 +114,15 @@ class TargetModel:
         causal chain; logits_at: the new nodes to compute logits for, None for all.
         """
         new = tokens.shape[1]
+        tokens = tokens.clamp(min=0)  # padding nodes need some embedding; nobody sees them
+        if self.fused is not None and self.fused.covers(cache):
+            return TargetOutput(*self.fused.forward(cache, tokens, positions, mask, logits_at))
         tree = AttentionContext(self.kernel, cache, cache.lengths, cache.host_lengths, positions, new, mask)
         cache.open_block(tree.block - new, new)
         # tables of learned positions end at the context window; only padding ever stands behind it
         last = (self.context_window or cache.capacity) - 1
         out = self.model(
-            input_ids=tokens.clamp(min=0),  # padding nodes need some embedding; nobody sees them
+            input_ids=tokens,
             position_ids=positions[:, -new:].clamp(max=last),
             past_key_values=cache,
             use_cache=True,
@@ -186,6 +194,25 @@ class TargetModel:
             raise self._unsupported(str(error)) from error
         return layers
 
+    @torch.inference_mode()
+    def _fused_decoder(self) -> FusedDecoder | None:
+        """The layers in one call, where the kernel knows the modules and computes what the model computes."""
+        try:
+            fused = FusedDecoder(self.model)
+            cache = self.new_cache(1, 6)
+            self.prefill(cache, [[1, 2]])
+            tree = TokenTree.from_rows([[3, 4, 5, 6]], [[-1, 0, 0, 2]])
+            theirs = self.forward_tree(cache, tree)
+            positions = cache.lengths[:, None] + tree.depth
+            ours = TargetOutput(*fused.forward(cache, tree.tokens, positions, tree.ancestor_mask, None))
+            off = max(_apart(ours.logits, theirs.logits), _apart(ours.hidden, theirs.hidden))
+            if not off <= FUSED_TOLERANCE:
+                raise NotCovered(f"its layers are wired differently (results {off:.0e} apart)")
+        except NotCovered as reason:
+            warnings.warn(f"{type(self.model).__name__} runs module by module: {reason}", stacklevel=3)
+            return None
+        return fused
+
     def _unsupported(self, why: str) -> InputError:
         return InputError(
             "target",
@@ -193,3 +220,8 @@ class TargetModel:
             got=f"{type(self.model).__name__} ({why})",
             fix="choose another model, or update transformers",
         )
+
+
+def _apart(a: Tensor, b: Tensor) -> float:
+    """Largest difference, as a share of the largest value."""
+    return float((a - b).abs().max() / b.abs().max())

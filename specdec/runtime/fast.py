@@ -9,7 +9,9 @@ from transformers import PreTrainedModel
 
 from specdec.errors import InputError
 from specdec.runtime.build import BuildError
-from specdec.runtime.few_rows import FewRowLinear, kernel
+from specdec.runtime.few_rows import FewRowLinear
+from specdec.runtime.library import kernels
+from specdec.runtime.quantised import QuantisedLinear
 
 RUNTIMES = ("auto", "fast", "stock")
 
@@ -45,7 +47,7 @@ def choose_runtime(name: str, model: PreTrainedModel) -> FastRuntime | None:
         )
     if name == "stock":
         return None
-    has_products = any(FewRowLinear.covers(module) for module in model.modules())
+    has_products = any(FewRowLinear.covers(m) or isinstance(m, QuantisedLinear) for m in model.modules())
     if not has_products and name == "auto":
         return None
     try:
@@ -53,7 +55,7 @@ def choose_runtime(name: str, model: PreTrainedModel) -> FastRuntime | None:
             raise BuildError(
                 f"{type(model).__name__} in {model.dtype} on {model.device} has no fp32 nn.Linear on a CPU"
             )
-        kernel()
+        kernels()
     except BuildError as error:
         if name == "fast":
             raise InputError(
