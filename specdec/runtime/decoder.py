@@ -34,7 +34,7 @@ class FusedDecoder:
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
-        base = model.base_model
+        base: Any = model.base_model
         self._decode = lib.kernels().decode
         try:
             calls, windows = _attention_calls(model)
@@ -42,10 +42,10 @@ class FusedDecoder:
             if any(call != calls[0] for call in calls):
                 raise NotCovered("its layers differ in their attention")
             self._window = min(windows, default=None)
-            self._rotary: nn.Module = base.rotary_emb  # type: ignore[assignment]
+            self._rotary: Any = base.rotary_emb
             self._embed: Any = model.get_input_embeddings()
-            self._layers = (lib.Layer * len(base.layers))(  # type: ignore[arg-type]
-                *[_layer(layer, heads, kv_heads, head_dim) for layer in base.layers]  # type: ignore[union-attr]
+            self._layers = (lib.Layer * len(base.layers))(
+                *[_layer(layer, heads, kv_heads, head_dim) for layer in base.layers]
             )
             self._dim, self._vocabulary = self._embed.weight.shape[1], model.get_output_embeddings().out_features
             cos, _ = self._cos_sin(torch.zeros(1, 1, dtype=torch.long))
