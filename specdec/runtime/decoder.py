@@ -47,16 +47,17 @@ class FusedDecoder:
             self._layers = (lib.Layer * len(base.layers))(
                 *[_layer(layer, heads, kv_heads, head_dim) for layer in base.layers]
             )
-            self._dim, self._vocabulary = self._embed.weight.shape[1], model.get_output_embeddings().out_features
+            output: Any = model.get_output_embeddings()
+            self._vocabulary = output.out_features
             cos, _ = self._cos_sin(torch.zeros(1, 1, dtype=torch.long))
             inner = self._layers[0].gate_up[0].n
             self._struct = lib.Decoder(
-                self._dim,
+                self._embed.weight.shape[1],
                 inner,
                 cos.shape[-1],
                 lib.Heads(heads, kv_heads, head_dim, scale),
                 _norm(base.norm),
-                matrix(model.get_output_embeddings()),
+                matrix(output),
                 self._layers,
             )
         except AttributeError as error:

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from specdec.runtime import library as lib
 from specdec.runtime.quantised import QuantisedLinear
 
-MAX_ROWS = 64  # beyond, the library's blocked product is as fast (its rounding may depend on the row count)
+MAX_ROWS = 128  # beyond, the library's blocked product is as fast (its rounding may depend on the row count)
 
 
 class NotCovered(Exception):
