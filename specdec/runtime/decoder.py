@@ -43,7 +43,8 @@ class FusedDecoder:
                 raise NotCovered("its layers differ in their attention")
             self._window = min(windows, default=None)
             self._rotary: Any = base.rotary_emb
-            self._embed: Any = model.get_input_embeddings()
+            embed: Any = model.get_input_embeddings()
+            self._embed: nn.Module = embed
             self._layers = (lib.Layer * len(base.layers))(
                 *[_layer(layer, heads, kv_heads, head_dim) for layer in base.layers]
             )
@@ -52,7 +53,7 @@ class FusedDecoder:
             cos, _ = self._cos_sin(torch.zeros(1, 1, dtype=torch.long))
             inner = self._layers[0].gate_up[0].n
             self._struct = lib.Decoder(
-                self._embed.weight.shape[1],
+                embed.weight.shape[1],
                 inner,
                 cos.shape[-1],
                 lib.Heads(heads, kv_heads, head_dim, scale),
