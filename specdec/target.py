@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from specdec.attention import ATTENTION_NAME, AttentionContext, choose_kernel
 from specdec.cache import LayerShape, TreeCache
 from specdec.errors import InputError
-from specdec.runtime import FusedDecoder, NotCovered, choose_runtime
+from specdec.runtime import CapturedForwards, FusedDecoder, NotCovered, choose_runtime
 from specdec.tree import TokenTree
 
 FUSED_TOLERANCE = 1e-3  # of the largest value: between rounding (1e-6) and another computation (1)
@@ -65,9 +65,12 @@ class TargetModel:
             raise self._unsupported("its attention cannot be exchanged")
         self.model.base_model.register_forward_hook(self._remember_hidden)
         self.fused: FusedDecoder | None = None
+        self.graphs: CapturedForwards | None = None
         self.layers = self._probe()
         if self.runtime is not None:
             self.fused = self._fused_decoder()
+        elif runtime != "stock" and self.device.type == "cuda":
+            self.graphs = CapturedForwards(self._modules)
 
     @property
     def device(self) -> torch.device:
@@ -113,11 +116,30 @@ class TargetModel:
         positions: of all `block` nodes of the block; mask: which of them each new node sees, None for a
         causal chain; logits_at: the new nodes to compute logits for, None for all.
         """
-        new = tokens.shape[1]
+        assert cache.has_room(positions.shape[1]), "the cache is too small for this block"
         tokens = tokens.clamp(min=0)  # padding nodes need some embedding; nobody sees them
+        prefix = max(cache.host_lengths) > 0
         if self.fused is not None and self.fused.covers(cache):
             return TargetOutput(*self.fused.forward(cache, tokens, positions, mask, logits_at))
-        tree = AttentionContext(self.kernel, cache, cache.lengths, cache.host_lengths, positions, new, mask)
+        if self.graphs is not None and prefix and self.graphs.covers(tokens, mask):
+            return TargetOutput(*self.graphs(cache, tokens, positions, mask, logits_at))
+        return TargetOutput(*self._modules(cache, tokens, positions, mask, logits_at, prefix))
+
+    def _modules(
+        self,
+        cache: TreeCache,
+        tokens: Tensor,
+        positions: Tensor,
+        mask: Tensor | None,
+        logits_at: Tensor | None,
+        prefix: bool = True,
+    ) -> tuple[Tensor, Tensor]:
+        """(logits, hidden) by the model's own modules. Waits for nothing and reads no number on the host, so that it
+        can be captured once and replayed at other lengths."""
+        new = tokens.shape[1]
+        tree = AttentionContext(
+            self.kernel, cache, cache.lengths, cache.host_lengths, positions, new, mask, prefix=prefix
+        )
         cache.open_block(tree.block - new, new)
         # tables of learned positions end at the context window; only padding ever stands behind it
         last = (self.context_window or cache.capacity) - 1
@@ -131,7 +153,7 @@ class TargetModel:
         )
         hidden, self._hidden = self._hidden, None
         assert hidden is not None
-        return TargetOutput(out.logits, hidden)
+        return out.logits, hidden
 
     def forward_tree(self, cache: TreeCache, tree: TokenTree) -> TargetOutput:
         """Logits and hidden states at every node of the tree; its KV waits for `cache.keep(path)`."""

@@ -36,7 +36,8 @@ class FastRuntime:
 
 
 def choose_runtime(name: str, model: PreTrainedModel) -> FastRuntime | None:
-    """`stock`: None. `fast`: the fast products. `auto`: fast where it can be had (fp32 on a CPU, a compiler).
+    """`stock`: None. `fast`: the fast products. `auto`: fast where it can be had (fp32 on a CPU, a compiler). None on
+    CUDA too.
 
     Raises:
         InputError: an unknown name, or `fast` where there is no compiler or nothing it covers.
@@ -45,7 +46,7 @@ def choose_runtime(name: str, model: PreTrainedModel) -> FastRuntime | None:
         raise InputError(
             "target.runtime", expected=f"one of {', '.join(RUNTIMES)}", got=repr(name), fix="use runtime=auto"
         )
-    if name == "stock":
+    if name == "stock" or model.device.type == "cuda":  # there, `CapturedForwards` is what is fast
         return None
     has_products = any(FewRowLinear.covers(m) or isinstance(m, QuantisedLinear) for m in model.modules())
     if not has_products and name == "auto":
