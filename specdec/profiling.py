@@ -103,8 +103,8 @@ def work(target: TargetModel, point: Point) -> Work:
     weights = read_weights(target)
     weight_bytes = sum(weight.nbytes for weight in weights)
     quantised = [module for module in target.model.modules() if isinstance(module, QuantisedLinear)]
-    codes = {id(module.codes) for module in quantised}
-    matrix_elements = sum(weight.numel() for weight in weights if weight.ndim > 1 and id(weight) not in codes)
+    apart = {id(buffer) for module in quantised for buffer in module.buffers()}
+    matrix_elements = sum(weight.numel() for weight in weights if weight.ndim > 1 and id(weight) not in apart)
     matrix_elements += sum(module.in_features * module.out_features for module in quantised)
     kv_elements = sum(heads * (key + value) for heads, key, value in target.layers)  # of one token
     query_heads = target.model.config.get_text_config().num_attention_heads
