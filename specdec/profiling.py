@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from specdec.cache import TreeCache
 from specdec.errors import InputError
 from specdec.metrics import PhaseClock, median_interval
+from specdec.runtime.quantised import QuantisedLinear
 from specdec.target import TargetModel
 from specdec.tree import TokenTree
 
@@ -111,10 +112,15 @@ class Footprint:
     @classmethod
     def of(cls, target: TargetModel) -> Footprint:
         weights = read_weights(target)
+        quantised = [module for module in target.model.modules() if isinstance(module, QuantisedLinear)]
+        codes = {
+            id(buffer) for module in quantised for buffer in module.buffers()
+        }  # of another shape than their matrix
+        plain = sum(weight.numel() for weight in weights if weight.ndim > 1 and id(weight) not in codes)
         query_heads = target.model.config.get_text_config().num_attention_heads
         return cls(
-            weight_bytes=sum(weight.numel() * weight.itemsize for weight in weights),
-            matrix_elements=sum(weight.numel() for weight in weights if weight.ndim > 1),
+            weight_bytes=sum(weight.nbytes for weight in weights),
+            matrix_elements=plain + sum(module.in_features * module.out_features for module in quantised),
             kv_bytes=target.dtype.itemsize * sum(heads * (key + value) for heads, key, value in target.layers),
             attention_flops=2 * query_heads * sum(key + value for _, key, value in target.layers),
         )
@@ -127,11 +133,16 @@ class Footprint:
         )
 
 
-def read_weights(target: TargetModel) -> list[nn.Parameter]:
-    """The parameters that a forward reads whole, each once: all but embedding tables that are only looked up in."""
+def read_weights(target: TargetModel) -> list[Tensor]:
+    """What a forward reads whole, each once: all parameters but embedding tables that are only looked up in, and the
+    codes and scales of quantised layers."""
+    used: dict[int, Tensor] = {}
     with target.stock() as model:
-        modules = list(model.modules())
-        used = {id(p): p for m in modules if not isinstance(m, nn.Embedding) for p in m.parameters(recurse=False)}
+        for module in model.modules():
+            if not isinstance(module, nn.Embedding):
+                used |= {id(p): p for p in module.parameters(recurse=False)}
+            if isinstance(module, QuantisedLinear):
+                used |= {id(b): b for b in module.buffers(recurse=False)}
     return list(used.values())
 
 
