@@ -24,7 +24,7 @@ from experiments.compare_acceptance import COLOURS
 from experiments.entry import CONF, launch, one_line_errors, stderr
 from experiments.settings import typed
 from experiments.tables import progress_bar, stdout
-from specdec.profiling import Footprint, figures, profile, sweep, within
+from specdec.profiling import Footprint, figures, fitting, profile, sweep
 from specdec.runlog import provenance, write_json
 
 AXES = {"tokens": "tokens in a forward", "prefix": "tokens before it", "batch": "rows"}
@@ -63,12 +63,10 @@ class Sweeps:
 def main(cfg: DictConfig) -> None:
     o = typed(cfg, Sweeps)
     base, axes, grid = asdict(o.base), asdict(o.axes), asdict(o.grid)
-    points = sweep(base, axes, grid)
+    sweep(base, axes, grid)  # refuses points that cannot be, before a model is loaded
     target = instantiate(cfg.target)
-    points, cut = within(points, target.context_window)
-    for point in cut:
-        sizes = f"prefix {point.prefix} and {point.tokens} tokens"
-        stderr.print(f"{sizes}: the prefix is clipped to the context window of {target.context_window}")
+    clip(base, axes, grid, target.context_window)
+    points = sweep(base, axes, grid)
     with progress_bar(o.rounds, "rounds") as advance:
         measured = profile(target, points, o.rounds, o.seed, o.buffer_mib, o.matrix, on_round=advance)
     rows = figures(Footprint.of(target), measured)
@@ -94,6 +92,19 @@ def main(cfg: DictConfig) -> None:
         f"{ceilings.flops_per_second / 1e9:.0f} GFLOP/s"
     )
     stdout.print(f"run folder: {folder} (profile.json, plot: profile.html)", soft_wrap=True, highlight=False)
+
+
+def clip(base: dict[str, int], axes: dict[str, list[int]], grid: dict[str, list[int]], window: int | None) -> None:
+    """Shorten prefixes, in place, so that the most tokens of the run fit behind every one of them; say which."""
+    tokens = max([base["tokens"], *axes["tokens"], *grid["tokens"]])
+    wanted = {base["prefix"], *axes["prefix"], *grid["prefix"]}
+    axes["prefix"], grid["prefix"] = (fitting(part["prefix"], tokens, window) for part in (axes, grid))
+    (base["prefix"],) = fitting([base["prefix"]], tokens, window)
+    kept = {base["prefix"], *axes["prefix"], *grid["prefix"]}
+    for prefix in sorted(wanted - kept):
+        stderr.print(
+            f"prefix {prefix} is cut to {max(kept)}: the context window is {window} tokens, {tokens} of them new"
+        )
 
 
 def table(rows: Sequence[Figures], base: dict[str, int], title: str) -> Table:

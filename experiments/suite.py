@@ -28,7 +28,7 @@ from specdec.batch_curve import BatchCurve, BatchSize
 from specdec.benchmark import BASE, OURS, Benchmark, Trial, describe, speedup_over
 from specdec.errors import InputError
 from specdec.overhead import share_outside_forwards
-from specdec.profiling import Footprint, Point, Profile, figures, profile, within
+from specdec.profiling import Footprint, Point, Profile, figures, fitting, profile
 from specdec.prompts import PromptEncoder
 from specdec.ratios import SIDES, Ratio, expectations, read_expectations, shortfalls
 from specdec.runlog import NoTracker, RunLog, machine, provenance, write_json
@@ -143,11 +143,11 @@ def forwards(f: Forwards, target: TargetModel) -> list[Point]:
         InputError: one that is longer than the context window.
     """
     sizes = [(1, f.prefix), (1, f.long_prefix), *((tokens, f.prefix) for tokens in f.verify)]
-    points = [Point(tokens, prefix, batch=1) for tokens, prefix in sizes]
-    if cut := within(points, target.context_window)[1]:
-        window = f"forwards within the context window of {target.context_window} tokens"
+    window, points = target.context_window, [Point(tokens, prefix, batch=1) for tokens, prefix in sizes]
+    if cut := [point for point in points if fitting([point.prefix], point.tokens, window) != [point.prefix]]:
+        limit = f"forwards within the context window of {window} tokens"
         got = ", ".join(f"{point.prefix} + {point.tokens}" for point in cut)
-        raise InputError("forward", expected=window, got=got, fix="lower forward.long_prefix")
+        raise InputError("forward", expected=limit, got=got, fix="lower forward.prefix or forward.long_prefix")
     return points
 
 

@@ -84,14 +84,17 @@ def sweep(base: Mapping[str, int], axes: Mapping[str, Sequence[int]], grid: Mapp
     return sorted(set(chain([start], alone, crossed)))
 
 
-def within(points: Sequence[Point], window: int | None) -> tuple[list[Point], list[Point]]:
-    """The points, those longer than the context window with the longest prefix that fits; and which ones were cut."""
+def fitting(prefixes: Sequence[int], tokens: int, window: int | None) -> list[int]:
+    """The prefixes, those that leave no room for `tokens` more in the context window cut to what does; each once.
+
+    Raises:
+        InputError: the tokens alone do not fit.
+    """
     if window is None:
-        return list(points), []
-    cut = [point for point in points if point.prefix + point.tokens > window]
-    if any(point.tokens > window for point in cut):
-        raise InputError("tokens", expected=f"at most the context window, {window}", got="more", fix="lower tokens")
-    return sorted({replace(p, prefix=min(p.prefix, window - p.tokens)) for p in points}), cut
+        return list(prefixes)
+    if tokens > window:
+        raise InputError("tokens", expected=f"at most the context window, {window}", got=tokens, fix="lower it")
+    return list(dict.fromkeys(min(prefix, window - tokens) for prefix in prefixes))
 
 
 @dataclass(frozen=True)

@@ -129,7 +129,8 @@ class Speculative:
     def __init__(
         self, name: str, drafter: Drafter, verifier: Callable[[TargetModel], Verifier], rule: AcceptanceRule
     ) -> None:
-        self.name, self._drafter, self._verifier, self._rule = name, drafter, verifier, rule
+        self.name, self._drafter, self._make_verifier, self._rule = name, drafter, verifier, rule
+        self._verifier: Verifier | None = None
 
     def missing(self, target: TargetModel, sampling: SamplingParams) -> None:
         return None
@@ -137,9 +138,10 @@ class Speculative:
     def generate(
         self, prompts: Rows, target: TargetModel, sampling: SamplingParams, stop: StopRule, seed: int
     ) -> tuple[list[list[int]], float]:
+        if self._verifier is None or self._verifier.target is not target:
+            self._verifier = self._make_verifier(target)
         seeds = [[seed, row] for row in range(len(prompts))]
-        parts = (self._drafter, self._verifier(target), self._rule)
-        done = speculative(prompts, *parts, sampling, stop, seeds)
+        done = speculative(prompts, self._drafter, self._verifier, self._rule, sampling, stop, seeds)
         return done.texts, done.seconds
 
 
@@ -153,6 +155,7 @@ class LlamaCpp:
     def __init__(self, name: str, num_pred_tokens: int = 0, max_ngram_size: int = 2) -> None:
         self.name, self._drafted, self._ngram = name, num_pred_tokens, max_ngram_size
         self._file: Path | None = None
+        self._target: TargetModel | None = None
         self._loaded: Any = None
 
     def missing(self, target: TargetModel, sampling: SamplingParams) -> str | None:
@@ -187,11 +190,12 @@ class LlamaCpp:
 
     def _load(self, target: TargetModel, capacity: int) -> Any:
         """The model with room for `capacity` tokens; loaded again when it has less, and then used once unmeasured."""
+        if self._target is not target:
+            self._target, self._file, self._loaded = target, gguf_file(target), None
         if self._loaded is None or self._loaded.n_ctx() < capacity:
             from llama_cpp import GGML_TYPE_F32, Llama
             from llama_cpp.llama_speculative import LlamaPromptLookupDecoding
 
-            self._file = self._file or gguf_file(target)
             threads = torch.get_num_threads()
             self._loaded = Llama(
                 str(self._file),

@@ -20,15 +20,15 @@ SMALL = [
 def test_a_profile_leaves_its_figures_and_a_plot(call: Callable[..., tuple], tmp_path: Path) -> None:
     status, _, out = call(profile_target.main, *TINY, *SMALL)
     assert status == 0
-    assert "prefix 9000 and 1 tokens: the prefix is clipped to the context window of 4096" in out
+    assert "prefix 9000 is cut to 4092: the context window is 4096 tokens, 4 of them new" in out
     data = json.loads((tmp_path / "profile.json").read_text("utf-8"))
     assert {"command", "commit", "machine", "threads"} <= set(data["provenance"])
     assert data["ceilings"]["gb_per_second"] > 0
     points = {(p["tokens"], p["prefix"], p["batch"]) for p in data["points"]}
-    sweeps, grid = {(1, 256, 1), (4, 256, 1), (1, 0, 1), (1, 4095, 1)}, {(n, 64, b) for n in (1, 2) for b in (1, 3)}
+    sweeps, grid = {(1, 256, 1), (4, 256, 1), (1, 0, 1), (1, 4092, 1)}, {(n, 64, b) for n in (1, 2) for b in (1, 3)}
     assert points == sweeps | grid
     assert all(len(p["ms"]["rounds"]) == 2 for p in data["points"])
-    assert "4,095" in out
+    assert "4,092" in out
     assert "this machine at best: reads" in out
     plot = (tmp_path / "profile.html").read_text("utf-8")
     assert "prefix 64, batch 3: limit" in plot
@@ -59,3 +59,12 @@ def test_the_grid_can_be_left_out(call: Callable[..., tuple], tmp_path: Path) ->
     status, _, _ = call(profile_target.main, *TINY, *SMALL, "grid.tokens=[]")
     assert status == 0
     assert len(json.loads((tmp_path / "profile.json").read_text("utf-8"))["points"]) == 4
+
+
+def test_a_window_shorter_than_the_base_point_still_gives_a_table_and_a_plot(
+    call: Callable[..., tuple], tmp_path: Path
+) -> None:
+    status, _, out = call(profile_target.main, *TINY, *SMALL, "base.prefix=5000", "grid.prefix=[6000]")
+    assert status == 0
+    assert all(f"prefix {prefix} is cut to 4092" in out for prefix in (5000, 6000, 9000))
+    assert "prefix 4092, batch 3: limit" in (tmp_path / "profile.html").read_text("utf-8")

@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from specdec.errors import InputError
 from specdec.models import load_tiny
-from specdec.profiling import Ceilings, Footprint, Point, Profile, Work, figures, profile, read_weights, sweep, within
+from specdec.profiling import Ceilings, Footprint, Point, Profile, Work, figures, fitting, profile, read_weights, sweep
 from specdec.target import TargetModel
 from tests.families import build
 
@@ -53,12 +53,11 @@ def test_a_sweep_is_axes_around_a_base_and_a_grid_each_point_once() -> None:
     assert sweep(BASE, {"batch": []}, {**grid, "tokens": []}) == [Point(1, 16, 1)]
 
 
-def test_points_are_clipped_to_the_context_window() -> None:
-    fits, long, longer = Point(4, 60, 1), Point(4, 61, 1), Point(4, 900, 1)
-    assert within([fits, long, longer], 64) == ([fits], [long, longer])
-    assert within([longer], None) == ([longer], [])
-    with pytest.raises(InputError, match="tokens: expected at most the context window, 64, got more; lower tokens"):
-        within([Point(65, 0, 1)], 64)
+def test_prefixes_are_cut_to_the_context_window() -> None:
+    assert fitting([0, 60, 61, 900], tokens=4, window=64) == [0, 60]
+    assert fitting([0, 900], tokens=4, window=None) == [0, 900]
+    with pytest.raises(InputError, match="tokens: expected at most the context window, 64, got 65; lower it"):
+        fitting([0], tokens=65, window=64)
 
 
 def test_every_point_is_timed_in_every_round(tiny: TargetModel) -> None:
