@@ -31,7 +31,7 @@ from specdec.overhead import share_outside_forwards
 from specdec.profiling import Footprint, Point, Profile, figures, fitting, profile
 from specdec.prompts import PromptEncoder
 from specdec.ratios import SIDES, Ratio, expectations, read_expectations, shortfalls
-from specdec.runlog import NoTracker, RunLog, machine, provenance, write_json
+from specdec.runlog import NoTracker, RunLog, machine, write_json
 from specdec.target import TargetModel
 
 REGRESSED = 1  # exit status
@@ -111,7 +111,8 @@ def main(cfg: DictConfig) -> None:
     stdout.print(f"run folder: {folder}", soft_wrap=True, highlight=False)
     if suite.write:
         kept = expectations([ratio for ratio in ratios if ratio.name in suite.targets], suite.tolerance)
-        write_json(Path(suite.write), {"machine": machine(), "command": provenance()["command"], "ratios": kept})
+        command = ["python", "-m", "experiments.suite", *HydraConfig.get().overrides.task]
+        write_json(Path(suite.write), {"machine": machine(), "command": command, "ratios": kept})
     if expected is not None and (lines := shortfalls(ratios, expected, missing)):
         print("\n".join(lines), file=sys.stderr)
         sys.exit(REGRESSED)

@@ -87,7 +87,7 @@ def test_greedy_text_on_the_gpu_is_the_targets_own(kind: str) -> None:
 @pytest.mark.parametrize("kernel", ["dense", pytest.param("flash_attn", marks=needs_flash)])
 @torch.inference_mode()
 def test_captured_forwards_equal_the_modules_at_every_length(kernel: str) -> None:
-    """Captured at one length and replayed at others; a second batch in the same cache replays what the first captured."""
+    """Captured at one length, replayed at others; a second batch in the same cache replays what the first captured."""
     dtype = torch.float32 if kernel == "dense" else torch.bfloat16
     target = TargetModel(build("llama").to("cuda", dtype), name="llama", kernel=kernel)
     graphs = target.graphs
