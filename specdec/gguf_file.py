@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from specdec.errors import InputError
 from specdec.home import cache_folder
+from specdec.runtime.quantised import QuantisedLinear
 from specdec.target import TargetModel
 
 _VERSION = "1"  # of what is written; raise it when the conversion changes
@@ -50,6 +51,7 @@ def require_plain_llama(target: TargetModel) -> None:
     wrong = [
         *([type(target.model).__name__] if config.model_type != "llama" else []),
         *([f"weights in {target.dtype}"] if target.dtype is not torch.float32 else []),
+        *(["quantised weights"] if any(isinstance(m, QuantisedLinear) for m in target.model.modules()) else []),
         *([f"rope_type {scaling!r}"] if scaling != "default" else []),
         *(["biases"] if getattr(config, "attention_bias", False) or getattr(config, "mlp_bias", False) else []),
     ]

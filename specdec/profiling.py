@@ -116,9 +116,7 @@ class Footprint:
     def of(cls, target: TargetModel) -> Footprint:
         weights = read_weights(target)
         quantised = [module for module in target.model.modules() if isinstance(module, QuantisedLinear)]
-        codes = {
-            id(buffer) for module in quantised for buffer in module.buffers()
-        }  # of another shape than their matrix
+        codes = {id(buffer) for module in quantised for buffer in module.buffers()}  # shaped unlike their matrix
         plain = sum(weight.numel() for weight in weights if weight.ndim > 1 and id(weight) not in codes)
         query_heads = target.model.config.get_text_config().num_attention_heads
         return cls(
@@ -208,7 +206,8 @@ def forward_ms(target: TargetModel, cache: TreeCache, point: Point) -> float:
 
 class Machine:
     """Measures the ceilings: reading a buffer of `buffer_mib` MiB, far larger than any cache, with all threads; and the
-    product of two square matrices of side `matrix` in the model's dtype."""
+    product of two square matrices of side `matrix` in the model's dtype. The read is torch's sum, one stream a thread: a
+    kernel that reads several side by side may come out somewhat above it."""
 
     def __init__(self, device: torch.device, dtype: torch.dtype, buffer_mib: int, matrix: int) -> None:
         self._clock = PhaseClock(device)

@@ -55,6 +55,7 @@ def test_a_run_that_was_killed_leaves_nothing_that_is_taken_for_a_file(tiny: Tar
 REFUSED = [
     (lambda: TargetModel(build("gpt2"), name="g"), r"GPT2LMHeadModel"),
     (lambda: TargetModel(build("mixtral"), name="g"), r"MixtralForCausalLM"),
+    (lambda: load_tiny(weights="int8", device="cpu"), r"quantised weights"),
     (lambda: load_tiny(dtype="bfloat16", device="cpu"), r"weights in torch.bfloat16"),
 ]
 

@@ -47,6 +47,12 @@ def test_an_embedding_counts_where_the_output_layer_shares_it() -> None:
     assert set(names.values()) - read == {"transformer.wpe.weight"}
 
 
+def test_quantised_weights_are_fewer_bytes_and_the_same_operations(tiny: TargetModel) -> None:
+    point, plain, packed = Point(4, 32, 2), Footprint.of(tiny), Footprint.of(load_tiny(weights="int8", device="cpu"))
+    assert packed.work(point).flops == plain.work(point).flops
+    assert plain.weight_bytes / 4 < packed.weight_bytes < plain.weight_bytes / 3  # a byte a weight, and the scales
+
+
 def test_a_sweep_is_axes_around_a_base_and_a_grid_each_point_once() -> None:
     axes, grid = {"tokens": [1, 2], "batch": [1, 3]}, {"tokens": [2, 4], "prefix": [16], "batch": [1]}
     assert sweep(BASE, axes, grid) == [Point(1, 16, 1), Point(1, 16, 3), Point(2, 16, 1), Point(4, 16, 1)]
