@@ -93,7 +93,7 @@ def main(cfg: DictConfig) -> None:
     ratios = [
         *(Ratio(name, *speedup_over(other, method, trials)) for name, (method, other) in compared.items()),
         *of_forwards(costs, suite.forward),
-        *(Ratio(f"batch {at.size} / batch {curve[0].size}", *at.plain.faster_than(curve[0].plain)) for at in curve[1:]),
+        *of_batches(curve),
         Ratio("outside the forwards / step", *outside, less=True),
     ]
     summary = {
@@ -153,9 +153,10 @@ def forwards(f: Forwards, target: TargetModel) -> list[Point]:
 
 
 def batch_prompts(cfg: DictConfig, o: OverBatch, target: TargetModel) -> list[list[int]]:
-    """The first turns of as many prompts as the largest batch has rows."""
+    """The first turns of as many prompts as the largest batch has rows, by length, so that batches pad little."""
     encoder = PromptEncoder(target.tokenizer)  # type: ignore[arg-type]
-    return [encoder.encode(p.turns[:1], []) for p in instantiate(cfg.prompts, limit=max(o.sizes, default=1))]
+    prompts = instantiate(cfg.prompts, limit=max(o.sizes, default=1))
+    return sorted((encoder.encode(prompt.turns[:1], []) for prompt in prompts), key=len)
 
 
 def texts(benchmark: Benchmark, log: RunLog) -> tuple[dict[str, Any], list[Trial]]:
@@ -178,6 +179,16 @@ def of_forwards(costs: Profile, f: Forwards) -> list[Ratio]:
     ]
     long = costs.ratio(Point(1, f.long_prefix, 1), decode)
     return [*verify, Ratio(f"token at {f.long_prefix} / at {f.prefix}", *long, less=True)]
+
+
+def of_batches(curve: Sequence[BatchSize]) -> list[Ratio]:
+    """Total tokens/s without drafts over those of the first batch size, and the same once the prompts are read."""
+    first, ratios = curve[0], []
+    for at in curve[1:]:
+        name = f"batch {at.size}{SIDES}batch {first.size}"
+        ratios.append(Ratio(name, *at.plain.faster_than(first.plain)))
+        ratios.append(Ratio(f"{name}, after the prompts", *at.plain.decodes_faster_than(first.plain)))
+    return ratios
 
 
 def methods_table(s: Mapping[str, Any], texts: int) -> Table:
@@ -205,7 +216,6 @@ def curve_table(curve: Sequence[BatchSize], drafter: str) -> Table:
     for column in (
         "batch",
         f"{BASE}\ntokens/s",
-        "over the first\n(after the prompts)",
         f"{drafter}\ntokens/s",
         f"{drafter} / {BASE}",
         "τ",
@@ -215,11 +225,9 @@ def curve_table(curve: Sequence[BatchSize], drafter: str) -> Table:
         table.add_column(column, justify="right", no_wrap=True)
     for at in curve:
         row = at.as_dict()
-        grown, decoding = at.plain.faster_than(curve[0].plain)[0], at.plain.decodes_faster_than(curve[0].plain)[0]
         table.add_row(
             str(at.size),
             f"{row['autoregressive_tokens_per_second']:.1f}",
-            f"{grown:.2f}x ({decoding:.2f}x)",
             f"{row['tokens_per_second']:.1f}",
             ratio_text(row["speedup"], row["speedup_ci95"]),
             f"{row['tokens_per_step']:.2f}",

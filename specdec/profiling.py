@@ -206,8 +206,8 @@ def forward_ms(target: TargetModel, cache: TreeCache, point: Point) -> float:
 
 class Machine:
     """Measures the ceilings: reading a buffer of `buffer_mib` MiB, far larger than any cache, with all threads; and the
-    product of two square matrices of side `matrix` in the model's dtype. The read is torch's sum, one stream a thread: a
-    kernel that reads several side by side may come out somewhat above it."""
+    product of two square matrices of side `matrix` in the model's dtype. The read is torch's sum, one stream a thread;
+    a kernel that reads several side by side may come out somewhat above it."""
 
     def __init__(self, device: torch.device, dtype: torch.dtype, buffer_mib: int, matrix: int) -> None:
         self._clock = PhaseClock(device)

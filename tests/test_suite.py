@@ -37,7 +37,8 @@ def test_every_ratio_is_measured_and_what_is_missing_is_named(call: Callable[...
     assert set(ratios) == {
         "autoregressive / generate", "ngram / autoregressive", "ngram / generate",
         "ngram / generate with prompt lookup", "draft model / assisted generation", "verify of 8 / decode of 1",
-        "verify of 16 / decode of 1", "token at 2048 / at 256", "batch 2 / batch 1", "outside the forwards / step",
+        "verify of 16 / decode of 1", "token at 2048 / at 256", "batch 2 / batch 1",
+        "batch 2 / batch 1, after the prompts", "outside the forwards / step",
     }  # fmt: skip
     assert ratios["ngram / generate"]["value"] == pytest.approx(summary["reference"]["speedup"])
     assert ratios["outside the forwards / step"]["less"]
