@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 FLASH  := $(VENV)/flash-attn-sources
 
-.PHONY: setup demo test check format clean
+.PHONY: setup demo test check bench format clean
 
 setup: $(READY)
 
@@ -33,6 +33,9 @@ check: $(READY)  ## what CI runs
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(MAKE) test
+
+bench: $(READY)  ## ours beside transformers and llama.cpp, as ratios; make bench ARGS="check=benchmarks/ratios.json"
+	$(BIN)/python -m experiments.suite $(ARGS)
 
 format: $(READY)
 	$(BIN)/ruff format .

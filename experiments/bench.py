@@ -17,9 +17,10 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.entry import CONF, INTERRUPTED, launch, one_line_errors, stderr
-from experiments.settings import settings
+from experiments.settings import Settings, settings
 from experiments.tables import print_summary, progress_bar
 from specdec.benchmark import Benchmark, describe
+from specdec.reference import runnable
 from specdec.runlog import RunLog
 
 
@@ -27,8 +28,21 @@ from specdec.runlog import RunLog
 @one_line_errors()
 def main(cfg: DictConfig) -> None:
     options = settings(cfg)
+    benchmark, names, missing = assembled(cfg, options)
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    log = RunLog(folder, instantiate(cfg.tracker), config(cfg, names))
+    with closing(log), progress_bar(benchmark.turns) as advance:
+        summary = {**describe(benchmark, names), **benchmark.run(log, advance), "missing_references": missing}
+    log.finish(summary)
+    print_summary(summary, folder)
+
+
+def assembled(cfg: DictConfig, options: Settings) -> tuple[Benchmark, dict[str, str], dict[str, str]]:
+    """The benchmark of a config, checked; how its parts are called; and what references miss that cannot run here."""
     prompts = instantiate(cfg.prompts)
     target = instantiate(cfg.target)
+    methods = instantiate(cfg.reference.methods, _convert_="all")
+    references, missing = runnable(methods, target, options.sampling())
     benchmark = Benchmark(
         drafter=instantiate(cfg.drafter, _convert_="all"),
         verifier=instantiate(cfg.verifier, target=target),
@@ -39,18 +53,12 @@ def main(cfg: DictConfig) -> None:
         batch_size=options.generation.batch_size,
         repeats=options.repeats,
         seed=options.seed,
-        references=instantiate(cfg.reference.methods, _convert_="all"),
+        references=references,
     )
     benchmark.check()
     choices = HydraConfig.get().runtime.choices
     names = {"target": target.name, **{group: choices[group] for group in ("drafter", "verifier")}}
-    folder = Path(HydraConfig.get().runtime.output_dir)
-    log = RunLog(folder, instantiate(cfg.tracker), config(cfg, names))
-    turns = sum(len(prompt.turns) for prompt in prompts) * options.repeats
-    with closing(log), progress_bar(turns) as advance:
-        summary = {**describe(benchmark, names), **benchmark.run(log, advance)}
-    log.finish(summary)
-    print_summary(summary, folder)
+    return benchmark, names, missing
 
 
 @contextmanager

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, fields
+from typing import Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -47,12 +47,25 @@ def settings(cfg: DictConfig) -> Settings:
         omegaconf.ValidationError: a value of the wrong type.
         InputError: a value out of range.
     """
-    plain = OmegaConf.masked_copy(cfg, ["generation", "repeats", "seed"])
-    typed = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Settings), plain))
-    assert isinstance(typed, Settings)
-    for name, value in (("generation.batch_size", typed.generation.batch_size), ("repeats", typed.repeats)):
+    options = typed(cfg, Settings)
+    for name, value in (("generation.batch_size", options.generation.batch_size), ("repeats", options.repeats)):
         if value < 1:
             raise InputError(name, expected="an integer >= 1", got=value, fix="use 1 or more")
-    typed.sampling()  # the ranges of sampling and stopping, before a model is loaded
-    StopRule(typed.generation.max_new_tokens)
-    return typed
+    options.sampling()  # the ranges of sampling and stopping, before a model is loaded
+    StopRule(options.generation.max_new_tokens)
+    return options
+
+
+Options = TypeVar("Options")
+
+
+def typed(cfg: DictConfig, kind: type[Options]) -> Options:
+    """The part of a composed config that the dataclass `kind` describes.
+
+    Raises:
+        omegaconf.ValidationError: a value of the wrong type.
+    """
+    part = OmegaConf.masked_copy(cfg, [field.name for field in fields(kind)])  # type: ignore[arg-type]
+    options = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), part))
+    assert isinstance(options, kind)
+    return options

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -20,8 +21,8 @@ stdout = Console(width=None if sys.stdout.isatty() else 130)
 
 
 @contextmanager
-def progress_bar(total: int) -> Iterator[Callable[[Any], None]]:
-    """A bar on stderr; call what it yields once per prompt and turn."""
+def progress_bar(total: int, what: str = "prompts") -> Iterator[Callable[[Any], None]]:
+    """A bar on stderr; call what it yields once per prompt and turn (or whatever is counted)."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -30,7 +31,7 @@ def progress_bar(total: int) -> Iterator[Callable[[Any], None]]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=stderr) as progress:
-        task = progress.add_task("prompts", total=total)
+        task = progress.add_task(what, total=total)
         yield lambda _: progress.advance(task)
 
 
@@ -57,6 +58,7 @@ def print_summary(summary: Summary, folder: Path) -> None:
     for reference in [s["reference"], *s["other_references"]] if s["reference"] else []:
         rows[f"{reference['name']} tokens/s"] = f"{reference['tokens_per_second']:.1f}"
         rows[f"speedup over {reference['name']}"] = speedup(reference)
+    rows |= {f"{name} tokens/s": escape(why) for name, why in s["missing_references"].items()}
     rows["acceptance rule"] = f"{s['acceptance']} ({loss})"
     rows["texts identical"] = identical(s)
     if s["strays"] is not None:

@@ -18,7 +18,7 @@ from specdec.generate import autoregressive, longest_text, speculative
 from specdec.metrics import Interval, StepMetrics, StepRecord, bootstrap_speedup
 from specdec.prompts import Prompt, PromptEncoder
 from specdec.protocols import AcceptanceRule, Drafter, Verifier
-from specdec.reference import TransformersGenerate
+from specdec.reference import Reference
 from specdec.runlog import RunLog
 from specdec.sampling import SamplingParams
 from specdec.stopping import StopRule
@@ -64,7 +64,7 @@ class Benchmark:
     batch_size: int = 1
     repeats: int = 1
     seed: int = 0
-    references: Sequence[TransformersGenerate] = ()
+    references: Sequence[Reference] = ()
 
     def check(self) -> None:
         """Everything that can be found out before the first token."""
@@ -86,6 +86,11 @@ class Benchmark:
                     for trial in new_trials:
                         on_trial(trial)
         return self._summary(trials, steps, categories)
+
+    @property
+    def turns(self) -> int:
+        """How many trials a run makes."""
+        return sum(len(prompt.turns) for prompt in self.prompts) * self.repeats
 
     @property
     def _encoder(self) -> PromptEncoder:
@@ -145,7 +150,7 @@ class Benchmark:
             done = speculative(ids, *parts, seeds, steps)
             return done.texts, done.seconds
 
-        def reference(method: TransformersGenerate) -> Callable[[], tuple[list[list[int]], float]]:
+        def reference(method: Reference) -> Callable[[], tuple[list[list[int]], float]]:
             return lambda: method.generate(ids, target, self.sampling, self.stop, self.seed)
 
         return {BASE: base, OURS: ours, **{method.name: reference(method) for method in self.references}}
@@ -173,13 +178,13 @@ class Benchmark:
         return {**self._figures(trials, steps), "by_category": by_category, "peak_memory_mb": self._peak_memory_mb()}
 
     def _figures(self, trials: Sequence[Trial], steps: Sequence[StepRecord]) -> dict[str, Any]:
-        speedup, interval = self._speedup_over(BASE, trials)
+        speedup, interval = speedup_over(BASE, OURS, trials)
         references = [
             {
                 "name": method.name,
-                "tokens_per_second": _tokens_per_second(trials, method.name),
-                "speedup": self._speedup_over(method.name, trials)[0],
-                "speedup_ci95": self._speedup_over(method.name, trials)[1],
+                "tokens_per_second": tokens_per_second(trials, method.name),
+                "speedup": speedup_over(method.name, OURS, trials)[0],
+                "speedup_ci95": speedup_over(method.name, OURS, trials)[1],
                 "identical": self._identical_to(method.name, trials),
             }
             for method in self.references
@@ -188,8 +193,8 @@ class Benchmark:
             "prompts": len({trial.prompt.id for trial in trials}),
             **StepMetrics.of(steps).as_dict(),
             "new_tokens": sum(len(trial.texts[OURS]) for trial in trials),
-            "tokens_per_second": _tokens_per_second(trials, OURS),
-            "autoregressive_tokens_per_second": _tokens_per_second(trials, BASE),
+            "tokens_per_second": tokens_per_second(trials, OURS),
+            "autoregressive_tokens_per_second": tokens_per_second(trials, BASE),
             "speedup": speedup,
             "speedup_ci95": interval,
             "reference": references[0] if references else None,
@@ -197,14 +202,6 @@ class Benchmark:
             "divergence": self._divergence(trials),
             "strays": self._strays(trials),
         }
-
-    def _speedup_over(self, other: str, trials: Sequence[Trial]) -> tuple[float, Interval | None]:
-        sums: dict[int, list[float]] = {}
-        for t in trials:
-            new = [len(t.texts[OURS]), t.seconds[OURS], len(t.texts[other]), t.seconds[other]]
-            sums[t.batch] = [a + b for a, b in zip(sums.get(t.batch, [0.0] * 4), new, strict=True)]
-        tokens, seconds, base_tokens, base_seconds = zip(*sums.values(), strict=True)
-        return bootstrap_speedup(tokens, seconds, base_tokens, base_seconds)
 
     def _identical_to(self, other: str, trials: Sequence[Trial]) -> int | None:
         return sum(t.texts[OURS] == t.texts[other] for t in trials) if self.sampling.greedy else None
@@ -273,8 +270,18 @@ class Benchmark:
         return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
 
-def _tokens_per_second(trials: Sequence[Trial], method: str) -> float:
+def tokens_per_second(trials: Sequence[Trial], method: str) -> float:
     return sum(len(t.texts[method]) for t in trials) / sum(t.seconds[method] for t in trials)
+
+
+def speedup_over(other: str, method: str, trials: Sequence[Trial]) -> tuple[float, Interval | None]:
+    """Tokens/s of `method` over those of `other` on the same prompts, with its 95 % interval."""
+    sums: dict[int, list[float]] = {}
+    for t in trials:
+        new = [len(t.texts[method]), t.seconds[method], len(t.texts[other]), t.seconds[other]]
+        sums[t.batch] = [a + b for a, b in zip(sums.get(t.batch, [0.0] * 4), new, strict=True)]
+    tokens, seconds, base_tokens, base_seconds = zip(*sums.values(), strict=True)
+    return bootstrap_speedup(tokens, seconds, base_tokens, base_seconds)
 
 
 def describe(benchmark: Benchmark, names: Mapping[str, Any]) -> dict[str, Any]:

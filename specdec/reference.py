@@ -1,28 +1,77 @@
-"""`transformers`' own `generate`, timed on the same prompts: an outside reference for speedups."""
+"""Other ways to generate, timed on the same prompts: `transformers`, llama.cpp, and our loop with another drafter."""
 
 from __future__ import annotations
 
 import time
-from typing import Any
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from transformers import PreTrainedModel
 
-from specdec.protocols import Rows
+from specdec.errors import InputError
+from specdec.generate import longest_text, speculative
+from specdec.gguf_file import gguf_file, require_plain_llama
+from specdec.protocols import AcceptanceRule, Drafter, Rows, Verifier
 from specdec.sampling import SamplingParams
 from specdec.stopping import StopRule
 from specdec.target import TargetModel
+
+SMALLEST_CONTEXT = 1024  # of llama.cpp: doubled when a text needs more, so that it is seldom loaded again
+
+
+@runtime_checkable
+class Reference(Protocol):
+    """Another way to generate with the same weights, as it is called in results."""
+
+    name: str
+
+    def missing(self, target: TargetModel, sampling: SamplingParams) -> str | None:
+        """What it needs and does not find on this machine; None when it can run.
+
+        Raises:
+            InputError: it never runs with this target or sampling.
+        """
+        ...
+
+    def generate(
+        self, prompts: Rows, target: TargetModel, sampling: SamplingParams, stop: StopRule, seed: int
+    ) -> tuple[list[list[int]], float]:
+        """New token ids of each row, and the seconds they took: prompts included, loading not."""
+        ...
+
+
+def runnable(
+    references: Sequence[Reference], target: TargetModel, sampling: SamplingParams
+) -> tuple[list[Reference], dict[str, str]]:
+    """The references that can run here, and what the others miss, by name."""
+    missing = {reference.name: reference.missing(target, sampling) for reference in references}
+    here = [reference for reference in references if missing[reference.name] is None]
+    return here, {name: why for name, why in missing.items() if why is not None}
 
 
 class TransformersGenerate:
     """name: as it is called in results; options: keyword arguments for `model.generate` that choose a method
     (none: plain decoding; `prompt_lookup_num_tokens`: prompt lookup); assistant: name of a draft model for
-    assisted generation. Methods that speculate take one prompt at a time, as `transformers` does.
+    assisted generation; assistant_options: of that model's generation config, where `transformers` keeps the number of
+    drafted tokens. Methods that speculate take one prompt at a time, as `transformers` does.
     """
 
-    def __init__(self, name: str, options: dict[str, Any] | None = None, assistant: str | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        options: dict[str, Any] | None = None,
+        assistant: str | None = None,
+        assistant_options: dict[str, Any] | None = None,
+    ) -> None:
         self.name, self._options, self._assistant_name = name, dict(options or {}), assistant
+        self._assistant_options = dict(assistant_options or {})
         self._assistant: PreTrainedModel | None = None
+
+    def missing(self, target: TargetModel, sampling: SamplingParams) -> None:
+        return None
 
     @property
     def batched(self) -> bool:
@@ -36,13 +85,13 @@ class TransformersGenerate:
         groups = [list(prompts)] if self.batched else [[prompt] for prompt in prompts]
         extra = {**self._options, **self._sampling(sampling)}
         if self._assistant_name is not None:
-            extra["assistant_model"] = self._load_assistant(target)
+            extra["assistant_model"] = self._load_assistant(self._assistant_name, target)
         texts: list[list[int]] = []
         torch.manual_seed(seed)
         pad = min(target.eos, default=0)
-        begun = time.perf_counter()
         with target.stock() as stock:
             model: Any = stock
+            begun = time.perf_counter()
             for group in groups:
                 longest = max(map(len, group))
                 ids = torch.tensor([[pad] * (longest - len(p)) + list(p) for p in group], device=target.device)
@@ -51,7 +100,8 @@ class TransformersGenerate:
                     ids, attention_mask=real, max_new_tokens=stop.max_new_tokens, pad_token_id=pad, **extra
                 )
                 texts += [stop.cut([], row)[0] for row in out[:, longest:].tolist()]
-        return texts, time.perf_counter() - begun
+            seconds = time.perf_counter() - begun
+        return texts, seconds
 
     @staticmethod
     def _sampling(params: SamplingParams) -> dict[str, Any]:
@@ -60,11 +110,103 @@ class TransformersGenerate:
             return shared
         return {**shared, "temperature": params.temperature, "top_k": params.top_k, "top_p": params.top_p}
 
-    def _load_assistant(self, target: TargetModel) -> PreTrainedModel:
+    def _load_assistant(self, name: str, target: TargetModel) -> PreTrainedModel:
         if self._assistant is None:
             from specdec.models import load
 
-            assert self._assistant_name is not None
-            self._assistant = load(self._assistant_name, device=str(target.device)).model
-            self._assistant.set_attn_implementation("sdpa")
+            with load(name, device=str(target.device), runtime="stock").stock() as model:
+                stock_attention = model.config._attn_implementation
+            model.set_attn_implementation(stock_attention)  # for good: this copy is transformers' alone
+            assert model.generation_config is not None
+            model.generation_config.update(**self._assistant_options)
+            self._assistant = model
         return self._assistant
+
+
+class Speculative:
+    """Our own loop with another drafter, to compare drafters in one run. verifier: called with the target."""
+
+    def __init__(
+        self, name: str, drafter: Drafter, verifier: Callable[[TargetModel], Verifier], rule: AcceptanceRule
+    ) -> None:
+        self.name, self._drafter, self._make_verifier, self._rule = name, drafter, verifier, rule
+        self._verifier: Verifier | None = None
+
+    def missing(self, target: TargetModel, sampling: SamplingParams) -> None:
+        return None
+
+    def generate(
+        self, prompts: Rows, target: TargetModel, sampling: SamplingParams, stop: StopRule, seed: int
+    ) -> tuple[list[list[int]], float]:
+        if self._verifier is None or self._verifier.target is not target:
+            self._verifier = self._make_verifier(target)
+        seeds = [[seed, row] for row in range(len(prompts))]
+        done = speculative(prompts, self._drafter, self._verifier, self._rule, sampling, stop, seeds)
+        return done.texts, done.seconds
+
+
+class LlamaCpp:
+    """llama.cpp through `llama-cpp-python`: the target's weights and a KV cache in fp32, as many threads as torch has.
+
+    num_pred_tokens: tokens drafted by the library's own prompt lookup, 0 for plain decoding; max_ngram_size: the
+    longest suffix it looks for. One prompt at a time, greedy only (its samplers draw in another order).
+    """
+
+    def __init__(self, name: str, num_pred_tokens: int = 0, max_ngram_size: int = 2) -> None:
+        self.name, self._drafted, self._ngram = name, num_pred_tokens, max_ngram_size
+        self._file: Path | None = None
+        self._target: TargetModel | None = None
+        self._loaded: Any = None
+
+    def missing(self, target: TargetModel, sampling: SamplingParams) -> str | None:
+        if find_spec("llama_cpp") is None:
+            return "not installed (pip install -e '.[llama]')"
+        if not sampling.greedy or sampling.repetition_penalty != 1.0:
+            raise InputError(
+                self.name,
+                expected="temperature 0 without a repetition penalty",
+                got=f"temperature {sampling.temperature}, repetition penalty {sampling.repetition_penalty}",
+                fix="leave it out: choose another reference",
+            )
+        require_plain_llama(target)
+        return None
+
+    def generate(
+        self, prompts: Rows, target: TargetModel, sampling: SamplingParams, stop: StopRule, seed: int
+    ) -> tuple[list[list[int]], float]:
+        llama = self._load(target, longest_text(prompts, stop, target.context_window) + self._drafted)
+        texts: list[list[int]] = []
+        begun = time.perf_counter()
+        for prompt in prompts:
+            llama.reset()  # or it would keep what the prompt shares with the last one
+            text: list[int] = []
+            for token in llama.generate(list(prompt), temp=0.0):
+                kept, ended = stop.cut(text, [token])
+                text += kept
+                if ended:
+                    break
+            texts.append(text)
+        return texts, time.perf_counter() - begun
+
+    def _load(self, target: TargetModel, capacity: int) -> Any:
+        """The model with room for `capacity` tokens; loaded again when it has less, and then used once unmeasured."""
+        if self._target is not target:
+            self._target, self._file, self._loaded = target, gguf_file(target), None
+        if self._loaded is None or self._loaded.n_ctx() < capacity:
+            from llama_cpp import GGML_TYPE_F32, Llama
+            from llama_cpp.llama_speculative import LlamaPromptLookupDecoding
+
+            threads = torch.get_num_threads()
+            self._loaded = Llama(
+                str(self._file),
+                n_ctx=max(SMALLEST_CONTEXT, 1 << (capacity - 1).bit_length()),
+                n_threads=threads,
+                n_threads_batch=threads,
+                type_k=GGML_TYPE_F32,
+                type_v=GGML_TYPE_F32,
+                draft_model=LlamaPromptLookupDecoding(self._ngram, self._drafted) if self._drafted else None,
+                logits_all=self._drafted > 0,  # its verification needs them
+                verbose=False,
+            )
+            self._loaded.eval([0])
+        return self._loaded

@@ -139,6 +139,16 @@ class UniformDraws:
         return torch.searchsorted(cdf, (self.uniforms[:, slot] * cdf[:, -1])[:, None], right=True)[:, 0]
 
 
+class GreedyDraws:
+    """At temperature 0 every probability is 0 or 1, and nothing is left to chance."""
+
+    def bernoulli(self, probs: Float[Tensor, " batch"], slot: int) -> Bool[Tensor, " batch"]:
+        return probs > 0
+
+    def categorical(self, probs: Float[Tensor, "batch vocab"], slot: int) -> Int[Tensor, " batch"]:
+        return probs.argmax(-1)
+
+
 class Streams:
     """One reproducible random stream per row, addressed and not advanced.
 
@@ -154,10 +164,10 @@ class Streams:
         self._greedy = sampling.greedy
         self._device = device
 
-    def draws(self, lengths: Sequence[int], phase: int, slots: int) -> UniformDraws:
+    def draws(self, lengths: Sequence[int], phase: int, slots: int) -> Draws:
         """The decisions of `phase` at the step where rows have committed `lengths` tokens."""
-        if self._greedy:  # every probability is 0 or 1: any number decides the same
-            return UniformDraws(torch.zeros(len(lengths), slots, dtype=torch.float64, device=self._device))
+        if self._greedy:
+            return GreedyDraws()
         rows = [
             np.random.Generator(np.random.Philox(key=key, counter=[0, 0, phase, length])).random(slots)
             for key, length in zip(self._keys, lengths, strict=True)

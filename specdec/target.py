@@ -6,6 +6,7 @@ drafter, no acceptance.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,10 +19,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from specdec.attention import ATTENTION_NAME, AttentionContext, choose_kernel
 from specdec.cache import LayerShape, TreeCache
 from specdec.errors import InputError
-from specdec.runtime import choose_runtime
+from specdec.runtime import CapturedForwards, FusedDecoder, NotCovered, choose_runtime
 from specdec.tree import TokenTree
 
-PREFILL_CHUNK = 512  # tokens of a prompt per forward: bounds activation memory, long enough for the matrix units
+FUSED_TOLERANCE = 1e-3  # of the largest value: between rounding (1e-6) and another computation (1)
+PREFILL_CHUNK = 256  # tokens of a prompt per forward: bounds activation memory, long enough for the matrix units
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,13 @@ class TargetModel:
         if model.config._attn_implementation != ATTENTION_NAME:
             raise self._unsupported("its attention cannot be exchanged")
         self.model.base_model.register_forward_hook(self._remember_hidden)
+        self.fused: FusedDecoder | None = None
+        self.graphs: CapturedForwards | None = None
         self.layers = self._probe()
+        if self.runtime is not None:
+            self.fused = self._fused_decoder()
+        elif runtime != "stock" and self.device.type == "cuda":
+            self.graphs = CapturedForwards(self._modules)
 
     @property
     def device(self) -> torch.device:
@@ -108,13 +116,35 @@ class TargetModel:
         positions: of all `block` nodes of the block; mask: which of them each new node sees, None for a
         causal chain; logits_at: the new nodes to compute logits for, None for all.
         """
+        assert cache.has_room(positions.shape[1]), "the cache is too small for this block"
+        tokens = tokens.clamp(min=0)  # padding nodes need some embedding; nobody sees them
+        prefix = max(cache.host_lengths) > 0
+        if self.fused is not None and self.fused.covers(cache):
+            return TargetOutput(*self.fused.forward(cache, tokens, positions, mask, logits_at))
+        if self.graphs is not None and prefix and self.graphs.covers(tokens, mask):
+            return TargetOutput(*self.graphs(cache, tokens, positions, mask, logits_at))
+        return TargetOutput(*self._modules(cache, tokens, positions, mask, logits_at, prefix))
+
+    def _modules(
+        self,
+        cache: TreeCache,
+        tokens: Tensor,
+        positions: Tensor,
+        mask: Tensor | None,
+        logits_at: Tensor | None,
+        prefix: bool = True,
+    ) -> tuple[Tensor, Tensor]:
+        """(logits, hidden) by the model's own modules. Waits for nothing and reads no number on the host, so that it
+        can be captured once and replayed at other lengths."""
         new = tokens.shape[1]
-        tree = AttentionContext(self.kernel, cache, cache.lengths, cache.host_lengths, positions, new, mask)
+        tree = AttentionContext(
+            self.kernel, cache, cache.lengths, cache.host_lengths, positions, new, mask, prefix=prefix
+        )
         cache.open_block(tree.block - new, new)
         # tables of learned positions end at the context window; only padding ever stands behind it
         last = (self.context_window or cache.capacity) - 1
         out = self.model(
-            input_ids=tokens.clamp(min=0),  # padding nodes need some embedding; nobody sees them
+            input_ids=tokens,
             position_ids=positions[:, -new:].clamp(max=last),
             past_key_values=cache,
             use_cache=True,
@@ -123,7 +153,7 @@ class TargetModel:
         )
         hidden, self._hidden = self._hidden, None
         assert hidden is not None
-        return TargetOutput(out.logits, hidden)
+        return out.logits, hidden
 
     def forward_tree(self, cache: TreeCache, tree: TokenTree) -> TargetOutput:
         """Logits and hidden states at every node of the tree; its KV waits for `cache.keep(path)`."""
@@ -186,6 +216,25 @@ class TargetModel:
             raise self._unsupported(str(error)) from error
         return layers
 
+    @torch.inference_mode()
+    def _fused_decoder(self) -> FusedDecoder | None:
+        """The layers in one call, where the kernel knows the modules and computes what the model computes."""
+        try:
+            fused = FusedDecoder(self.model)
+            cache = self.new_cache(1, 6)
+            self.prefill(cache, [[1, 2]])
+            tree = TokenTree.from_rows([[3, 4, 5, 6]], [[-1, 0, 0, 2]])
+            theirs = self.forward_tree(cache, tree)
+            positions = cache.lengths[:, None] + tree.depth
+            ours = TargetOutput(*fused.forward(cache, tree.tokens, positions, tree.ancestor_mask, None))
+            off = max(_apart(ours.logits, theirs.logits), _apart(ours.hidden, theirs.hidden))
+            if not off <= FUSED_TOLERANCE:
+                raise NotCovered(f"its layers are wired differently (results {off:.0e} apart)")
+        except NotCovered as reason:
+            warnings.warn(f"{type(self.model).__name__} runs module by module: {reason}", stacklevel=3)
+            return None
+        return fused
+
     def _unsupported(self, why: str) -> InputError:
         return InputError(
             "target",
@@ -193,3 +242,8 @@ class TargetModel:
             got=f"{type(self.model).__name__} ({why})",
             fix="choose another model, or update transformers",
         )
+
+
+def _apart(a: Tensor, b: Tensor) -> float:
+    """Largest difference, as a share of the largest value."""
+    return float((a - b).abs().max() / b.abs().max())

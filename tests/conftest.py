@@ -1,14 +1,22 @@
 """Type checks at run time for our packages, and the models that tests share."""
 
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 import torch
 from jaxtyping import install_import_hook
 
 import tests.typecheck  # noqa: F401  (the hook finds the checker by its dotted name)
 
-# before the first import of what it checks
-install_import_hook(["specdec", "drafters", "verifiers"], "tests.typecheck.check")
+# before the first import of what it checks; Dynamo cannot trace through the checks (test_graphs.py)
+if "UNTYPED" not in os.environ:
+    install_import_hook(["specdec", "drafters", "verifiers"], "tests.typecheck.check")
 
+from experiments import entry
 from specdec.models import load_tiny
 from specdec.target import TargetModel
 
@@ -32,3 +40,22 @@ def tiny_draft(noise: float = 0.02) -> TargetModel:
         for weight in draft.model.parameters():
             weight += noise * torch.randn(weight.shape, generator=generator)
     return draft
+
+
+@pytest.fixture
+def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Callable[..., tuple]:
+    """Call an entry point in this process: its status, its `summary.json`, and what it printed."""
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+
+    def run(main: Callable[[], None], *overrides: str) -> tuple[int, dict, str]:
+        monkeypatch.setattr(sys, "argv", ["entry", f"hydra.run.dir={tmp_path}", *overrides])
+        status = 0
+        try:
+            entry.launch(main)
+        except SystemExit as end:
+            status = int(end.code or 0)
+        captured = capsys.readouterr()
+        file = tmp_path / "summary.json"
+        return status, json.loads(file.read_text("utf-8")) if file.exists() else {}, captured.out + captured.err
+
+    return run

@@ -2,33 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from experiments import compare_acceptance, study_acceptance
-from experiments.entry import launch
 
 TINY = ["target=tiny", "target.device=cpu", "prompts.limit=2", "generation.max_new_tokens=4", "draws=2"]
-
-
-@pytest.fixture
-def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Callable[..., tuple]:
-    def run(main: Callable[[], None], *overrides: str) -> tuple[int, dict, str]:
-        monkeypatch.setattr(sys, "argv", ["compare", f"hydra.run.dir={tmp_path}", *overrides])
-        status = 0
-        try:
-            launch(main)
-        except SystemExit as end:
-            status = int(end.code or 0)
-        captured = capsys.readouterr()
-        file = tmp_path / "summary.json"
-        return status, json.loads(file.read_text("utf-8")) if file.exists() else {}, captured.out + captured.err
-
-    return run
 
 
 def test_rules_are_compared_on_the_same_trees(call: Callable[..., tuple], tmp_path: Path) -> None:

@@ -33,7 +33,8 @@ def test_verifiers_take_a_target(choice: str, tiny: TargetModel) -> None:
 
 @pytest.mark.parametrize("choice", group("reference"))
 def test_references_have_names(choice: str) -> None:
-    cfg = composed(f"reference={choice}", "drafter=draft_model")
+    draft = ["reference.draft=tiny"] if choice == "all" else []
+    cfg = composed(f"reference={choice}", "drafter=draft_model", *draft)
     assert all(method.name for method in instantiate(cfg.reference.methods, _convert_="all"))
 
 

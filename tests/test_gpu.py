@@ -82,3 +82,28 @@ def test_greedy_text_on_the_gpu_is_the_targets_own(kind: str) -> None:
     done = speculative(prompts, drafter, TreeAttention(target), Exact(), sampling, stop, seeds)
     assert done.texts == autoregressive(prompts, target, sampling, stop, seeds).texts
     assert all(set(step.ms) == {"draft", "verify", "accept", "commit"} for step in done.steps)
+
+
+@pytest.mark.parametrize("kernel", ["dense", pytest.param("flash_attn", marks=needs_flash)])
+@torch.inference_mode()
+def test_captured_forwards_equal_the_modules_at_every_length(kernel: str) -> None:
+    """Captured at one length, replayed at others; a second batch in the same cache replays what the first captured."""
+    dtype = torch.float32 if kernel == "dense" else torch.bfloat16
+    target = TargetModel(build("llama").to("cuda", dtype), name="llama", kernel=kernel)
+    graphs = target.graphs
+    assert graphs is not None
+    prompts = rows([9, 4, 2])
+    tree = tree_over(prompts)
+    tree = type(tree)(tree.tokens.cuda(), tree.parents.cuda())
+    cache = target.new_cache(3, CAPACITY)
+    for _ in range(2):
+        cache.crop([0, 0, 0])
+        target.prefill(cache, prompts)
+        for counts in ([1, 2, 1], [3, 1, 2]):
+            replayed = target.forward_tree(cache, tree).logits[tree.valid].clone()
+            target.graphs = None
+            plain = target.forward_tree(cache, tree).logits[tree.valid]
+            target.graphs = graphs
+            torch.testing.assert_close(replayed, plain, atol=BF16_TOLERANCE if kernel != "dense" else 1e-5, rtol=1e-4)
+            cache.advance(counts)
+    assert len(graphs._replays[cache]) == 1

@@ -13,6 +13,8 @@ from specdec.sampling import SamplingParams
 from specdec.target import TargetModel
 from specdec.tree import TokenTree, histories
 
+ROOM = 256  # a cache's capacity is a multiple of it, so that one serves many prompts
+
 
 class TreeAttention:
     def __init__(self, target: TargetModel) -> None:
@@ -22,7 +24,10 @@ class TreeAttention:
 
     def prefill(self, rows: Rows, sampling: SamplingParams, capacity: int) -> Scores:
         self._sampling = sampling
-        self._cache = self.target.new_cache(len(rows), capacity)
+        if self._cache is not None and self._cache.fits(len(rows), capacity):
+            self._cache.crop([0] * len(rows))  # the same addresses again: what was captured stays valid
+        else:
+            self._cache = self.target.new_cache(len(rows), -(-capacity // ROOM) * ROOM)
         out = self.target.prefill(self._cache, rows)
         return Scores(sampling.probabilities(out.logits[:, 0], rows)[:, None], out.hidden)
 

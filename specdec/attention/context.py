@@ -26,8 +26,9 @@ class AttentionContext:
 
     mask       [batch new block]  which block nodes a new node sees; None: causal (then new == block)
     positions  [batch block]      absolute positions of the block's nodes (prefix + depth)
+    host_lengths  the same as `lengths`, known on the host without waiting for the device. Only a CPU kernel may
+               read it: what is captured as a CUDA graph is replayed at other lengths
     prefix     False only when nothing is committed in any row (the start of a prompt)
-    host_lengths  the same as `lengths`, known on the host without waiting for the device
 
     A block of one node sees the prefix and itself: it is attended to as a prefix that is one longer
     (`seen`, `host_seen`), in one part instead of two.
@@ -40,16 +41,16 @@ class AttentionContext:
     positions: Int[Tensor, "batch block"]
     new: int
     mask: Bool[Tensor, "batch new block"] | None
+    prefix: bool = True
     _visible: dict[int | None, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        own = 1 if self.block == 1 else 0
-        self.seen = self.lengths + own
-        self.host_seen = [length + own for length in self.host_lengths]
+        self._own = 1 if self.block == 1 else 0
+        self.seen = self.lengths + self._own
 
     @property
-    def prefix(self) -> bool:
-        return max(self.host_lengths) > 0
+    def host_seen(self) -> list[int]:
+        return [length + self._own for length in self.host_lengths]
 
     @property
     def block(self) -> int:

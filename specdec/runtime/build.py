@@ -19,7 +19,8 @@ class BuildError(RuntimeError):
 
 
 def load_library(source: Path) -> ctypes.CDLL:
-    """The compiled library, from the cache where it was built before (about 2 s the first time).
+    """The compiled library of `source` and the headers beside it, from the cache where it was built before (some
+    seconds the first time).
 
     Raises:
         BuildError: there is no C++ compiler, or it failed.
@@ -29,7 +30,8 @@ def load_library(source: Path) -> ctypes.CDLL:
         raise BuildError("no C++ compiler was found (install g++ or set CXX)")
     attempts = _commands(compiler, source)
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
-    key = "\0".join([source.read_text("utf-8"), version, _cpu(), repr(attempts)])
+    texts = [file.read_text("utf-8") for file in sorted({source, *source.parent.glob("*.hpp")})]
+    key = "\0".join([*texts, version, _cpu(), repr(attempts)])
     library = cache_folder() / "kernels" / f"{source.stem}-{hashlib.sha256(key.encode()).hexdigest()[:24]}.so"
     if not library.exists():
         _build(attempts, library)
@@ -42,7 +44,7 @@ def _compilers() -> list[str]:
 
 def _commands(compiler: str, source: Path) -> list[list[str]]:
     """What to try, best first: for this very CPU with threads, then with less."""
-    base = [compiler, "-std=c++17", "-O3", "-fPIC", "-shared", str(source)]
+    base = [compiler, "-std=c++17", "-O3", "-ffp-contract=off", "-fPIC", "-shared", str(source)]
     # link the OpenMP runtime that torch has loaded: two runtimes would mean two thread pools
     threads = ["-fopenmp", "-Wl,--as-needed", *_loaded_openmp()[:1]]
     return [[*base, "-march=native", *threads], [*base, "-mcpu=native", *threads], [*base, "-fopenmp"], base]

@@ -10,7 +10,9 @@ from transformers import PreTrainedModel
 
 from specdec.errors import InputError
 from specdec.runtime.build import BuildError
-from specdec.runtime.few_rows import FewRowLinear, kernel
+from specdec.runtime.few_rows import FewRowLinear
+from specdec.runtime.library import kernels
+from specdec.runtime.quantised import QuantisedLinear
 
 RUNTIMES = ("auto", "fast", "stock")
 
@@ -45,7 +47,8 @@ def linear(weight: Tensor, bias: Tensor | None = None, *, fast: bool) -> torch.n
 
 
 def choose_runtime(name: str, model: PreTrainedModel) -> FastRuntime | None:
-    """`stock`: None. `fast`: the fast products. `auto`: fast where it can be had (fp32 on a CPU, a compiler).
+    """`stock`: None. `fast`: the fast products. `auto`: fast where it can be had (fp32 on a CPU, a compiler). None on
+    CUDA too.
 
     Raises:
         InputError: an unknown name, or `fast` where there is no compiler or nothing it covers.
@@ -54,9 +57,9 @@ def choose_runtime(name: str, model: PreTrainedModel) -> FastRuntime | None:
         raise InputError(
             "target.runtime", expected=f"one of {', '.join(RUNTIMES)}", got=repr(name), fix="use runtime=auto"
         )
-    if name == "stock":
+    if name == "stock" or model.device.type == "cuda":  # there, `CapturedForwards` is what is fast
         return None
-    has_products = any(FewRowLinear.covers(module) for module in model.modules())
+    has_products = any(FewRowLinear.covers(m) or isinstance(m, QuantisedLinear) for m in model.modules())
     if not has_products and name == "auto":
         return None
     try:
@@ -64,7 +67,7 @@ def choose_runtime(name: str, model: PreTrainedModel) -> FastRuntime | None:
             raise BuildError(
                 f"{type(model).__name__} in {model.dtype} on {model.device} has no fp32 nn.Linear on a CPU"
             )
-        kernel()
+        kernels()
     except BuildError as error:
         if name == "fast":
             raise InputError(

@@ -40,7 +40,9 @@ def top_down(
         ratio = p.gather(1, x) if q is None else quotient(p.gather(1, x), q.gather(1, x))
         accepted = draws.bernoulli(torch.where(offered, ratio[:, 0].clamp(max=1), 0), child)
         rejected = offered & ~accepted
-        if not none_of(rejected):
+        if not none_of(
+            rejected & (ratio[:, 0] > 0) if q is None else rejected
+        ):  # a one-hot q takes nothing from p(x) = 0
             rest = p.scatter(1, x, 0.0) if q is None else leftover(p, q, torch.ones_like(p[:, 0]))
             p = choose(rejected, normalised(rest, p), p)
             q = None if q is None else choose(rejected, after_rejection(q, x), q)

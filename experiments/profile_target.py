@@ -1,0 +1,172 @@
+"""What a forward of the target costs against tokens, prefix and batch: a table, `profile.json`, and a plot.
+
+python -m experiments.profile_target target=smollm2_135m
+python -m experiments.profile_target target=smollm2_135m target.runtime=stock grid.tokens=[] rounds=10
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import hydra
+import plotly.graph_objects as go
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from plotly.subplots import make_subplots
+from rich.table import Table
+
+from experiments.compare_acceptance import COLOURS
+from experiments.entry import CONF, launch, one_line_errors, stderr
+from experiments.settings import typed
+from experiments.tables import progress_bar, stdout
+from specdec.profiling import Footprint, figures, fitting, profile, sweep
+from specdec.runlog import provenance, write_json
+
+AXES = {"tokens": "tokens in a forward", "prefix": "tokens before it", "batch": "rows"}
+Figures = dict[str, Any]
+
+
+@dataclass
+class Base:
+    tokens: int
+    prefix: int
+    batch: int
+
+
+@dataclass
+class Axes:
+    tokens: list[int]
+    prefix: list[int]
+    batch: list[int]
+
+
+@dataclass
+class Sweeps:
+    """See conf/profile_target.yaml."""
+
+    base: Base
+    axes: Axes
+    grid: Axes
+    rounds: int
+    buffer_mib: int
+    matrix: int
+    seed: int
+
+
+@hydra.main(config_path=CONF, config_name="profile_target", version_base="1.3")
+@one_line_errors()
+def main(cfg: DictConfig) -> None:
+    o = typed(cfg, Sweeps)
+    base, axes, grid = asdict(o.base), asdict(o.axes), asdict(o.grid)
+    sweep(base, axes, grid)  # refuses points that cannot be, before a model is loaded
+    target = instantiate(cfg.target)
+    clip(base, axes, grid, target.context_window)
+    points = sweep(base, axes, grid)
+    with progress_bar(o.rounds, "rounds") as advance:
+        measured = profile(target, points, o.rounds, o.seed, o.buffer_mib, o.matrix, on_round=advance)
+    rows = figures(Footprint.of(target), measured)
+    ceilings = measured.ceilings
+    head = {
+        "target": target.name,
+        "device": str(target.device),
+        "dtype": str(target.dtype).removeprefix("torch."),
+        "kernel": target.kernel.name,
+        "ceilings": {
+            "gb_per_second": ceilings.bytes_per_second / 1e9,
+            "gflop_per_second": ceilings.flops_per_second / 1e9,
+        },
+    }
+    origin = provenance()
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    write_json(folder / "profile.json", {**head, "points": rows, "provenance": origin})
+    title = f"a forward of {target.name} ({head['device']}, {head['dtype']}, {origin['threads']} threads)"
+    plot(rows, base, grid, title).write_html(folder / "profile.html", include_plotlyjs=True)
+    stdout.print(table(rows, base, title))
+    stdout.print(
+        f"this machine at best: reads {ceilings.bytes_per_second / 1e9:.1f} GB/s, multiplies "
+        f"{ceilings.flops_per_second / 1e9:.0f} GFLOP/s"
+    )
+    stdout.print(f"run folder: {folder} (profile.json, plot: profile.html)", soft_wrap=True, highlight=False)
+
+
+def clip(base: dict[str, int], axes: dict[str, list[int]], grid: dict[str, list[int]], window: int | None) -> None:
+    """Shorten prefixes, in place, so that the most tokens of the run fit behind every one of them; say which."""
+    tokens = max([base["tokens"], *axes["tokens"], *grid["tokens"]])
+    wanted = {base["prefix"], *axes["prefix"], *grid["prefix"]}
+    axes["prefix"], grid["prefix"] = (fitting(part["prefix"], tokens, window) for part in (axes, grid))
+    (base["prefix"],) = fitting([base["prefix"]], tokens, window)
+    kept = {base["prefix"], *axes["prefix"], *grid["prefix"]}
+    for prefix in sorted(wanted - kept):
+        stderr.print(
+            f"prefix {prefix} is cut to {max(kept)}: the context window is {window} tokens, {tokens} of them new"
+        )
+
+
+def table(rows: Sequence[Figures], base: dict[str, int], title: str) -> Table:
+    """The three sweeps around the base point; the grid is in the plot and in `profile.json`."""
+    out = Table(title=title)
+    for column in ("tokens", "prefix", "batch", "ms [quartiles]", "min", "GB/s", "of best", "GFLOP/s", "of best"):
+        out.add_column(column, justify="right", no_wrap=True)
+    for axis in AXES:
+        out.add_section()
+        for row in curve(rows, base, axis):
+            low, high = row["ms"]["quartiles"]
+            out.add_row(
+                *(f"{row[name]:,}" if name == axis else f"[dim]{row[name]:,}[/dim]" for name in AXES),
+                f"{row['ms']['median']:.1f} [{low:.1f}, {high:.1f}]",
+                f"{row['ms']['min']:.1f}",
+                f"{row['gb_per_second']:.1f}",
+                f"{row['of_read_ceiling']:.0%}",
+                f"{row['gflop_per_second']:.0f}",
+                f"{row['of_product_ceiling']:.0%}",
+            )
+    return out
+
+
+def curve(rows: Sequence[Figures], base: dict[str, int], axis: str) -> list[Figures]:
+    """The points that differ from `base` along one axis only, in its order."""
+    others = [name for name in AXES if name != axis]
+    return sorted((r for r in rows if all(r[name] == base[name] for name in others)), key=lambda r: r[axis])
+
+
+def plot(rows: Sequence[Figures], base: dict[str, int], grid: dict[str, list[int]], title: str) -> go.Figure:
+    """Time along each axis, and what no forward can beat; tokens also at every prefix and batch of the grid."""
+    figure = make_subplots(cols=len(AXES), subplot_titles=list(AXES.values()))
+    for column, axis in enumerate(AXES, 1):
+        bases = [base]
+        if axis == "tokens" and grid["tokens"]:
+            crossed = ({"prefix": p, "batch": b} for p, b in product(grid["prefix"], grid["batch"]))
+            bases += [{**base, **other} for other in crossed if {**base, **other} != base]
+        for number, start in enumerate(bases):
+            points = curve(rows, start, axis)
+            x, colour = [p[axis] for p in points], COLOURS[number % len(COLOURS)]
+            name = f"prefix {start['prefix']}, batch {start['batch']}" if axis == "tokens" else f"along {axis}"
+            middles = [p["ms"]["median"] for p in points]
+            low, high = zip(*(p["ms"]["quartiles"] for p in points), strict=True)
+            figure.add_scatter(
+                x=x,
+                y=middles,
+                error_y={
+                    "array": [h - m for h, m in zip(high, middles, strict=True)],
+                    "arrayminus": [m - q for m, q in zip(middles, low, strict=True)],
+                },
+                name=name,
+                line={"color": colour},
+                row=1,
+                col=column,
+            )
+            limit = [p["limit_ms"] for p in points]
+            style = {"color": colour, "dash": "dot"}
+            figure.add_scatter(x=x, y=limit, name=f"{name}: limit", mode="lines", line=style, row=1, col=column)
+        figure.update_xaxes(title=axis, type="linear" if axis == "prefix" else "log", col=column)
+    figure.update_yaxes(title="ms", rangemode="tozero", col=1)
+    return figure.update_layout(title=title, template="plotly_white")
+
+
+if __name__ == "__main__":
+    launch(main)

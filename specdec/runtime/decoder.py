@@ -1,0 +1,191 @@
+"""All layers of a Llama-like model in one call, for few tokens on a CPU (`kernels/decoder.cpp`).
+
+The model is read, not changed: where its modules are the ones the kernel knows (RMSNorm, rotary embedding,
+grouped-query attention, a gated SiLU feed-forward part), their weights are used in place. That the modules
+are also wired as the kernel does it is not taken on trust: `TargetModel` compares the two before it relies
+on it. Covers Llama, Mistral, Qwen2, Qwen3, Phi-3, SmolLM3 and what is built like them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+
+from specdec.cache import TreeCache
+from specdec.runtime import library as lib
+from specdec.runtime.few_rows import NotCovered, matrix
+
+_RECORDER = "specdec_recorder"
+
+
+class FusedDecoder:
+    """Reads the layers of `model`.
+
+    The weights are read in place: their values may change, but they must not move.
+
+    Raises:
+        NotCovered: a module, an attention feature or a dtype that the kernel does not have.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        base: Any = model.base_model
+        self._decode = lib.kernels().decode
+        try:
+            calls, windows = _attention_calls(model)
+            heads, kv_heads, head_dim, scale = calls[0]
+            if any(call != calls[0] for call in calls):
+                raise NotCovered("its layers differ in their attention")
+            self._window = min(windows, default=None)
+            self._rotary: Any = base.rotary_emb
+            embed: Any = model.get_input_embeddings()
+            self._embed: nn.Module = embed
+            self._layers = (lib.Layer * len(base.layers))(
+                *[_layer(layer, heads, kv_heads, head_dim) for layer in base.layers]
+            )
+            output: Any = model.get_output_embeddings()
+            self._vocabulary = output.out_features
+            cos, _ = self._cos_sin(torch.zeros(1, 1, dtype=torch.long))
+            inner = self._layers[0].gate_up[0].n
+            self._struct = lib.Decoder(
+                embed.weight.shape[1],
+                inner,
+                cos.shape[-1],
+                lib.Heads(heads, kv_heads, head_dim, scale),
+                _norm(base.norm),
+                matrix(output),
+                self._layers,
+            )
+        except AttributeError as error:
+            raise NotCovered(f"{type(model).__name__} is built differently ({error})") from error
+        self._cache_tables: WeakKeyDictionary[TreeCache, Any] = WeakKeyDictionary()
+
+    def covers(self, cache: TreeCache) -> bool:
+        """Whether every text that fits the cache is seen as a whole (the kernel has no sliding windows)."""
+        return self._window is None or cache.capacity <= self._window
+
+    def forward(
+        self,
+        cache: TreeCache,
+        tokens: Int[Tensor, "batch new"],
+        positions: Int[Tensor, "batch block"],
+        mask: Bool[Tensor, "batch new block"] | None,
+        logits_at: Int[Tensor, "batch kept"] | None,
+    ) -> tuple[Float[Tensor, "batch kept vocab"], Float[Tensor, "batch new dim"]]:
+        """(logits, hidden) as in `TargetModel.forward`."""
+        batch, new = tokens.shape
+        x = self._embed(tokens)
+        cos, sin = self._cos_sin(positions[:, -new:])
+        mask = None if mask is None else mask.contiguous()
+        rows = torch.arange(batch)[:, None] * new
+        keep = rows + (torch.arange(new) if logits_at is None else logits_at)
+        hidden, logits = torch.empty_like(x), torch.empty(*keep.shape, self._vocabulary)
+        texts = lib.Texts(batch, positions.shape[1], new, cache.lengths.data_ptr(), lib.address(mask), cache.capacity)
+        forward = lib.Forward(
+            texts,
+            0,
+            len(self._layers),
+            x.data_ptr(),
+            cos.data_ptr(),
+            sin.data_ptr(),
+            ctypes.addressof(self._table(cache)),
+            hidden.data_ptr(),
+            keep.numel(),
+            keep.data_ptr(),
+            logits.data_ptr(),
+        )
+        self._decode(self._struct, forward)
+        return logits, hidden
+
+    def _cos_sin(self, positions: Int[Tensor, "batch new"]) -> tuple[Tensor, Tensor]:
+        cos, sin = self._rotary(torch.empty(0), positions)
+        return cos.contiguous(), sin.contiguous()
+
+    def _table(self, cache: TreeCache) -> Any:
+        """Where the cache keeps every layer's keys and values."""
+        if cache not in self._cache_tables:
+            tensors = [tensor for i in range(len(self._layers)) for tensor in cache.layer(i)]
+            self._cache_tables[cache] = (ctypes.c_void_p * len(tensors))(*[t.data_ptr() for t in tensors])
+        return self._cache_tables[cache]
+
+
+def _layer(layer: Any, heads: int, kv_heads: int, head_dim: int) -> lib.Layer:
+    attention, mlp = layer.self_attn, layer.mlp
+    sizes = [heads * head_dim, kv_heads * head_dim, kv_heads * head_dim]
+    if hasattr(attention, "qkv_proj"):  # Phi-3 has one matrix for all three, and one for gate and up
+        starts = [0, sizes[0], sizes[0] + sizes[1]]
+        qkv = [matrix(attention.qkv_proj, start, size) for start, size in zip(starts, sizes, strict=True)]
+    else:
+        qkv = [matrix(linear) for linear in (attention.q_proj, attention.k_proj, attention.v_proj)]
+    if hasattr(mlp, "gate_up_proj"):
+        inner = mlp.gate_up_proj.out_features // 2
+        gate_up = [matrix(mlp.gate_up_proj, start, inner) for start in (0, inner)]
+        activation = mlp.activation_fn
+    else:
+        gate_up = [matrix(mlp.gate_proj), matrix(mlp.up_proj)]
+        activation = mlp.act_fn
+    if [m.n for m in qkv] != sizes or not type(activation).__name__.startswith("SiLU"):
+        raise NotCovered(f"{type(mlp).__name__} with {type(activation).__name__}")
+    q_norm, k_norm = (getattr(attention, name, None) for name in ("q_norm", "k_norm"))
+    if any(norm is not None and norm.weight.numel() != head_dim for norm in (q_norm, k_norm)):
+        raise NotCovered("its queries are normed across heads")
+    return lib.Layer(
+        _norm(layer.input_layernorm),
+        _norm(q_norm),
+        _norm(k_norm),
+        _norm(layer.post_attention_layernorm),
+        (lib.Matrix * 3)(*qkv),
+        matrix(attention.o_proj),
+        (lib.Matrix * 2)(*gate_up),
+        matrix(mlp.down_proj),
+        int(getattr(attention, "use_rope", True)),
+    )
+
+
+def _norm(norm: Any) -> lib.Norm:
+    if norm is None:
+        return lib.Norm(None, 0.0)
+    if not type(norm).__name__.endswith("RMSNorm") or norm.weight.dtype is not torch.float32:
+        raise NotCovered(f"{type(norm).__name__} in {norm.weight.dtype}")
+    return lib.Norm(norm.weight.data_ptr(), norm.variance_epsilon)
+
+
+def _attention_calls(model: PreTrainedModel) -> tuple[list[tuple[int, int, int, float]], list[int]]:
+    """Query heads, KV heads, head size and scale of every layer, from the calls that the model itself makes; and
+    the sliding windows among them."""
+    calls: list[tuple[int, int, int, float]] = []
+    windows: list[int] = []
+
+    def record(
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: object, scaling: float, **kwargs: Any
+    ) -> tuple[Tensor, None]:
+        for feature in ("softcap", "s_aux"):
+            if kwargs.get(feature) is not None:
+                raise NotCovered(f"{type(module).__name__} has a {feature}")
+        if kwargs.get("sliding_window") is not None:
+            windows.append(kwargs["sliding_window"])
+        if key.shape != value.shape or query.dtype is not torch.float32:
+            raise NotCovered(f"{type(module).__name__} has keys and values of two sizes, or is not in fp32")
+        if query.shape[-1] % lib.kernels().lanes():
+            raise NotCovered(f"heads of size {query.shape[-1]}")
+        calls.append((query.shape[1], key.shape[1], query.shape[-1], scaling))
+        groups = query.shape[1] // key.shape[1]  # one token attends to itself only
+        return value.repeat_interleave(groups, 1).transpose(1, 2), None
+
+    AttentionInterface.register(_RECORDER, record)
+    AttentionMaskInterface.register(_RECORDER, lambda *_, **__: None)
+    before = model.config._attn_implementation
+    try:
+        model.set_attn_implementation(_RECORDER)
+        with torch.inference_mode():
+            model(input_ids=torch.zeros(1, 1, dtype=torch.long))
+    finally:
+        model.set_attn_implementation(before)
+    if not calls:
+        raise NotCovered("its attention cannot be exchanged")
+    return calls, windows

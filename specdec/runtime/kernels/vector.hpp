@@ -1,0 +1,100 @@
+// One vector of floats for this CPU, and the few functions the kernels need of it. Arithmetic is written
+// with the compiler's vector operators; only what differs between instruction sets is spelled out.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#define INLINE static inline __attribute__((always_inline))
+#define UNROLL _Pragma("GCC unroll 16")
+
+// LANES floats. ROWS x COLS is the register tile of a product: ROWS * COLS accumulators, COLS weights and
+// one x must fit in the machine's vector registers. KEEP stops the compiler from loading a value again.
+#if defined(__AVX512F__)
+#include <immintrin.h>
+using Vec = __m512;
+enum { LANES = 16, ROWS = 8, COLS = 3 };
+INLINE void fma(Vec& a, Vec b, Vec c) { a = _mm512_fmadd_ps(b, c, a); }
+#define KEEP(v) asm("" : "+v"(v))
+#elif defined(__AVX2__) && defined(__FMA__)
+#include <immintrin.h>
+using Vec = __m256;
+enum { LANES = 8, ROWS = 4, COLS = 3 };
+INLINE void fma(Vec& a, Vec b, Vec c) { a = _mm256_fmadd_ps(b, c, a); }
+#define KEEP(v) asm("" : "+x"(v))
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+typedef float Vec __attribute__((vector_size(16)));
+enum { LANES = 4, ROWS = 8, COLS = 3 };
+INLINE void fma(Vec& a, Vec b, Vec c) { a = (Vec)vfmaq_f32((float32x4_t)a, (float32x4_t)b, (float32x4_t)c); }
+#define KEEP(v) asm("" : "+w"(v))
+#else  // anything else: the compiler has 16-byte vectors, or emulates them
+typedef float Vec __attribute__((vector_size(16)));
+enum { LANES = 4, ROWS = 4, COLS = 2 };
+INLINE void fma(Vec& a, Vec b, Vec c) { a += b * c; }
+#define KEEP(v)
+#endif
+typedef int32_t Ints __attribute__((vector_size(LANES * 4)));
+
+INLINE Vec all(float x) { return Vec{} + x; }
+INLINE Vec load(const float* p) { Vec v; memcpy(&v, p, sizeof v); return v; }
+INLINE void store(float* p, Vec v) { memcpy(p, &v, sizeof v); }
+
+// LANES small integers as 32-bit ones
+#if defined(__AVX512F__)
+INLINE Ints widen(const uint16_t* p) { return (Ints)_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)); }
+INLINE Ints widen(const int8_t* p) { return (Ints)_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)); }
+INLINE Ints widen(const uint8_t* p) { return (Ints)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p)); }
+#elif defined(__AVX2__) && defined(__FMA__)
+INLINE Ints widen(const uint16_t* p) { return (Ints)_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)); }
+INLINE Ints widen(const int8_t* p) { return (Ints)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p)); }
+INLINE Ints widen(const uint8_t* p) { return (Ints)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p)); }
+#else
+template <class T> INLINE Ints widen(const T* p) { return Ints{p[0], p[1], p[2], p[3]}; }
+#endif
+
+INLINE Vec max(Vec a, Vec b) { return a > b ? a : b; }
+
+// The lanes' sum by a fixed tree: halves are added until one number is left.
+INLINE float sum(Vec v) {
+#if defined(__AVX2__) && defined(__FMA__) && !defined(__AVX512F__)  // the same tree in registers
+  __m128 a = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+  a = _mm_add_ps(a, _mm_movehl_ps(a, a));
+  return _mm_cvtss_f32(_mm_add_ss(a, _mm_movehdup_ps(a)));
+#else
+  float t[LANES];
+  store(t, v);
+  UNROLL for (int n = LANES / 2; n; n /= 2)
+    UNROLL for (int i = 0; i < n; i++) t[i] += t[i + n];
+  return t[0];
+#endif
+}
+
+INLINE float largest(Vec v) {
+  float t[LANES], m;
+  store(t, v);
+  m = t[0];
+  for (int i = 1; i < LANES; i++) m = t[i] > m ? t[i] : m;
+  return m;
+}
+
+// e^x to about 2 units in the last place; 0 below -87, where floats end, and capped above 88. e^0 is exactly 1.
+INLINE Vec exp(Vec x) {
+  const Vec low = all(-87.f), high = all(88.f), in = x < low ? low : x > high ? high : x;
+  Vec t = all(12582912.f);  // 1.5 * 2^23: adding it rounds to an integer, which then stands in the low bits
+  fma(t, in, all(1.44269504f));
+  const Vec n = t - all(12582912.f);
+  Vec r = in;
+  fma(r, n, all(-0.693359375f));  // ln 2 in two parts
+  fma(r, n, all(2.12194440e-4f));
+  Vec p = all(1.9875691500e-4f), q;
+  q = all(1.3981999507e-3f); fma(q, p, r);
+  p = all(8.3334519073e-3f); fma(p, q, r);
+  q = all(4.1665795894e-2f); fma(q, p, r);
+  p = all(1.6666665459e-1f); fma(p, q, r);
+  q = all(5.0000001201e-1f); fma(q, p, r);
+  p = all(1.f) + r;
+  fma(p, q, r * r);
+  const Vec y = p * (Vec)(((Ints)t - (0x4B400000 - 127)) << 23);
+  return x < low ? Vec{} : y;
+}

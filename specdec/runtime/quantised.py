@@ -1,0 +1,123 @@
+"""Weights in lower precision: bf16, int8 or int4, widened to fp32 in the first-level cache as they are used.
+
+A decode step reads a half, a quarter or less than a sixth of the bytes; activations stay in fp32. The
+quantised model is then the target: lossless means with respect to it, and references run it too.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+from specdec.errors import InputError
+from specdec.runtime import library as lib
+from specdec.runtime.build import BuildError
+
+WEIGHTS = ("stored", "bf16", "int8", "int4")
+GROUP = 32  # int4 weights that share a scale, as in kernels/product.hpp
+
+
+class QuantisedLinear(nn.Module):
+    """An `nn.Linear` on a CPU whose weights are kept as `weights` says; `linear` itself is not changed.
+
+    int8: one scale per output. int4: one scale per 32 inputs, two weights a byte. Both round to the nearest of a
+    symmetric grid.
+    """
+
+    codes: Tensor
+    scale: Tensor | None
+    bias: Tensor | None
+
+    def __init__(self, linear: nn.Linear, weights: str) -> None:
+        super().__init__()
+        self.in_features, self.out_features, self.weights = linear.in_features, linear.out_features, weights
+        w = linear.weight.detach().float()
+        scale = None
+        if weights == "bf16":
+            self.kind, codes = lib.BFLOAT16, w.bfloat16()
+        elif weights == "int8":
+            scale = _scale(w, 127)
+            self.kind, codes = lib.INT8, (w / scale).round().to(torch.int8)
+        else:
+            grouped = F.pad(w, (0, -self.in_features % GROUP)).unflatten(1, (-1, GROUP))
+            scale = _scale(grouped, 7)
+            low, high = ((grouped / scale).round() + 8).to(torch.uint8).chunk(2, -1)
+            self.kind, codes = lib.INT4, low | high << 4
+        self.register_buffer("codes", codes.contiguous())
+        self.register_buffer("scale", None if scale is None else scale.squeeze(-1).contiguous())
+        self.register_buffer("bias", None if linear.bias is None else linear.bias.detach().float())
+        self._kernel = lib.kernels().few_rows
+
+    @property
+    def weight(self) -> Float[Tensor, "outputs features"]:
+        """The weights that are computed with, in fp32 (a copy)."""
+        if self.scale is None:
+            return self.codes.float()
+        if self.kind == lib.INT8:
+            return self.codes * self.scale[:, None]
+        values = torch.cat([self.codes & 15, self.codes >> 4], -1).float() - 8
+        return (values * self.scale[..., None]).flatten(1)[:, : self.in_features]
+
+    def matrix(self, start: int = 0, size: int | None = None) -> lib.Matrix:
+        scale, bias = (None if tensor is None else tensor[start:] for tensor in (self.scale, self.bias))
+        return lib.Matrix(
+            self.codes[start:].data_ptr(),
+            lib.address(scale),
+            lib.address(bias),
+            size or self.out_features,
+            self.kind,
+        )
+
+    def forward(self, x: Float[Tensor, "*batch features"]) -> Float[Tensor, "*batch outputs"]:
+        if torch.is_grad_enabled() and x.requires_grad:
+            return F.linear(x, self.weight, self.bias)
+        x = x.contiguous()
+        y = torch.empty(*x.shape[:-1], self.out_features)
+        rows = math.prod(x.shape[:-1])
+        if rows:
+            self._kernel(x.data_ptr(), rows, self.in_features, y.data_ptr(), self.matrix())
+        return y
+
+
+def quantise(model: PreTrainedModel, weights: str) -> None:
+    """Exchange every `nn.Linear` of `model` for one with weights of lower precision, and let the originals go.
+
+    weights: `stored` (nothing is done), `bf16`, `int8` or `int4`. Embeddings stay; an output layer that
+    shared their weights has its own from then on.
+
+    Raises:
+        InputError: an unknown name, a model that is not in fp32 on a CPU, or no compiler.
+    """
+    if weights not in WEIGHTS:
+        raise InputError(
+            "target.weights", expected=f"one of {', '.join(WEIGHTS)}", got=repr(weights), fix="use weights=stored"
+        )
+    if weights == "stored":
+        return
+    if model.device.type != "cpu" or model.dtype is not torch.float32:
+        raise InputError(
+            "target.weights",
+            expected=f"a model in float32 on a CPU for weights={weights}",
+            got=f"{model.dtype} on {model.device}",
+            fix="use device=cpu dtype=float32, or a checkpoint that is quantised for your device",
+        )
+    try:
+        lib.kernels()
+    except BuildError as error:
+        raise InputError(
+            "target.weights", expected=f"a compiler for weights={weights}", got=str(error), fix="use weights=stored"
+        ) from error
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child) is nn.Linear:
+                setattr(parent, name, QuantisedLinear(child, weights))
+
+
+def _scale(w: Tensor, largest: int) -> Tensor:
+    """Of each last dimension: the step of a grid that reaches its largest value."""
+    return (w.abs().amax(-1, keepdim=True) / largest).clamp(min=torch.finfo(torch.float32).tiny)
