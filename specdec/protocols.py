@@ -6,7 +6,7 @@ verdict = rule.accept(tree, scores.probs, draws); verifier.commit(verdict.path, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -27,10 +27,12 @@ class Scores:
     probs [batch nodes vocab]: p at each node, the distribution of the token after it, fp32 or more.
     hidden [batch read dim]: the target's last hidden states at every token read: the nodes, or in a prefill
     the whole prompt (probs are then those after its last token only).
+    stream [batch read dim]: at the same tokens the residual stream after the exit layer, where there is one.
     """
 
     probs: Float[Tensor, "batch nodes vocab"]
     hidden: Float[Tensor, "batch read dim"]
+    stream: Float[Tensor, "batch read dim"] | None = None
 
 
 @dataclass(frozen=True)
@@ -39,25 +41,32 @@ class Verdict:
 
     path [batch kept]: accepted nodes, root first, padded with -1. next_token [batch]: the token the
     target sampled after them (recovered or bonus). hidden [batch kept dim]: target features of the kept
-    nodes, for drafters that feed on them; None as a rule returns it, filled in by the loop.
+    nodes, for drafters that feed on them; None as a rule returns it, filled in by the loop. stream [batch kept dim]:
+    likewise, the residual stream after the exit layer of an `ExitingDrafter`.
     """
 
     path: Int[Tensor, "batch kept"]
     next_token: Int[Tensor, " batch"]
     hidden: Float[Tensor, "batch kept dim"] | None = None
+    stream: Float[Tensor, "batch kept dim"] | None = None
+
+
+Begin = Callable[[TokenTree, Rows, int], Tensor]
 
 
 @dataclass(frozen=True)
 class Session:
     """One batch being generated, as a drafter meets it at the start.
 
-    rows: the prompts' token ids; capacity: longest text in tokens, one tree included.
+    rows: the prompts' token ids; capacity: longest text in tokens, one tree included; begin: the verifier's, for an
+    `ExitingDrafter`.
     """
 
     target: TargetModel
     rows: Rows
     sampling: SamplingParams
     capacity: int
+    begin: Begin | None = None
 
 
 @dataclass(frozen=True)
@@ -97,13 +106,30 @@ class Drafter(Protocol):
 
 
 @runtime_checkable
+class ExitingDrafter(Drafter, Protocol):
+    """One that drafts with the target's own first layers: each node it wants to look beyond goes through
+    `session.begin`, and the verifier goes on from there."""
+
+    @property
+    def exit_layer(self) -> int | None:
+        """How many layers; None: it needs none after all."""
+        ...
+
+
+@runtime_checkable
 class Verifier(Protocol):
     """Owns the target's cache: scores trees and commits paths."""
 
     target: TargetModel
 
-    def prefill(self, rows: Rows, sampling: SamplingParams, capacity: int) -> Scores:
+    def prefill(self, rows: Rows, sampling: SamplingParams, capacity: int, exit_layer: int | None = None) -> Scores:
         """Begin a batch. Returns probs [batch 1 vocab] after each prompt and hidden [batch longest dim]."""
+        ...
+
+    def begin(self, tree: TokenTree, rows: Rows, new: int) -> Float[Tensor, "batch new dim"]:
+        """Read the last `new` nodes of a tree that is being grown with the target's first layers, down to the exit
+        layer of the batch: the residual stream there. The tree that is verified next must begin with the nodes that
+        were read, in their order; `rows` as in `verify`."""
         ...
 
     def verify(self, tree: TokenTree, rows: Rows) -> Scores:

@@ -76,10 +76,12 @@ class FusedDecoder:
         positions: Int[Tensor, "batch block"],
         mask: Bool[Tensor, "batch new block"] | None,
         logits_at: Int[Tensor, "batch kept"] | None,
+        first: int = 0,
+        stream: Float[Tensor, "batch new dim"] | None = None,
     ) -> tuple[Float[Tensor, "batch kept vocab"], Float[Tensor, "batch new dim"]]:
-        """(logits, hidden) as in `TargetModel.forward`."""
+        """(logits, hidden) as in `TargetModel.forward`; from the stream that enters layer `first`, if one is given."""
         batch, new = tokens.shape
-        x = self._embed(tokens)
+        x = self._embed(tokens) if stream is None else stream.contiguous().clone()
         cos, sin = self._cos_sin(positions[:, -new:])
         mask = None if mask is None else mask.contiguous()
         rows = torch.arange(batch)[:, None] * new
@@ -88,7 +90,7 @@ class FusedDecoder:
         texts = lib.Texts(batch, positions.shape[1], new, cache.lengths.data_ptr(), lib.address(mask), cache.capacity)
         forward = lib.Forward(
             texts,
-            0,
+            first,
             len(self._layers),
             x.data_ptr(),
             cos.data_ptr(),
@@ -101,6 +103,51 @@ class FusedDecoder:
         )
         self._decode(self._struct, forward)
         return logits, hidden
+
+    def lower(
+        self,
+        cache: TreeCache,
+        tokens: Int[Tensor, "batch new"],
+        positions: Int[Tensor, "batch block"],
+        mask: Bool[Tensor, "batch new block"] | None,
+        layers: int,
+    ) -> Float[Tensor, "batch new dim"]:
+        """The residual stream after the first `layers` layers, as in `TargetModel.lower`."""
+        batch, new = tokens.shape
+        x = self._embed(tokens)
+        cos, sin = self._cos_sin(positions[:, -new:])
+        mask = None if mask is None else mask.contiguous()
+        texts = lib.Texts(batch, positions.shape[1], new, cache.lengths.data_ptr(), lib.address(mask), cache.capacity)
+        table = ctypes.addressof(self._table(cache))
+        self._decode(
+            self._struct,
+            lib.Forward(texts, 0, layers, x.data_ptr(), cos.data_ptr(), sin.data_ptr(), table, None, 0, None, None),
+        )
+        return x
+
+    def read_out(self, stream: Float[Tensor, "batch new dim"]) -> Float[Tensor, "batch new vocab"]:
+        """Final norm and output layer, as in `TargetModel.read_out`."""
+        x, nothing = stream.contiguous(), torch.zeros(1, dtype=torch.long)
+        count, layers = x.shape[0] * x.shape[1], len(self._layers)
+        hidden, logits = torch.empty_like(x), torch.empty(*x.shape[:2], self._vocabulary)
+        keep = torch.arange(count)
+        self._decode(
+            self._struct,
+            lib.Forward(
+                lib.Texts(1, count, count, nothing.data_ptr(), None, 0),
+                layers,
+                layers,
+                x.data_ptr(),
+                None,
+                None,
+                None,
+                hidden.data_ptr(),
+                count,
+                keep.data_ptr(),
+                logits.data_ptr(),
+            ),
+        )
+        return logits
 
     def _cos_sin(self, positions: Int[Tensor, "batch new"]) -> tuple[Tensor, Tensor]:
         cos, sin = self._rotary(torch.empty(0), positions)
