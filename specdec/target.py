@@ -74,7 +74,8 @@ class TargetModel:
         self.model.base_model.register_forward_hook(self._remember_hidden)
         self.fused: FusedDecoder | None = None
         self.graphs: CapturedForwards | None = None
-        self._halves: dict[tuple[str, int], CapturedForwards] = {}
+        self._halves: dict[tuple[str, int], Any] = {}  # views of the model
+        self._captures: dict[tuple[str, int], CapturedForwards] = {}  # forwards of these
         self.layers = self._probe()
         if self.runtime is not None:
             self.fused = self._fused_decoder()
@@ -190,7 +191,7 @@ class TargetModel:
         if self.fused is not None:
             return self.fused.read_out(stream)
         ids = torch.zeros(stream.shape[:2], dtype=torch.long, device=self.device)
-        logits: Tensor = self.parts.upper(self.model, self.parts.count)(
+        logits: Tensor = self._half("upper", self.parts.count)(
             input_ids=ids, position_ids=ids, use_cache=False, entering=stream
         ).logits
         self._hidden = None
@@ -231,7 +232,7 @@ class TargetModel:
     ) -> Tensor:
         """`lower` by the model's own modules; waits for nothing either."""
         inputs = self._inputs(cache, tokens, positions, mask, prefix)
-        stream: Tensor = self.parts.lower(self.model, layers)(input_ids=tokens, **inputs).last_hidden_state
+        stream: Tensor = self._half("lower", layers)(input_ids=tokens, **inputs).last_hidden_state
         self._hidden = None
         return stream
 
@@ -247,7 +248,7 @@ class TargetModel:
     ) -> tuple[Tensor, Tensor]:
         """`upper` by the model's own modules; waits for nothing either."""
         nothing = torch.zeros_like(stream[..., 0], dtype=torch.long)
-        part = self.parts.upper(self.model, layers)
+        part = self._half("upper", layers)
         return self._whole(part, cache, nothing, positions, mask, logits_at, prefix, entering=stream)
 
     def _whole(
@@ -284,15 +285,25 @@ class TargetModel:
 
     def _captured(self, half: str, layers: int) -> CapturedForwards:
         """The captured half forwards at this layer."""
-        if (half, layers) not in self._halves:
+        self._half(half, layers)  # made outside of what is captured
+        if (half, layers) not in self._captures:
 
             def lower(cache: TreeCache, tokens: Tensor, positions: Tensor, mask: Tensor | None) -> tuple[Tensor, ...]:
                 return (self._lower(cache, tokens, positions, mask, layers),)
 
-            def upper(cache: TreeCache, *tensors: Any) -> tuple[Tensor, ...]:
-                return self._upper(cache, *tensors, layers)
+            def upper(
+                cache: TreeCache, stream: Tensor, positions: Tensor, mask: Tensor | None, logits_at: Tensor | None
+            ) -> tuple[Tensor, ...]:
+                return self._upper(cache, stream, positions, mask, logits_at, layers)
 
-            self._halves[half, layers] = CapturedForwards(lower if half == "lower" else upper)
+            assert self.graphs is not None
+            self._captures[half, layers] = CapturedForwards(lower if half == "lower" else upper, self.graphs.capture)
+        return self._captures[half, layers]
+
+    def _half(self, half: str, layers: int) -> Any:
+        if (half, layers) not in self._halves:
+            view = self.parts.lower if half == "lower" else self.parts.upper
+            self._halves[half, layers] = view(self.model, layers)
         return self._halves[half, layers]
 
     def forward_tree(self, cache: TreeCache, tree: TokenTree) -> TargetOutput:
@@ -300,9 +311,7 @@ class TargetModel:
         positions = cache.lengths[:, None] + tree.depth
         return self.forward(cache, tree.tokens, positions, tree.ancestor_mask)
 
-    def prefill(
-        self, cache: TreeCache, rows: Sequence[Sequence[int]], exit_layer: int | None = None
-    ) -> TargetOutput:
+    def prefill(self, cache: TreeCache, rows: Sequence[Sequence[int]], exit_layer: int | None = None) -> TargetOutput:
         """Append `rows` (token lists of any lengths >= 1) to the cache and commit them.
 
         Returns logits [batch 1 vocab] at each row's last token, and hidden [batch longest dim] of all

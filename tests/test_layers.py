@@ -47,9 +47,7 @@ def test_two_halves_are_a_whole_forward(family: str, runtime: str) -> None:
         torch.testing.assert_close(again.hidden[0], begun.hidden[0], **near)
         positions = halves.lengths[:, None] + TREE.depth
         streams = [
-            target.lower(
-                halves, TREE.tokens[:, a:b], positions[:, :b], TREE.ancestor_mask[:, a:b, :b], layers
-            )
+            target.lower(halves, TREE.tokens[:, a:b], positions[:, :b], TREE.ancestor_mask[:, a:b, :b], layers)
             for a, b in ((0, 1), (1, 3), (3, 5))
         ]
         ours = target.upper(halves, torch.cat(streams, 1), positions, TREE.ancestor_mask, layers)
@@ -119,5 +117,7 @@ def test_layers_that_cannot_be_found_are_asked_for() -> None:
 def test_a_layer_that_does_not_exist_is_refused() -> None:
     target = load_tiny(device="cpu", layers=4)
     for layers in (0, 4, -1):
-        with pytest.raises(InputError, match=f"expected 1 to 3, fewer than the 4 layers of the target tiny, got {layers}"):
+        with pytest.raises(
+            InputError, match=f"expected 1 to 3, fewer than the 4 layers of the target tiny, got {layers}"
+        ):
             target.lower(target.new_cache(1, 4), torch.tensor([[1]]), torch.tensor([[0]]), None, layers)

@@ -31,7 +31,9 @@ class PathByPath:
 
     def begin(self, tree: TokenTree, rows: Rows, new: int) -> Float[Tensor, "batch new dim"]:
         paths = histories(tree, rows)
-        wanted = [paths[r * tree.nodes + node] for r in range(tree.batch) for node in range(tree.nodes - new, tree.nodes)]
+        wanted = [
+            paths[r * tree.nodes + node] for r in range(tree.batch) for node in range(tree.nodes - new, tree.nodes)
+        ]
         return torch.stack([self._stock(path)[2][-1] for path in wanted]).view(tree.batch, new, -1)
 
     def verify(self, tree: TokenTree, rows: Rows) -> Scores:
