@@ -7,21 +7,26 @@ level by level under a tree mask.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from drafters.distilled import is_student, load_student
+from drafters.shipped import shipped_folder
 from specdec.drafting import DynamicTree, TreeShape, already_read, level_q
 from specdec.models import load, require_same_tokens
 from specdec.protocols import DraftState, Rows, Session
+from specdec.students import Student, over_all_tokens
 from specdec.target import TargetModel
 from specdec.tree import TokenTree
 
 
 class DraftModel:
-    """model: a loaded model, or a name for `specdec.models.load` with its options; widths, children: see
-    `TreeShape` (at temperature 0, where q is one-hot, children are always the top-k).
+    """model: a loaded model, or a name for `specdec.models.load` with its options; or a student of the target: a
+    module, a folder that `experiments.distill` wrote, or `auto` for the one shipped. widths, children: see `TreeShape`
+    (at temperature 0, where q is one-hot, children are always the top-k).
 
     nodes: draft the most probable nodes instead, so many of them, in a tree that follows the draft model's confidence
     (`DynamicTree`; depth, beam, threshold as there; children are then the top-k, and widths count for nothing).
@@ -29,7 +34,7 @@ class DraftModel:
 
     def __init__(
         self,
-        model: TargetModel | str,
+        model: TargetModel | Student | str = "auto",
         widths: Sequence[int] = (1, 1, 1, 1),
         children: str = "with_replacement",
         nodes: int | None = None,
@@ -40,7 +45,15 @@ class DraftModel:
     ) -> None:
         self.shape = TreeShape(widths, children)
         self.dynamic = None if nodes is None else DynamicTree(depth, beam, nodes, threshold)
-        self.model = load(model, **load_options) if isinstance(model, str) else model
+        self._student: Student | str | None = None
+        if isinstance(model, TargetModel):
+            self.model = model
+        elif isinstance(model, Student) or model == "auto" or is_student(model):
+            self._student = model  # it needs what the target has
+        else:
+            self.model = load(model, **load_options)
+        self._vocabulary: Tensor | None = None
+        self._target: TargetModel | None = None
 
     @property
     def max_nodes(self) -> int:
@@ -52,7 +65,8 @@ class DraftModel:
         return self.shape.nodes if self.dynamic is None else 1 + self.dynamic.beam * self.dynamic.depth
 
     def start(self, session: Session) -> None:
-        require_same_tokens(session.target, self.model)
+        if session.target is not self._target:  # weights are read once, not for every batch
+            self._bind(session.target)
         self._sampling = session.sampling
         self._cache = self.model.new_cache(len(session.rows), session.capacity + self._most_read)
         self.model.prefill(self._cache, session.rows)
@@ -65,6 +79,7 @@ class DraftModel:
 
         def next_q(known: TokenTree, level: int) -> Tensor:
             logits = at_root if known.nodes == 1 else self._read_level(known, level)
+            logits = over_all_tokens(logits, self._vocabulary, self._vocab)
             return level_q(logits, known, state.rows, self._sampling)
 
         root = torch.tensor([row[-1] for row in state.rows], device=self.model.device)
@@ -77,6 +92,20 @@ class DraftModel:
         order, leaves = torch.arange(tree.nodes, device=root.device), [1, *self.shape.levels][depth]
         self._read = order.where(order < tree.nodes - leaves, -1).expand_as(tree.tokens)
         return tree
+
+    def _bind(self, target: TargetModel) -> None:
+        self._target, self._vocab = target, self.model.vocab_size if self._student is None else target.vocab_size
+        if self._student is None:
+            require_same_tokens(target, self.model)
+            return
+        student = self._student
+        if isinstance(student, str):
+            shipped = student == "auto"
+            folder = shipped_folder(target, "draft_model", "drafter.model") if shipped else Path(student)
+            student = load_student(folder, target)
+        runtime = "stock" if target.runtime is None and target.device.type == "cpu" else "auto"
+        kernel, self._vocabulary = target.kernel.name, student.vocabulary
+        self.model = TargetModel(student.as_model(target), name="student", kernel=kernel, runtime=runtime)
 
     def _read_level(self, known: TokenTree, level: int) -> Tensor:
         """Logits [batch level vocab] after the last level's nodes; the levels before are cached.

@@ -21,8 +21,8 @@ PRIOR = 1.0  # nodes and accepted nodes a drafter begins with: all alike until s
 
 
 class Union:
-    """drafters: by any names; their children must be chosen by rank, so that each tree is a function of the text; at most
-    one drafts with the target's first layers. nodes: drafted nodes in all; null: all that they propose.
+    """drafters: by any names; their children must be chosen by rank, so that each tree is a function of the text; at
+    most one drafts with the target's first layers. nodes: drafted nodes in all; null: all that they propose.
 
     With a budget, each drafter's share is that of its acceptance (nodes accepted over nodes proposed, over the last
     steps of the same text) in the sum of all; a share is filled with the first nodes of its tree, and what one does not

@@ -60,6 +60,11 @@ class Options:
 @hydra.main(config_path=CONF, config_name="train", version_base="1.3")
 @one_line_errors()
 def main(cfg: DictConfig) -> None:
+    run(cfg)
+
+
+def run(cfg: DictConfig) -> None:
+    """What the config says, in this process."""
     options = checked(cfg)
     logging.getLogger("accelerate").setLevel(logging.WARNING)  # Hydra would show its notes on every checkpoint
     recipe = instantiate(cfg.recipe, _convert_="all")

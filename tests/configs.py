@@ -8,9 +8,9 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
-REQUIRED = {"drafter.model": "tiny", "target.name": "tiny", "prompts.path": "prompts.jsonl"}
+REQUIRED = {"target.name": "tiny", "prompts.path": "prompts.jsonl"}
 # instead of `auto`: no weights are shipped for the tiny target
-UNTRAINED = {"heads": "fresh", "adapter": "plain"}
+UNTRAINED = {"heads": "fresh", "adapter": "plain", "model": "tiny"}
 TINY = {"exit_layer": 1}  # it has two layers
 
 

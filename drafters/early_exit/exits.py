@@ -12,6 +12,7 @@ from drafters.early_exit.adapter import ExitAdapter
 from specdec.drafting import already_read
 from specdec.protocols import Verdict
 from specdec.runtime import linear
+from specdec.students import output_rows, over_all_tokens
 from specdec.target import PREFILL_CHUNK, TargetModel
 from specdec.tree import TokenTree
 
@@ -62,12 +63,11 @@ class AdaptedExit:
         fast = target.runtime is not None
         self._adapter, self._vocab, self._device = adapter, target.vocab_size, target.device
         self._layers: TargetModel | None = None
-        if adapter.layers is None:
-            weight, bias = adapter.output_rows(target)
-            self._output = linear(weight, bias, fast=fast)
+        if adapter.student is None:
+            self._output = linear(*output_rows(target, adapter.vocabulary), fast=fast)
         else:
             runtime = "auto" if fast else "stock"
-            model = adapter.as_model(target)
+            model = adapter.student.as_model(target)
             self._layers = TargetModel(model, name="adapter", kernel=target.kernel.name, runtime=runtime)
 
     def start(self, batch: int, capacity: int) -> None:
@@ -105,10 +105,7 @@ class AdaptedExit:
         else:
             positions = self._cache.lengths[:, None] + known.depth
             logits = self._layers.upper(self._cache, stream, positions, known.ancestor_mask[:, -level:], 0).logits
-        if (vocabulary := self._adapter.vocabulary) is None:
-            return logits
-        whole = logits.new_full((*logits.shape[:2], self._vocab), -torch.inf)
-        return whole.index_copy(2, vocabulary, logits)
+        return over_all_tokens(logits, self._adapter.vocabulary, self._vocab)
 
     def remember(self, read: Int[Tensor, "batch nodes"]) -> None:
         self._read = read

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
@@ -71,6 +69,5 @@ class EarlyExitRecipe:
 
     def drafter(self, module: nn.Module, target: TargetModel) -> EarlyExit:
         assert isinstance(module, ExitAdapter)
-        if target.dtype is not torch.float32:  # it is trained in fp32, and runs in the target's precision
-            module = copy.deepcopy(module, {id(p): p for p in module.shared()}).to(target.dtype)
+        module = module.in_precision_of(target)
         return EarlyExit(self.exit_layer, module, self.depth, nodes=self.depth, threshold=self.threshold)

@@ -144,7 +144,7 @@ def test_nothing_is_stored_or_computed_twice() -> None:
     adapter = fresh_adapter(tiny, 1, layers=[-1])
     trained = {p.data_ptr() for p in adapter.parameters()}
     assert not trained & ours
-    assert {p.data_ptr() for p in adapter.as_model(tiny).parameters()} <= trained | ours
+    assert {p.data_ptr() for p in adapter.student.as_model(tiny).parameters()} <= trained | ours
     calls: list[tuple[int, int]] = []
     for number, layer in enumerate(tiny.model.model.layers):
         layer.register_forward_hook(lambda _m, args, _o, n=number: calls.append((n, args[0].shape[1])))
@@ -214,20 +214,18 @@ def test_an_adapter_comes_back_from_its_folder(tmp_path: Path, kind: str) -> Non
     )
     save_adapter(made, tiny, tmp_path)
     read = load_adapter(tmp_path, tiny)
-    assert (read.exit_layer, read.blocks, read.layers is None) == (2, made.blocks, made.layers is None)
+    assert (read.exit_layer, read.blocks, read.student is None) == (2, made.blocks, made.student is None)
     for name, tensor in made.state_dict().items():
         torch.testing.assert_close(read.state_dict()[name].to(tensor), tensor, atol=1e-3, rtol=1e-3)
     other = load_tiny(device="cpu", layers=3, seed=1)
     with pytest.warns(UserWarning, match="drafter.adapter: trained on other weights"):
         load_adapter(tmp_path, other)
-    with pytest.raises(
-        InputError, match="expected an adapter for a target built like llama, got one trained for 'tiny'"
-    ):
+    with pytest.raises(InputError, match="expected one for a target built like llama, got one for 'tiny'"):
         load_adapter(tmp_path, TargetModel(build("llama"), name="llama"))
-    file = tmp_path / "adapter.safetensors"
+    file = tmp_path / "drafter.safetensors"
     file.write_bytes(file.read_bytes()[:-9])
     with pytest.raises(
-        InputError, match=r"expected a folder with config.json and adapter.safetensors .*SafetensorError"
+        InputError, match=r"expected a folder with drafter.json and drafter.safetensors .*SafetensorError"
     ):
         load_adapter(tmp_path, tiny)
 
@@ -248,7 +246,7 @@ def drafted(drafter: EarlyExit, target: TargetModel) -> None:
             lambda tiny: EarlyExit(1, fresh_adapter(load_tiny(device="cpu", layers=4), 3)),
             "drafter.adapter: expected an adapter for drafter.exit_layer=1, got one that was trained for 3",
         ),
-        (lambda tiny: EarlyExit(1, "nowhere"), "drafter.adapter: expected a folder with config.json"),
+        (lambda tiny: EarlyExit(1, "nowhere"), "drafter.adapter: expected a folder with drafter.json"),
         (
             lambda tiny: EarlyExit(1, "auto"),
             "drafter.adapter=auto: expected a target that early_exit weights are shipped",
