@@ -74,9 +74,8 @@ class DistillRecipe:
 
     def loss(self, module: nn.Module, target: TargetModel, batch: TrainBatch) -> Loss:
         assert isinstance(module, Student)
-        own = (
-            round(self.on_policy * len(batch.tokens)) if torch.is_grad_enabled() else 0
-        )  # validation text is the target's
+        learning = torch.is_grad_enabled()  # validation is on the target's own text
+        own = round(self.on_policy * len(batch.tokens)) if learning else 0
         parts = []
         if own:
             parts.append(self._loss(module, target, self.own_text(module, target, _rows(batch, 0, own))))

@@ -1,20 +1,23 @@
-"""Hydra callbacks: the table that compares the jobs of a sweep."""
+"""Hydra callbacks: the tables that compare the jobs of a sweep."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import plotly.graph_objects as go
 from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
+from plotly.subplots import make_subplots
 
-from experiments.tables import comparison, stdout
+from experiments.tables import by_category, comparison, stdout, steps
 
 
 class CompareJobs(Callback):
-    """After a `-m` sweep, one table over the summaries of its jobs, named by what they overrode."""
+    """After a `-m` sweep, tables over the summaries of its jobs, named by what they overrode."""
 
     def __init__(self) -> None:
         self._summaries: dict[str, dict[str, Any]] = {}
@@ -36,4 +39,40 @@ class CompareJobs(Callback):
         }
         if short:
             stdout.print(comparison(short, "job"))
+            stdout.print(steps(short, "job"))
+            stdout.print(by_category(short, "job"))
+            axis = numbers([part.split(",") for part in short])
+            if axis is not None:
+                figures = dict(sorted(zip(axis[1], short.values(), strict=True)))
+                plot(axis[0], figures).write_html(Path(config.hydra.sweep.dir) / "sweep.html", include_plotlyjs=True)
             stdout.print(f"sweep folder: {config.hydra.sweep.dir}", soft_wrap=True, highlight=False)
+
+
+def numbers(overrides: Sequence[Sequence[str]]) -> tuple[str, list[float]] | None:
+    """The one number that the jobs of a sweep differ in, and its values; None where they differ in something else."""
+    parts = [job[0].partition("=") for job in overrides if len(job) == 1]
+    if len(parts) < max(len(overrides), 2) or len({name for name, _, _ in parts}) > 1:
+        return None
+    try:
+        return parts[0][0], [float(value) for _, _, value in parts]
+    except ValueError:
+        return None
+
+
+def plot(axis: str, summaries: Mapping[float, dict[str, Any]]) -> go.Figure:
+    """τ and tokens/s over the number, plain decoding beside them."""
+    figure = make_subplots(specs=[[{"secondary_y": True}]])
+    curves = (
+        ("tokens_per_step", "τ"),
+        ("tokens_per_second", "tokens/s"),
+        ("autoregressive_tokens_per_second", "plain"),
+    )
+    for key, name in curves:
+        values = [summary[key] for summary in summaries.values()]
+        dash = "dash" if name == "plain" else "solid"
+        line = go.Scatter(x=list(summaries), y=values, name=name, mode="lines+markers", line={"dash": dash})
+        figure.add_trace(line, secondary_y=key != "tokens_per_step")
+    figure.update_xaxes(title=axis)
+    figure.update_yaxes(title="τ", secondary_y=False)
+    figure.update_yaxes(title="tokens/s", secondary_y=True)
+    return figure.update_layout(template="plotly_white")

@@ -178,6 +178,18 @@ def test_a_sweep_leaves_a_folder_per_job_and_one_table(
     table = capsys.readouterr().out.split("by job")[1]
     assert "drafter=none" in table
     assert "drafter=ngram" in table
+    assert "acceptance at depth" in table
+    assert "by category" in table
+    assert not (tmp_path / "sweep.html").exists()
+
+
+def test_a_sweep_over_a_number_ends_in_a_plot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drafter = ["drafter=early_exit", "drafter.adapter=plain", "target.layers=3", "drafter.exit_layer=2,1"]
+    monkeypatch.setattr(sys, "argv", ["bench", "-m", f"hydra.sweep.dir={tmp_path}", *TINY, *drafter, "prompts.limit=1"])
+    launch(bench.main)
+    page = (tmp_path / "sweep.html").read_text("utf-8")
+    assert '"x":[1.0,2.0]' in page
+    assert "drafter.exit_layer" in page
 
 
 BAD = [
