@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from specdec.errors import InputError
-from specdec.protocols import Drafter, DraftState, ExitingDrafter, Session
+from specdec.protocols import Drafter, DraftState, Session, exit_layer_of
 from specdec.tree import PAD, TokenTree
 
 MEMORY = 0.9  # of the counts, per step: acceptance is that of about the last ten steps
@@ -34,10 +34,10 @@ class Union:
 
     def __init__(self, drafters: Mapping[str, Drafter], nodes: int | None = None) -> None:
         # the nodes that the target has begun to read must come first in the tree
-        self.drafters = sorted(drafters.values(), key=lambda drafter: not _exits(drafter))
+        self.drafters = sorted(drafters.values(), key=lambda drafter: exit_layer_of(drafter) is None)
         if len(drafters) < 2:
             raise InputError("drafter.drafters", expected="two drafters or more", got=len(drafters), fix="add one")
-        if sum(map(_exits, self.drafters)) > 1:
+        if sum(exit_layer_of(drafter) is not None for drafter in self.drafters) > 1:
             expected = "at most one drafter with an exit layer"
             raise InputError("drafter.drafters", expected=expected, got="two", fix="remove one")
         if nodes is not None and nodes < len(drafters):
@@ -55,8 +55,7 @@ class Union:
 
     @property
     def exit_layer(self) -> int | None:
-        first = self.drafters[0]
-        return first.exit_layer if isinstance(first, ExitingDrafter) else None
+        return exit_layer_of(self.drafters[0])
 
     def start(self, session: Session) -> None:
         self._vocab = session.target.vocab_size
@@ -163,7 +162,3 @@ class _Row:
             merged[node] = self._child[key]
             self.own[number].setdefault(merged[node], node)
         return added
-
-
-def _exits(drafter: Drafter) -> bool:
-    return isinstance(drafter, ExitingDrafter) and drafter.exit_layer is not None

@@ -19,12 +19,12 @@ from specdec.protocols import (
     AcceptanceRule,
     Drafter,
     DraftState,
-    ExitingDrafter,
     Rows,
     Scores,
     Session,
     Verdict,
     Verifier,
+    exit_layer_of,
 )
 from specdec.sampling import SamplingParams, Streams
 from specdec.stopping import StopRule
@@ -69,8 +69,7 @@ def speculative(
     streams = Streams(seeds, sampling, target.device)
     clock = PhaseClock(target.device)
 
-    exit_layer = drafter.exit_layer if isinstance(drafter, ExitingDrafter) else None
-    scores = verifier.prefill(progress.rows, sampling, capacity, exit_layer)
+    scores = verifier.prefill(progress.rows, sampling, capacity, exit_layer_of(drafter))
     first = streams.draws(progress.lengths, Streams.ACCEPT, 1).categorical(scores.probs[:, 0], 0)
     verdict = Verdict(_positions(prompts, target.device), first, scores.hidden, scores.stream)
     progress.emit([[token] for token in first.tolist()])

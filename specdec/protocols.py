@@ -116,6 +116,11 @@ class ExitingDrafter(Drafter, Protocol):
         ...
 
 
+def exit_layer_of(drafter: Drafter) -> int | None:
+    """How many of the target's layers it drafts with, if any."""
+    return drafter.exit_layer if isinstance(drafter, ExitingDrafter) else None
+
+
 @runtime_checkable
 class Verifier(Protocol):
     """Owns the target's cache: scores trees and commits paths."""
