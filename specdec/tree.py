@@ -104,13 +104,17 @@ class TokenTree:
 
     def path_to(self, node: Int[Tensor, " batch"]) -> Int[Tensor, "batch nodes"]:
         """Nodes from the root to `node`, root first, padded on the right with -1."""
-        rows = torch.arange(self.batch, device=node.device)
-        on_path = self.ancestor_mask[rows, node]
-        trash = self.nodes  # nodes off the path are written behind the end
-        slot = torch.where(on_path, self.depth, trash)
-        path = torch.full((self.batch, self.nodes + 1), PAD, dtype=torch.long, device=node.device)
-        index = torch.arange(self.nodes, device=node.device).expand(self.batch, -1)
-        return path.scatter_(1, slot, index)[:, : self.nodes]
+        rows, index = (torch.arange(size, device=node.device) for size in self.tokens.shape)
+        behind_the_end = self.nodes
+        path = torch.where(self.ancestor_mask[rows, node], index, behind_the_end).sort(1).values  # parents come first
+        return path.masked_fill(path == behind_the_end, PAD)
+
+    def deepest(self, accepted: Bool[Tensor, "batch nodes"]) -> Int[Tensor, " batch"]:
+        """The end of the longest path of accepted nodes; the first of equally long ones. The root always is."""
+        refused = ~(accepted & self.valid)
+        refused[:, 0] = False
+        reached = ~(self.ancestor_mask & refused[:, None]).any(-1)
+        return torch.where(reached, self.depth, -1).argmax(-1)
 
     def clip(self, max_depth: Int[Tensor, " batch"]) -> TokenTree:
         """The same tree with every node deeper than its row's `max_depth` turned into padding.
