@@ -24,9 +24,7 @@ def mass(p: Float[Tensor, " vocab"], q: Float[Tensor, " vocab"] | None, times: f
         one = torch.tensor([times], dtype=torch.float64, device=p.device)
         gone = torch.tensor([[PAD, *without]], device=p.device)
         return float(masses(p[None], None if q is None else q[None], one, gone))
-    count = len(without)
-    tokens = (ctypes.c_int64 * count)(*without) if count else None
-    return library.mass(len(p), p.data_ptr(), address(q), times, tokens, count)
+    return _mass(library, p, q, times, without)
 
 
 def masses(
@@ -36,13 +34,15 @@ def masses(
     without: Int[Tensor, "rows some"] | None = None,
 ) -> Float[Tensor, " rows"]:
     """The sum of relu(p - times q) over all tokens but those of `without` (-1 is none), in float64. Without q: of p."""
-    if _library(p, q) is None:
+    library = _library(p, q)
+    if library is None:
         rest = p if q is None or times is None else leftover(p, q, times)
         return (rest if without is None else without_tokens(rest, without)).sum(-1).double()
     qs: Sequence[Tensor | None] = [None] * len(p) if q is None else q.unbind()
     each = [0.0] * len(p) if times is None else times.tolist()
     gone = [[]] * len(p) if without is None else [[t for t in row if t != PAD] for row in without.tolist()]
-    return torch.tensor([mass(*row) for row in zip(p.unbind(), qs, each, gone, strict=True)], dtype=torch.float64)
+    rows = zip(p.unbind(), qs, each, gone, strict=True)
+    return torch.tensor([_mass(library, *row) for row in rows], dtype=torch.float64)
 
 
 def entropies(p: Float[Tensor, "rows vocab"]) -> Float[Tensor, " rows"]:
@@ -50,7 +50,7 @@ def entropies(p: Float[Tensor, "rows vocab"]) -> Float[Tensor, " rows"]:
     library = _library(p)
     if library is None:
         return torch.special.entr(p).sum(-1).double()
-    return torch.tensor([library.entropy(len(row), row.data_ptr()) for row in p.unbind()], dtype=torch.float64)
+    return torch.tensor([library.entropy(row.numel(), row.data_ptr()) for row in p.unbind()], dtype=torch.float64)
 
 
 def argmaxes(x: Float[Tensor, "rows vocab"]) -> Int[Tensor, " rows"]:
@@ -59,7 +59,7 @@ def argmaxes(x: Float[Tensor, "rows vocab"]) -> Int[Tensor, " rows"]:
     if library is None:
         best = x.max(-1)
         return torch.where(best.values.isfinite(), best.indices, PAD)
-    return torch.tensor([library.argmax(len(row), row.data_ptr()) for row in x.unbind()])
+    return torch.tensor([library.argmax(row.numel(), row.data_ptr()) for row in x.unbind()])
 
 
 def picks(p: Float[Tensor, "rows vocab"], u: Float[Tensor, " rows"]) -> Int[Tensor, " rows"]:
@@ -69,7 +69,7 @@ def picks(p: Float[Tensor, "rows vocab"], u: Float[Tensor, " rows"]) -> Int[Tens
         cdf = p.double().cumsum(-1)
         return torch.searchsorted(cdf, (u * cdf[:, -1])[:, None], right=True)[:, 0]
     rows = zip(p.unbind(), u.tolist(), strict=True)
-    return torch.tensor([library.pick(len(row), row.data_ptr(), goal) for row, goal in rows])
+    return torch.tensor([library.pick(row.numel(), row.data_ptr(), goal) for row, goal in rows])
 
 
 def leftover(
@@ -84,6 +84,11 @@ def without_tokens(p: Float[Tensor, "rows vocab"], tokens: Int[Tensor, "rows som
     one_of_them = tokens.amax(1, keepdim=True)
     index = torch.where(tokens == PAD, one_of_them, tokens).clamp(min=0)
     return p.scatter(1, index, torch.where(one_of_them == PAD, p.gather(1, index), 0))
+
+
+def _mass(library: ctypes.CDLL, p: Tensor, q: Tensor | None, times: float, without: Sequence[int]) -> float:
+    tokens = (ctypes.c_int64 * len(without))(*without) if without else None
+    return library.mass(p.numel(), p.data_ptr(), address(q), times, tokens, len(without))
 
 
 def _library(*rows: Tensor | None) -> ctypes.CDLL | None:

@@ -164,7 +164,7 @@ class Row:
 
 
 def number(x: float) -> Float[Tensor, " 1"]:
-    return torch.tensor([x], dtype=torch.float64)
+    return torch.full((1,), x, dtype=torch.float64)
 
 
 @dataclass(frozen=True)

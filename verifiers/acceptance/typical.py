@@ -55,11 +55,14 @@ class Typical:
         # only those count whose parent was accepted.
         plausible = (p_x > self.epsilon).tolist()
         unclear = tree.valid & (p_x <= self.epsilon) & (p_x > self.alpha / target_probs.shape[-1])
+        thresholds: dict[tuple[int, int], float] = {}
         for row, node in unclear.nonzero().tolist():
             parent = int(parents[row, node])
             if parent == 0 or plausible[row][parent]:
-                p, x = target_probs[row, parent], float(p_x[row, node])
-                plausible[row][node] = x > self.alpha * float(p @ p) or x > float(self._threshold(entropies(p[None])))
+                p, x, key = target_probs[row, parent], float(p_x[row, node]), (row, parent)
+                if key not in thresholds and x <= self.alpha * float(p @ p):
+                    thresholds[key] = float(self._threshold(entropies(p[None])))
+                plausible[row][node] = x > thresholds.get(key, 0.0)
         return torch.tensor(plausible)
 
     def _threshold(self, entropy: Float[Tensor, "*rows"]) -> Float[Tensor, "*rows"]:
