@@ -59,7 +59,9 @@ def argmaxes(x: Float[Tensor, "rows vocab"]) -> Int[Tensor, " rows"]:
     if library is None:
         best = x.max(-1)
         return torch.where(best.values.isfinite(), best.indices, PAD)
-    return torch.tensor([library.argmax(row.numel(), row.data_ptr()) for row in x.unbind()])
+    index = torch.empty(len(x), dtype=torch.long)
+    library.argmaxes(*x.shape, x.data_ptr(), x.stride(0), index.data_ptr())
+    return index
 
 
 def picks(p: Float[Tensor, "rows vocab"], u: Float[Tensor, " rows"]) -> Int[Tensor, " rows"]:
@@ -107,8 +109,9 @@ def _kernels() -> ctypes.CDLL | None:
         return None
     pointer, number, real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
     library.mass.argtypes = [number, pointer, pointer, real, pointer, number]
-    library.entropy.argtypes = library.argmax.argtypes = [number, pointer]
+    library.entropy.argtypes = [number, pointer]
+    library.argmaxes.argtypes = [number, number, pointer, number, pointer]
     library.pick.argtypes = [number, pointer, real]
     library.mass.restype = library.entropy.restype = real
-    library.argmax.restype = library.pick.restype = number
+    library.pick.restype, library.argmaxes.restype = number, None
     return library

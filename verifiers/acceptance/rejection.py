@@ -42,7 +42,9 @@ def top_down(
             if tree.probs is not None:
                 c = torch.where(rejected, c + 1 / (s * z).clamp(min=1 / HUGE), c)
                 if not replacement:
-                    z = torch.where(rejected, masses(at(tree.probs, node).to(target_probs), without=tried(tree, node, child)), z)
+                    z = torch.where(
+                        rejected, masses(at(tree.probs, node).to(target_probs), without=tried(tree, node, child)), z
+                    )
             s = torch.where(rejected, 1 / untaken_mass(tree, target_probs, node, c, child).clamp(min=1 / HUGE), s)
         if not none_of(accepted):
             node = torch.where(accepted, child, node)

@@ -108,8 +108,7 @@ extern "C" int64_t pick(int64_t vocab, const float* p, double u) {
   return last;
 }
 
-// The first index of the largest value; -1 where that is infinite, or one of them is not a number.
-extern "C" int64_t argmax(int64_t vocab, const float* x) {
+static int64_t argmax(int64_t vocab, const float* x) {
   float highest = -INFINITY;
   int64_t at = 0;
   bool number = true;
@@ -134,4 +133,10 @@ extern "C" int64_t argmax(int64_t vocab, const float* x) {
   if (!number || !std::isfinite(highest)) return -1;
   while (x[at] != highest) at++;
   return at;
+}
+
+// Of each row, the first index of the largest value; -1 where that is infinite, or one of them is not a number.
+extern "C" void argmaxes(int64_t rows, int64_t vocab, const float* x, int64_t stride, int64_t* best) {
+#pragma omp parallel for if (rows > 1)
+  for (int64_t r = 0; r < rows; r++) best[r] = argmax(vocab, x + r * stride);
 }
