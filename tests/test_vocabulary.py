@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor
@@ -17,12 +15,12 @@ ROUNDING = 1e-6  # of a sum of fp32 numbers that is at most 1
 
 
 @pytest.fixture(params=["compiled", "torch"])
-def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "torch":
         monkeypatch.setattr(vocabulary, "_kernels", lambda: None)
     elif vocabulary._kernels() is None:
         pytest.skip("no C++ compiler")
-    yield request.param
+    return request.param
 
 
 def distributions(size: int, seed: int = 0) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from operator import eq
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -58,13 +60,11 @@ class Offers:
     nothing if the tree has been read once."""
 
     def __init__(self, tree: TokenTree) -> None:
-        self._parents = tree.parents.tolist() if tree.parents.device.type == "cpu" else None
+        self._parents = tree.parents.T.tolist() if tree.parents.is_cpu else None
 
     def nobody(self, child: int, node: Int[Tensor, " batch"]) -> bool:
         """Whether it is known that no row stands at the child's parent."""
-        if self._parents is None:
-            return False
-        return not any(row[child] == stand for row, stand in zip(self._parents, node.tolist(), strict=True))
+        return self._parents is not None and not any(map(eq, self._parents[child], node.tolist()))
 
 
 def normalised(

@@ -21,7 +21,7 @@ from specdec.tree import TokenTree
 from verifiers.acceptance.rejection import Offers, at, children_of, none_of, normalised, ratios, top_down
 from verifiers.acceptance.requirements import require_children, require_probabilities
 
-EVALUATIONS = 6  # of beta per node, in search of rho: halve what is left of [1, k] at worst
+EVALUATIONS = 5  # of beta per node, in search of rho: halve what is left of [1, k] at worst
 
 
 class SpecTr:
@@ -109,5 +109,5 @@ def chance(
 
 def gain(beta: Float[Tensor, " batch"], k: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
     """(1 - (1 - beta)^k) / beta: how much more often one of k draws is accepted than one; k where beta is 0."""
-    beta = beta.clamp(min=torch.finfo(beta.dtype).tiny, max=1)
-    return -torch.expm1(k * torch.log1p(-beta)) / beta
+    minus = -beta.clamp(min=torch.finfo(beta.dtype).tiny, max=1)
+    return torch.expm1(k * torch.log1p(minus)) / minus
