@@ -2,6 +2,7 @@
 
 One step of the loop:  tree = drafter.propose(state); scores = verifier.verify(tree, state.rows);
 verdict = rule.accept(tree, scores.probs, draws); verifier.commit(verdict.path, counts).
+At temperature 0 a lossless rule has one choice and is not asked (`generate.greedy_verdict`).
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from specdec.tree import TokenTree
 from verifiers.acceptance.rejection import Offers, at, children_of, none_of, normalised, ratios, top_down
 from verifiers.acceptance.requirements import require_children, require_probabilities
 
-EVALUATIONS = 5  # of beta per node, in search of rho: halve what is left of [1, k] at worst
+EVALUATIONS = 4  # of beta per node, in search of rho: halve what is left of [1, k] at worst
 
 
 class SpecTr:
