@@ -113,8 +113,8 @@ class TargetModel:
     ) -> TargetOutput:
         """One forward over the last `new` nodes of a block behind each row's committed prefix.
 
-        tokens: -1 is padding, whose results mean nothing; positions: of all `block` nodes of the block; mask: which of them each new node sees, None for a
-        causal chain; logits_at: the new nodes to compute logits for, None for all.
+        tokens: -1 is padding, whose results mean nothing; positions: of all `block` nodes of the block; mask: which of
+        them each new node sees, None for a causal chain; logits_at: the new nodes to compute logits for, None for all.
         """
         assert cache.has_room(positions.shape[1]), "the cache is too small for this block"
         if self.fused is not None and self.fused.covers(cache):
