@@ -74,7 +74,7 @@ class _Table:
         self._read = len(row)
 
     def continuations(self, row: Sequence[int], most: int, per_match: int, branches: int) -> list[list[int]]:
-        """Up to `branches` continuations of at most `most` tokens, all different: longer matches first, then more recent.
+        """Up to `branches` different continuations of at most `most` tokens: longer matches first, then more recent.
 
         One that runs into the end of the text goes on with itself, as periodic text would."""
         found: list[list[int]] = []
