@@ -123,14 +123,14 @@ class TargetModel:
     ) -> TargetOutput:
         """One forward over the last `new` nodes of a block behind each row's committed prefix.
 
-        positions: of all `block` nodes of the block; mask: which of them each new node sees, None for a
-        causal chain; logits_at: the new nodes to compute logits for, None for all.
+        tokens: -1 is padding, whose results mean nothing; positions: of all `block` nodes of the block; mask: which of
+        them each new node sees, None for a causal chain; logits_at: the new nodes to compute logits for, None for all.
         """
         assert cache.has_room(positions.shape[1]), "the cache is too small for this block"
-        tokens = tokens.clamp(min=0)  # padding nodes need some embedding; nobody sees them
-        prefix = max(cache.host_lengths) > 0
         if self.fused is not None and self.fused.covers(cache):
             return TargetOutput(*self.fused.forward(cache, tokens, positions, mask, logits_at))
+        tokens = tokens.clamp(min=0)  # padding needs some embedding; nobody sees it
+        prefix = max(cache.host_lengths) > 0
         if self.graphs is not None and prefix and self.graphs.covers(tokens, mask):
             return TargetOutput(*self.graphs(cache, tokens, positions, mask, logits_at))
         return TargetOutput(*self._modules(cache, tokens, positions, mask, logits_at, prefix))
@@ -158,9 +158,9 @@ class TargetModel:
         wait in the block as a whole forward's would. `upper` goes on from there; the two give what `forward` gives."""
         assert cache.has_room(positions.shape[1]), "the cache is too small for this block"
         self.require_layer(layers)
-        tokens, prefix = tokens.clamp(min=0), max(cache.host_lengths) > 0
         if self.fused is not None and self.fused.covers(cache):
             return self.fused.lower(cache, tokens, positions, mask, layers)
+        tokens, prefix = tokens.clamp(min=0), max(cache.host_lengths) > 0
         if self.graphs is not None and prefix and self.graphs.covers(tokens, mask):
             return self._captured("lower", layers)(cache, tokens, positions, mask)[0]
         return self._lower(cache, tokens, positions, mask, layers, prefix)
@@ -169,6 +169,7 @@ class TargetModel:
     def upper(
         self,
         cache: TreeCache,
+        tokens: Int[Tensor, "batch new"],
         stream: Float[Tensor, "batch new dim"],
         positions: Int[Tensor, "batch block"],
         mask: Bool[Tensor, "batch new block"] | None,
@@ -176,14 +177,14 @@ class TargetModel:
         logits_at: Int[Tensor, "batch kept"] | None = None,
     ) -> TargetOutput:
         """The second half: all layers but the first `layers`, from the stream these gave. With 0 layers the stream
-        takes the place of the embeddings."""
-        prefix = max(cache.host_lengths) > 0
+        takes the place of the embeddings. tokens: as in `lower`; they say what is padding."""
+        assert cache.has_room(positions.shape[1]), "the cache is too small for this block"
         if self.fused is not None and self.fused.covers(cache):
-            nothing = torch.zeros(stream.shape[:2], dtype=torch.long)
-            return TargetOutput(*self.fused.forward(cache, nothing, positions, mask, logits_at, layers, stream))
-        if self.graphs is not None and prefix and self.graphs.covers(stream[..., 0], mask):
-            return TargetOutput(*self._captured("upper", layers)(cache, stream, positions, mask, logits_at))
-        return TargetOutput(*self._upper(cache, stream, positions, mask, logits_at, layers, prefix))
+            return TargetOutput(*self.fused.forward(cache, tokens, positions, mask, logits_at, layers, stream))
+        tokens, prefix = tokens.clamp(min=0), max(cache.host_lengths) > 0
+        if self.graphs is not None and prefix and self.graphs.covers(tokens, mask):
+            return TargetOutput(*self._captured("upper", layers)(cache, tokens, stream, positions, mask, logits_at))
+        return TargetOutput(*self._upper(cache, tokens, stream, positions, mask, logits_at, layers, prefix))
 
     @torch.inference_mode()
     def read_out(self, stream: Float[Tensor, "batch new dim"]) -> Float[Tensor, "batch new vocab"]:
@@ -239,6 +240,7 @@ class TargetModel:
     def _upper(
         self,
         cache: TreeCache,
+        tokens: Tensor,
         stream: Tensor,
         positions: Tensor,
         mask: Tensor | None,
@@ -247,9 +249,8 @@ class TargetModel:
         prefix: bool = True,
     ) -> tuple[Tensor, Tensor]:
         """`upper` by the model's own modules; waits for nothing either."""
-        nothing = torch.zeros_like(stream[..., 0], dtype=torch.long)
         part = self._half("upper", layers)
-        return self._whole(part, cache, nothing, positions, mask, logits_at, prefix, entering=stream)
+        return self._whole(part, cache, tokens, positions, mask, logits_at, prefix, entering=stream)
 
     def _whole(
         self,
@@ -292,9 +293,10 @@ class TargetModel:
                 return (self._lower(cache, tokens, positions, mask, layers),)
 
             def upper(
-                cache: TreeCache, stream: Tensor, positions: Tensor, mask: Tensor | None, logits_at: Tensor | None
-            ) -> tuple[Tensor, ...]:
-                return self._upper(cache, stream, positions, mask, logits_at, layers)
+                cache: TreeCache, tokens: Tensor, stream: Tensor, positions: Tensor, mask: Tensor | None,
+                logits_at: Tensor | None,
+            ) -> tuple[Tensor, ...]:  # fmt: skip
+                return self._upper(cache, tokens, stream, positions, mask, logits_at, layers)
 
             assert self.graphs is not None
             self._captures[half, layers] = CapturedForwards(lower if half == "lower" else upper, self.graphs.capture)
@@ -323,14 +325,14 @@ class TargetModel:
         while any(left):
             new = min(max(map(len, left)), PREFILL_CHUNK)
             chunk = [row[:new] for row in left]
-            tokens = torch.tensor([row + [0] * (new - len(row)) for row in chunk], device=self.device)
+            tokens = torch.tensor([row + [-1] * (new - len(row)) for row in chunk], device=self.device)
             positions = cache.lengths[:, None] + torch.arange(new, device=self.device)
             ends = torch.tensor([[max(len(row) - 1, 0)] for row in chunk], device=self.device)
             if exit_layer is None:
                 out = self.forward(cache, tokens, positions, None, ends)
             else:
                 streams.append(self.lower(cache, tokens, positions, None, exit_layer))
-                out = self.upper(cache, streams[-1], positions, None, exit_layer, ends)
+                out = self.upper(cache, tokens, streams[-1], positions, None, exit_layer, ends)
             for r, row in enumerate(left):
                 if row:
                     last[r] = out.logits[r]

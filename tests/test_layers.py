@@ -17,7 +17,7 @@ from tests.families import FAMILIES, build
 
 TOLERANCE = 2e-5  # fp32 logits of order ten, through a few random layers
 ROWS = [[3, 1, 4, 1, 5], [9, 2]]
-TREE = TokenTree.from_rows([[6, 7, 8, 9, 10], [11, 12, 13, 14, 15]], [[-1, 0, 0, 1, 2], [-1, 0, 1, 2, 0]])
+TREE = TokenTree.from_rows([[6, 7, 8, 9, 10], [11, 12, 13, 14, -1]], [[-1, 0, 0, 1, 2], [-1, 0, 1, 2, -1]])
 
 
 def target_of(family: str, runtime: str) -> TargetModel:
@@ -50,7 +50,7 @@ def test_two_halves_are_a_whole_forward(family: str, runtime: str) -> None:
             target.lower(halves, TREE.tokens[:, a:b], positions[:, :b], TREE.ancestor_mask[:, a:b, :b], layers)
             for a, b in ((0, 1), (1, 3), (3, 5))
         ]
-        ours = target.upper(halves, torch.cat(streams, 1), positions, TREE.ancestor_mask, layers)
+        ours = target.upper(halves, TREE.tokens, torch.cat(streams, 1), positions, TREE.ancestor_mask, layers)
         theirs = target.forward_tree(whole, TREE)
         torch.testing.assert_close(ours.logits, theirs.logits, **near)
         torch.testing.assert_close(ours.hidden, theirs.hidden, **near)

@@ -44,7 +44,7 @@ def trained(
     call = command(train.main, tmp_path / "run", monkeypatch, capsys)
 
     def run(*overrides: str) -> list[dict]:
-        common = ["drafter=medusa", "tracker=none", f"data={data}", f"folder={tmp_path / 'run'}"]
+        common = ["drafter=medusa", "drafter.tree=15", "tracker=none", f"data={data}", f"folder={tmp_path / 'run'}"]
         done = call(*TINY, *common, "training.learning_rate=3e-3", "training.seed=1", *overrides)
         assert done.status == 0, done.err
         lines = (tmp_path / "run" / "train.jsonl").read_text().splitlines()

@@ -27,7 +27,8 @@ class PathByPath:
         self._sampling, self._exit_layer = sampling, exit_layer
         logits, hidden, stream = zip(*(self._stock(row) for row in rows), strict=True)
         last = torch.stack([row[-1] for row in logits])
-        return Scores(sampling.probabilities(last, rows)[:, None], _padded(hidden), self._of_exit(_padded(stream)))
+        scores = sampling.scores(last, rows)[:, None]
+        return Scores(scores, _padded(hidden), sampling, self._of_exit(_padded(stream)))
 
     def begin(self, tree: TokenTree, rows: Rows, new: int) -> Float[Tensor, "batch new dim"]:
         paths = histories(tree, rows)
@@ -40,9 +41,9 @@ class PathByPath:
         before = histories(tree, rows)
         at_end = [[states[-1] for states in self._stock(path)] for path in before]
         logits, hidden, stream = (torch.stack(states) for states in zip(*at_end, strict=True))
-        probs = self._sampling.probabilities(logits, before)
         shape = (tree.batch, tree.nodes, -1)
-        return Scores(probs.view(shape), hidden.view(shape), self._of_exit(stream.view(shape)))
+        scores = self._sampling.scores(logits, before).view(shape)
+        return Scores(scores, hidden.view(shape), self._sampling, self._of_exit(stream.view(shape)))
 
     def commit(self, path: Int[Tensor, "batch kept"], counts: Sequence[int]) -> None:
         """Nothing to do: no cache, every call reads the whole text again."""

@@ -32,7 +32,7 @@ class TreeAttention:
         else:
             self._cache = self.target.new_cache(len(rows), -(-capacity // ROOM) * ROOM)
         out = self.target.prefill(self._cache, rows, exit_layer)
-        return Scores(sampling.probabilities(out.logits[:, 0], rows)[:, None], out.hidden, out.stream)
+        return Scores(sampling.scores(out.logits[:, 0], rows)[:, None], out.hidden, sampling, out.stream)
 
     def begin(self, tree: TokenTree, rows: Rows, new: int) -> Float[Tensor, "batch new dim"]:
         assert self._cache is not None, "prefill() begins a batch"
@@ -45,8 +45,8 @@ class TreeAttention:
         assert self._cache is not None, "prefill() begins a batch"
         out = self.target.forward_tree(self._cache, tree) if self._exit_layer is None else self._resumed(tree, rows)
         before = histories(tree, rows) if self._sampling.needs_history else None
-        probs = self._sampling.probabilities(out.logits.flatten(0, 1), before)
-        return Scores(probs.view_as(out.logits), out.hidden, out.stream)
+        logits = self._sampling.scores(out.logits.flatten(0, 1), before).view_as(out.logits)
+        return Scores(logits, out.hidden, self._sampling, out.stream)
 
     def _resumed(self, tree: TokenTree, rows: Rows) -> TargetOutput:
         """All nodes from the exit layer on; those that nobody has begun yet are read that far first."""
@@ -56,7 +56,7 @@ class TreeAttention:
             self.begin(tree, rows, left)
         stream, self._begun = torch.cat(self._begun, 1), []
         positions = self._cache.lengths[:, None] + tree.depth
-        out = self.target.upper(self._cache, stream, positions, tree.ancestor_mask, self._exit_layer)
+        out = self.target.upper(self._cache, tree.tokens, stream, positions, tree.ancestor_mask, self._exit_layer)
         return TargetOutput(out.logits, out.hidden, stream)
 
     def commit(self, path: Int[Tensor, "batch kept"], counts: Sequence[int]) -> None:

@@ -14,7 +14,7 @@ from specdec.protocols import Verdict
 from specdec.runtime import linear
 from specdec.students import output_rows, over_all_tokens
 from specdec.target import PREFILL_CHUNK, TargetModel
-from specdec.tree import TokenTree
+from specdec.tree import PAD, TokenTree
 
 
 @runtime_checkable
@@ -93,9 +93,12 @@ class AdaptedExit:
         for begin in range(0, width, PREFILL_CHUNK):
             part = stream[:, begin : begin + PREFILL_CHUNK]
             positions = self._cache.lengths[:, None] + order[: part.shape[1]]
-            none = torch.zeros(len(part), 1, dtype=torch.long, device=self._device)  # nobody asks for logits
-            self._layers.upper(self._cache, part, positions, None, 0, none)
-            self._cache.advance([min(max(count - begin, 0), part.shape[1]) for count in missing])
+            none = torch.zeros(len(part), 0, dtype=torch.long, device=self._device)  # nobody asks for logits
+            counts = [min(max(count - begin, 0), part.shape[1]) for count in missing]
+            there = order[: part.shape[1]] < torch.tensor(counts, device=self._device)[:, None]
+            tokens = torch.where(there, 0, PAD)  # the stream takes their place
+            self._layers.upper(self._cache, tokens, part, positions, None, 0, none)
+            self._cache.advance(counts)
 
     @torch.inference_mode()
     def logits(self, known: TokenTree, stream: Float[Tensor, "batch level dim"]) -> Float[Tensor, "batch level vocab"]:
@@ -104,7 +107,8 @@ class AdaptedExit:
             logits = self._output(self._adapter(stream))
         else:
             positions = self._cache.lengths[:, None] + known.depth
-            logits = self._layers.upper(self._cache, stream, positions, known.ancestor_mask[:, -level:], 0).logits
+            tokens, mask = known.tokens[:, -level:], known.ancestor_mask[:, -level:]
+            logits = self._layers.upper(self._cache, tokens, stream, positions, mask, 0).logits
         return over_all_tokens(logits, self._adapter.vocabulary, self._vocab)
 
     def remember(self, read: Int[Tensor, "batch nodes"]) -> None:

@@ -137,7 +137,7 @@ class Refill:
     def _step(self, live: Sequence[int]) -> None:
         """One forward over all places; the next token of every text that goes on."""
         texts = [text for place in live if (text := self._places[place])]
-        tokens = torch.zeros(len(self._places), 1, dtype=torch.long)
+        tokens = torch.full((len(self._places), 1), -1)  # free places are padding
         tokens[list(live), 0] = torch.tensor([text.answer[-1] for text in texts])
         lengths = self._cache.lengths
         out = self._target.forward(self._cache, tokens.to(lengths.device), lengths[:, None], mask=None)
