@@ -17,9 +17,10 @@ from drafters.distilled import is_student, load_student
 from drafters.shipped import shipped_folder
 from specdec.drafting import DynamicTree, TreeShape, already_read, level_q
 from specdec.models import load, require_same_tokens
-from specdec.protocols import DraftState, Rows, Session
+from specdec.protocols import DraftState, Rows, Session, Weights
 from specdec.students import Student, over_all_tokens
 from specdec.target import TargetModel
+from specdec.training.saving import training_tokens
 from specdec.tree import TokenTree
 
 
@@ -54,6 +55,10 @@ class DraftModel:
             self.model = load(model, **load_options)
         self._vocabulary: Tensor | None = None
         self._target: TargetModel | None = None
+
+    @property
+    def weights(self) -> Weights:
+        return self._weights
 
     @property
     def max_nodes(self) -> int:
@@ -97,12 +102,14 @@ class DraftModel:
         self._target, self._vocab = target, self.model.vocab_size if self._student is None else target.vocab_size
         if self._student is None:
             require_same_tokens(target, self.model)
+            self._weights = Weights.of(self.model.model, None)
             return
-        student = self._student
+        student, tokens = self._student, None
         if isinstance(student, str):
             shipped = student == "auto"
             folder = shipped_folder(target, "draft_model", "drafter.model") if shipped else Path(student)
-            student = load_student(folder, target)
+            student, tokens = load_student(folder, target), training_tokens(folder)
+        self._weights = Weights.of(student, tokens)
         runtime = "stock" if target.runtime is None and target.device.type == "cpu" else "auto"
         kernel, self._vocabulary = target.kernel.name, student.vocabulary
         self.model = TargetModel(student.as_model(target), name="student", kernel=kernel, runtime=runtime)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from specdec.errors import InputError
-from specdec.protocols import Drafter, DraftState, Session, exit_layer_of
+from specdec.protocols import Drafter, DraftState, Session, Weights, exit_layer_of, weights_of
 from specdec.tree import PAD, TokenTree
 
 MEMORY = 0.9  # of the counts, per step: acceptance is that of about the last ten steps
@@ -56,6 +56,15 @@ class Union:
     @property
     def exit_layer(self) -> int | None:
         return exit_layer_of(self.drafters[0])
+
+    @property
+    def weights(self) -> Weights:
+        """Of all of them; text that several were trained on counts for each."""
+        parts = [weights for weights in map(weights_of, self.drafters) if weights.parameters]
+        tokens = [weights.training_tokens for weights in parts]
+        known = [count for count in tokens if count is not None]
+        whole = sum(known) if parts and len(known) == len(parts) else None
+        return Weights(sum(weights.parameters for weights in parts), whole)
 
     def start(self, session: Session) -> None:
         self._vocab = session.target.vocab_size

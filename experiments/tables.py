@@ -100,15 +100,23 @@ def comparison(summaries: Mapping[str, Summary], what: str) -> Table:
 
 
 def steps(summaries: Mapping[str, Summary], what: str) -> Table:
-    """What a step of each costs and gives: time by phase, acceptance by depth."""
-    table = Table(title="a step")
+    """What a step of each costs and gives (time by phase, acceptance by depth), and what its drafter took to make."""
+    table = Table(title="a step, and its drafter")
     table.add_column(what)
-    for column in ("draft ms", "verify ms", "draft efficiency", "acceptance at depth"):
+    for column in (
+        "draft ms",
+        "verify ms",
+        "draft efficiency",
+        "parameters added",
+        "training tokens",
+        "acceptance at depth",
+    ):
         table.add_column(column, justify="left" if column.startswith("acceptance ") else "right")
     for name, s in summaries.items():
         depths = "  ".join(f"{d}: {number(a)}" for d, a in enumerate(s["acceptance_at_depth"], 1)) or "-"
         draft, verify = (f"{s['phase_ms'][phase]:.1f}" for phase in ("draft", "verify"))
-        table.add_row(name, draft, verify, number(s["draft_efficiency"]), depths)
+        tokens = "-" if s["training_tokens"] is None else f"{s['training_tokens']:,}"
+        table.add_row(name, draft, verify, number(s["draft_efficiency"]), f"{s['parameters_added']:,}", tokens, depths)
     return table
 
 

@@ -99,7 +99,7 @@ def run(cfg: DictConfig) -> None:
         raise
     module = trainer.plain_module()
     if log is not None and module is not None:
-        save_drafter(recipe, module, target, folder / "drafter")
+        save_drafter(recipe, module, target, folder / "drafter", trainer.tokens)
         log.finish({**names, "steps": trainer.steps, **figures, "peak_memory_mb": peak_memory_mb(accelerator.device)})
         say("  ".join(f"{name} {value:.3f}" for name, value in figures.items() if isinstance(value, float)))
         say(f"drafter: {folder / 'drafter'}")

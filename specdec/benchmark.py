@@ -17,7 +17,7 @@ import torch
 from specdec.generate import autoregressive, longest_text, speculative
 from specdec.metrics import Interval, StepMetrics, StepRecord, bootstrap_speedup
 from specdec.prompts import Prompt, PromptEncoder
-from specdec.protocols import AcceptanceRule, Drafter, Session, Verifier
+from specdec.protocols import AcceptanceRule, Drafter, Session, Verifier, weights_of
 from specdec.reference import Reference
 from specdec.runlog import RunLog
 from specdec.sampling import SamplingParams
@@ -288,8 +288,8 @@ def speedup_over(other: str, method: str, trials: Sequence[Trial]) -> tuple[floa
 
 
 def describe(benchmark: Benchmark, names: Mapping[str, Any]) -> dict[str, Any]:
-    """The head of a summary: what was run, on what."""
-    target = benchmark.verifier.target
+    """The head of a summary: what was run, on what; once the benchmark has been checked."""
+    target, weights = benchmark.verifier.target, weights_of(benchmark.drafter)
     return {
         **names,
         "acceptance": benchmark.rule.name,
@@ -303,4 +303,6 @@ def describe(benchmark: Benchmark, names: Mapping[str, Any]) -> dict[str, Any]:
         "max_new_tokens": benchmark.stop.max_new_tokens,
         "repeats": benchmark.repeats,
         "seed": benchmark.seed,
+        "parameters_added": weights.parameters,
+        "training_tokens": weights.training_tokens,
     }

@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from specdec.runtime.vocabulary import argmaxes
 from specdec.sampling import Draws, SamplingParams, Streams
@@ -136,6 +136,32 @@ def exit_layer_of(drafter: Drafter) -> int | None:
     return drafter.exit_layer if isinstance(drafter, ExitingDrafter) else None
 
 
+@dataclass(frozen=True)
+class Weights:
+    """What a drafter has that the target has not. parameters: how many; training_tokens: answer tokens they were
+    trained on, each epoch counted; None where there was no training, or nobody wrote it down."""
+
+    parameters: int = 0
+    training_tokens: int | None = None
+
+    @classmethod
+    def of(cls, module: nn.Module, training_tokens: int | None) -> Weights:
+        return cls(sum(parameter.numel() for parameter in module.parameters()), training_tokens)
+
+
+@runtime_checkable
+class WeightedDrafter(Drafter, Protocol):
+    """One with weights of its own, known once it has started."""
+
+    @property
+    def weights(self) -> Weights: ...
+
+
+def weights_of(drafter: Drafter) -> Weights:
+    """Of a drafter that has started."""
+    return drafter.weights if isinstance(drafter, WeightedDrafter) else Weights()
+
+
 @runtime_checkable
 class Verifier(Protocol):
     """Owns the target's cache: scores trees and commits paths."""
@@ -143,7 +169,8 @@ class Verifier(Protocol):
     target: TargetModel
 
     def prefill(self, rows: Rows, sampling: SamplingParams, capacity: int, exit_layer: int | None = None) -> Scores:
-        """Begin a batch. Returns probs [batch 1 vocab] after each prompt and hidden [batch longest dim]."""
+        """Begin a batch. Returns logits [batch 1 vocab] after each prompt and hidden [batch longest dim]; with an exit
+        layer, the stream after it likewise."""
         ...
 
     def begin(self, tree: TokenTree, rows: Rows, new: int) -> Float[Tensor, "batch new dim"]:

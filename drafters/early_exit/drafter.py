@@ -11,8 +11,9 @@ from drafters.early_exit.adapter import ExitAdapter, load_adapter
 from drafters.early_exit.exits import AdaptedExit, Exit, PlainExit
 from drafters.shipped import shipped_folder
 from specdec.drafting import DynamicTree, TreeShape, level_q, require_children
-from specdec.protocols import DraftState, Session
+from specdec.protocols import DraftState, Session, Weights
 from specdec.target import TargetModel
+from specdec.training.saving import training_tokens
 from specdec.tree import TokenTree
 
 
@@ -51,6 +52,10 @@ class EarlyExit:
     def max_nodes(self) -> int:
         return 1 + self.tree.beam * (self.tree.depth - 1) + self.tree.nodes  # what was read, and the best beside it
 
+    @property
+    def weights(self) -> Weights:
+        return self._weights
+
     def start(self, session: Session) -> None:
         assert session.begin is not None, "early exit needs a verifier that lends its first layers"
         if session.target is not self._target:  # weights are read once, not for every batch
@@ -85,12 +90,14 @@ class EarlyExit:
     def _made_for(self, target: TargetModel) -> Exit:
         assert self.exit_layer is not None
         target.require_layer(self.exit_layer)
+        self._weights = Weights()
         if self.adapter == "plain":
             return PlainExit(target)
-        adapter = self.adapter
+        adapter, tokens = self.adapter, None
         if isinstance(adapter, str):
             shipped = adapter == "auto"
             folder = shipped_folder(target, "early_exit", "drafter.adapter") if shipped else Path(adapter)
-            adapter = load_adapter(folder, target)
+            adapter, tokens = load_adapter(folder, target), training_tokens(folder)
         adapter.require_trained_for(self.exit_layer)
+        self._weights = Weights.of(adapter, tokens)
         return AdaptedExit(adapter, target)

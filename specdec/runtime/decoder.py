@@ -179,7 +179,7 @@ class FusedDecoder:
 def _spread(rows: Float[Tensor, "rows dim"], places: Bool[Tensor, "batch nodes"]) -> Float[Tensor, "batch nodes dim"]:
     """`rows` at the true `places`, zeros at the others."""
     if len(rows) == places.numel():
-        return rows.view(*places.shape, -1)
+        return rows.view(*places.shape, rows.shape[-1])
     spread = rows.new_zeros(*places.shape, rows.shape[-1])
     spread[places] = rows
     return spread
