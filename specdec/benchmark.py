@@ -73,7 +73,8 @@ class Benchmark:
             row = self._encoder.encode(prompt.turns[:1], [])
             longest = longest_text([row], self.stop, target.context_window, f"prompt {prompt.id}")
         # a drafter that cannot serve this target says so when it starts
-        self.drafter.start(Session(target, [row], self.sampling, longest + self.drafter.max_nodes))
+        capacity = longest + self.drafter.max_nodes
+        self.drafter.start(Session(target, [row], self.sampling, capacity, self.verifier.begin))
 
     def run(self, log: RunLog, on_trial: Callable[[Trial], None] = lambda _: None) -> dict[str, Any]:
         """Returns the summary; steps and texts go to `log` as they are made."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from specdec.stopping import StopRule
 from specdec.students import Student, new_student, student_of
 from specdec.target import TargetModel
 from specdec.training.recipe import Recipe, TrainBatch
+from specdec.training.store import TextStore
 from tests.commands import command
 from tests.families import FAMILIES, build
 from tests.training.conftest import data  # noqa: F401  (a fixture)
@@ -180,13 +182,18 @@ def test_distill_from_a_shell_then_bench(
     done = call(*tiny, *options, f"data={data}", f"folder={tmp_path / 'run'}", "recipe.on_policy=0.5")
     assert done.status == 0, done.err
     folder = tmp_path / "run" / "drafter"
-    assert {path.name for path in folder.iterdir()} == {"drafter.json", "drafter.safetensors", "model"}
+    assert {path.name for path in folder.iterdir()} == {"drafter.json", "drafter.safetensors", "model", "training.json"}
     again = command(bench.main, tmp_path / "bench", monkeypatch, capsys)
     done = again(
         *tiny, "drafter=draft_model", f"drafter.model={folder}", "prompts.limit=1", "generation.max_new_tokens=8"
     )
     assert done.status == 0, done.err
     assert "texts identical" in done.out
+    summary = json.loads((tmp_path / "bench" / "summary.json").read_text("utf-8"))
+    trained = [text for text in TextStore(data).texts if not text.validation]
+    assert summary["training_tokens"] == round(0.2 * sum(text.answer_tokens for text in trained))
+    layer = 2 * 64 * 64 + 64 * 64 + 3 * 64 * 128 + 2 * 64  # queries and output, keys and values, the MLP, two norms
+    assert summary["parameters_added"] == layer + 64  # embeddings and output layer are the target's
 
 
 @pytest.mark.parametrize(
