@@ -5,21 +5,24 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
+from drafters import shipped
+from drafters.distilled import DistillRecipe
 from drafters.draft_model import DraftModel
 from drafters.early_exit import EarlyExit
 from drafters.early_exit.adapter import fresh_adapter, save_adapter
+from drafters.early_exit.recipe import EarlyExitRecipe
 from drafters.medusa import Medusa
 from drafters.medusa.formats import write_official
 from drafters.medusa.heads import fresh_heads
 from drafters.ngram import Ngram
-from drafters.shipped import WEIGHTS
 from drafters.union import Union
 from specdec.errors import InputError
 from specdec.protocols import Drafter, Session, Weights, weights_of
 from specdec.sampling import SamplingParams
 from specdec.target import TargetModel
-from specdec.training.saving import TRAINING, training_tokens
+from specdec.training.saving import TRAINING, save_drafter, training_tokens
 from tests.conftest import tiny_draft
 from verifiers.tree_attention import TreeAttention
 
@@ -75,11 +78,27 @@ def test_a_record_that_cannot_be_read_is_refused(tmp_path: Path, text: str) -> N
         training_tokens(tmp_path)
 
 
-SHIPPED = sorted(file.parent for file in WEIGHTS.glob("*/*/*.safetensors"))
+def test_what_is_shipped_for_a_target_is_found_by_its_name(
+    tiny: TargetModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a run leaves it in its folder `drafter`."""
+    monkeypatch.setattr(shipped, "WEIGHTS", tmp_path)
+    recipes = {
+        "draft_model": (DistillRecipe([0], whole=False), DraftModel("auto")),
+        "early_exit": (EarlyExitRecipe(1, blocks=1), EarlyExit(1, "auto")),
+    }
+    for name, (recipe, drafter) in recipes.items():
+        module = recipe.build(tiny, torch.arange(tiny.vocab_size))
+        save_drafter(recipe, module, tiny, tmp_path / "tiny" / name, 70)
+        assert weights(drafter, tiny) == Weights.of(module, 70)
+
+
+SHIPPED = sorted(file.parent for file in shipped.WEIGHTS.glob("*/*/*.safetensors"))
 
 
 @pytest.mark.parametrize("folder", SHIPPED, ids=lambda folder: "/".join(folder.parts[-2:]))
 def test_what_is_shipped_has_a_card_and_its_training_and_is_small(folder: Path) -> None:
     assert "## Training" in (folder / "README.md").read_text("utf-8")
     assert (training_tokens(folder) or 0) > 0
-    assert sum(file.stat().st_size for file in folder.iterdir()) < 12.5e6
+    others = [folder.parent / name for name in ("draft_model", "early_exit")]
+    assert sum(file.stat().st_size for other in others for file in other.rglob("*")) < 25e6
