@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from drafters.distilled import DistillRecipe, load_student, save_whole
 from drafters.draft_model import DraftModel
 from experiments import bench, distill
 from specdec.errors import InputError
-from specdec.generate import autoregressive, speculative
+from specdec.generate import speculative
 from specdec.metrics import StepMetrics
 from specdec.models import load_tiny
 from specdec.sampling import SamplingParams
@@ -24,12 +25,10 @@ from specdec.training.recipe import Recipe, TrainBatch
 from specdec.training.store import TextStore
 from tests.commands import command
 from tests.families import FAMILIES, build
+from tests.own_text import NEW, PROMPTS, own_text
 from tests.training.conftest import data  # noqa: F401  (a fixture)
 from verifiers.acceptance.exact import Exact
 from verifiers.tree_attention import TreeAttention
-
-PROMPTS = [[i, 2 * i + 1, 7] for i in range(12)]
-NEW = 40
 
 
 @pytest.fixture(scope="module")
@@ -40,14 +39,10 @@ def target() -> TargetModel:
 @pytest.fixture(scope="module")
 def batch(target: TargetModel) -> TrainBatch:
     """Sampled text of the target's own, with its hidden states."""
-    seeds = [[0, row] for row in range(len(PROMPTS))]
-    texts = autoregressive(PROMPTS, target, SamplingParams(temperature=1.0), StopRule(NEW), seeds).texts
-    tokens = torch.tensor([p + t for p, t in zip(PROMPTS, texts, strict=True)])
-    answer = torch.ones_like(tokens, dtype=torch.bool)
-    answer[:, : len(PROMPTS[0])] = False
+    text = own_text(target, temperature=1.0)
     with target.stock() as model, torch.no_grad():
-        hidden = model.base_model(input_ids=tokens).last_hidden_state
-    return TrainBatch(tokens, answer, torch.ones_like(answer), {"hidden": hidden})
+        hidden = model.base_model(input_ids=text.tokens).last_hidden_state
+    return replace(text, features={"hidden": hidden})
 
 
 def recipe(**options) -> DistillRecipe:

@@ -11,7 +11,7 @@ from drafters.early_exit.adapter import ExitAdapter, load_adapter
 from drafters.early_exit.recipe import EarlyExitRecipe
 from experiments import self_distill, train
 from specdec.errors import InputError
-from specdec.generate import autoregressive, speculative
+from specdec.generate import speculative
 from specdec.metrics import StepMetrics
 from specdec.models import load_tiny
 from specdec.sampling import SamplingParams
@@ -20,11 +20,9 @@ from specdec.target import TargetModel
 from specdec.training.imitation import LOSSES, next_token_loss
 from specdec.training.recipe import Recipe, TrainBatch
 from tests.commands import command
+from tests.own_text import NEW, PROMPTS, own_text
 from verifiers.acceptance.exact import Exact
 from verifiers.tree_attention import TreeAttention
-
-PROMPTS = [[i, 2 * i + 1, 7] for i in range(12)]
-NEW = 40
 
 
 @pytest.fixture(scope="module")
@@ -34,12 +32,7 @@ def target() -> TargetModel:
 
 @pytest.fixture(scope="module")
 def batch(target: TargetModel) -> TrainBatch:
-    seeds = [[0, row] for row in range(len(PROMPTS))]
-    texts = autoregressive(PROMPTS, target, SamplingParams(), StopRule(NEW), seeds).texts
-    tokens = torch.tensor([p + t for p, t in zip(PROMPTS, texts, strict=True)])
-    answer = torch.ones_like(tokens, dtype=torch.bool)
-    answer[:, : len(PROMPTS[0])] = False
-    return TrainBatch(tokens, answer, torch.ones_like(answer), {})
+    return own_text(target)
 
 
 def recipe(**options) -> EarlyExitRecipe:
