@@ -113,7 +113,7 @@ class RunLog:
                 "hydra.run.dir", expected="a folder that can be written", got=f"{str(folder)!r} ({error.strerror})",
                 fix="choose another folder with hydra.run.dir=...",
             ) from error  # fmt: skip
-        self._provenance = {**provenance(), "status": "running"}
+        self._provenance = {**provenance(), "names": config.get("names", {}), "status": "running"}
         write_json(folder / "provenance.json", self._provenance)
         self._mirror("start", folder, config)
 
