@@ -166,7 +166,7 @@ class Stretch:
     tokens_per_second: float
 
 
-def along_text(texts: Iterable[Sequence[StepRecord]], stretches: int = 24) -> list[Stretch]:
+def along_text(texts: Iterable[Sequence[StepRecord]], stretches: int = 16) -> list[Stretch]:
     """How fast texts grew from their beginning to their end; the prompt's forward is left out. texts: each text's
     records in order; stretches: at most so many, of equal width."""
     rows = []

@@ -8,7 +8,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from experiments.pictures.picture import Picture, Table, Tile, bars
-from experiments.pictures.style import GREY, PHASES, SCALE, axis, drafter_style, figure
+from experiments.pictures.style import COLOURBAR, GREY, PHASES, SCALE, axis, drafter_style, figure, words
 from experiments.tables import identical, number, speedup
 from specdec.metrics import NodeUse, along_text, tree_use
 from specdec.runs import Run
@@ -106,7 +106,7 @@ def tree(uses: list[NodeUse], total: int) -> Picture:
     drawn = figure(
         axis("depth (tokens)", dtick=1, showgrid=False, zeroline=False, range=[-0.3, max(map(len, heights)) + 0.55]),
         {"visible": False, "range": [leaves - 0.35, -0.65]},
-        height=max(240, 110 + 34 * leaves),
+        height=max(260, 150 + 34 * leaves),
     )
     lines_x: list[float | None] = []
     lines_y: list[float | None] = []
@@ -123,11 +123,11 @@ def tree(uses: list[NodeUse], total: int) -> Picture:
         x=[len(use.place) for use in uses],
         y=[heights[use.place] for use in uses],
         mode="markers+text" if len(uses) <= LABELLED_NODES else "markers",
-        text=[f"+{use.contribution:.2f}" for use in uses],
+        text=[f"+{use.contribution:.2f}" if use.contribution >= 0.005 else "" for use in uses],
         textposition="top center",
         textfont={"size": 11},
         customdata=[[_place(use), use.offered, use.accepted, use.contribution] for use in uses],
-        hovertemplate="%{customdata[0]}<br>accepted %{customdata[2]} of %{customdata[1]} times (%{marker.color:.2f})"
+        hovertemplate="node %{customdata[0]}<br>accepted %{customdata[2]} of %{customdata[1]} times (%{marker.color:.2f})"
         "<br>contributes %{customdata[3]:.3f} tokens per step<extra></extra>",
         marker={
             "size": [12 + 20 * use.contribution**0.5 for use in uses],
@@ -136,7 +136,7 @@ def tree(uses: list[NodeUse], total: int) -> Picture:
             "cmin": 0,
             "cmax": 1,
             "line": {"color": GREY, "width": 1},
-            "colorbar": {"title": {"text": "accepted / offered", "side": "right"}, "thickness": 12, "outlinewidth": 0},
+            "colorbar": {**COLOURBAR, "len": 0.5, "title": {"text": "accepted / offered", "side": "top"}},
         },
     )
     drawn.update_layout(showlegend=False)
@@ -172,19 +172,20 @@ def _heights(places: list[tuple[int, ...]]) -> dict[tuple[int, ...], float]:
 
 
 def _place(use: NodeUse) -> str:
-    return " → ".join(f"child {child + 1}" for child in use.place)
+    """Which child it is at each depth, counted from 1: "1.2" is the second child of the first child of the root."""
+    return ".".join(str(child + 1) for child in use.place)
 
 
 def phases(f: dict[str, Any]) -> Picture:
     named = {"all": f["phase_ms"], **{n: c["phase_ms"] for n, c in f.get("by_category", {}).items()}}
-    names = list(reversed(named))
+    names, places = list(reversed(named)), [words(name) for name in reversed(named)]
     drawn = figure(
         axis("time per step (ms)", rangemode="tozero"), axis("", showgrid=False), height=120 + 34 * len(named),
         barmode="stack",
     )  # fmt: skip
     for phase, colour in PHASES.items():
         drawn.add_bar(
-            y=names, x=[named[n].get(phase, 0.0) for n in names], name=phase, orientation="h", marker_color=colour,
+            y=places, x=[named[n].get(phase, 0.0) for n in names], name=phase, orientation="h", marker_color=colour,
             hovertemplate=f"{phase}: %{{x:.2f}} ms<extra>%{{y}}</extra>",
         )  # fmt: skip
     drawn.update_layout(legend_traceorder="normal")
@@ -225,7 +226,7 @@ def by_category(categories: dict[str, Any], colour: str) -> Iterator[Picture]:
         return
     values = [categories[name]["speedup"] for name in timed]
     intervals = [categories[name]["speedup_ci95"] for name in timed]
-    drawn = _horizontal("speedup (ratio of tokens/s)", timed, values, bars(intervals, values), colour)
+    drawn = _horizontal("speedup (ratio)", timed, values, bars(intervals, values), colour)
     table = Table(
         ("category", "speedup", "95 % from", "to", "tokens/s", "autoregressive tokens/s"),
         [
@@ -242,7 +243,7 @@ def by_category(categories: dict[str, Any], colour: str) -> Iterator[Picture]:
 def _horizontal(title: str, names: list[str], values: list[float], errors: Any, colour: str) -> go.Figure:
     drawn = figure(axis(title, rangemode="tozero"), axis("", showgrid=False), height=110 + 34 * len(names))
     drawn.add_bar(
-        y=names, x=values, orientation="h", marker_color=colour, error_x=errors, text=[f" {v:.2f}" for v in values],
+        y=[words(name) for name in names], x=values, orientation="h", marker_color=colour, error_x=errors, text=[f" {v:.2f}" for v in values],
         textposition="inside", insidetextanchor="start", hovertemplate="%{y}: %{x:.3f}<extra></extra>",
     )  # fmt: skip
     return drawn.add_vline(x=1, line={"color": GREY, "dash": "dash", "width": 1.6})

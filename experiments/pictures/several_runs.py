@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from experiments.pictures.picture import Picture, Table, bars
-from experiments.pictures.style import GREY, SCALE, axis, drafter_style, figure
+from experiments.pictures.style import COLOURBAR, GREY, SCALE, axis, drafter_style, figure, words
 from experiments.tables import identical
 from specdec.runs import Run
 
@@ -88,7 +88,7 @@ def against(
     name: str, title: str, says: str, axis_title: str, places: Sequence[Any], points: Labelled
 ) -> Picture:
     """Speedup with its interval over some figure, one mark a run."""
-    drawn = figure(axis(axis_title), axis("speedup (ratio of tokens/s)", rangemode="tozero"), height=380)
+    drawn = figure(axis(axis_title), axis("speedup (ratio)", rangemode="tozero"), height=380)
     drawn.add_hline(y=1, line={"color": GREY, "dash": "dash", "width": 1.4})
     shown = set()
     for place, (label, run) in zip(places, points.items(), strict=True):
@@ -96,8 +96,8 @@ def against(
         colour, symbol = drafter_style(drafter)
         value, interval = run.figures["speedup"], run.figures["speedup_ci95"]
         drawn.add_scatter(
-            x=[place], y=[value], error_y=bars([interval], [value]), mode="markers", name=drafter, legendgroup=drafter,
-            showlegend=drafter not in shown, marker={"color": colour, "symbol": symbol, "size": 12}, text=[label],
+            x=[place], y=[value], error_y=bars([interval], [value]), mode="markers", name=words(drafter), legendgroup=drafter,
+            showlegend=drafter not in shown, marker={"color": colour, "symbol": symbol, "size": 12}, text=[words(label)],
             hovertemplate="%{text}<br>%{x}: %{y:.2f}x<extra></extra>",
         )  # fmt: skip
         shown.add(drafter)
@@ -135,11 +135,11 @@ def heat_maps(labelled: Labelled) -> Iterator[Picture]:
         drawn = figure(
             axis("", side="top", tickangle=-35 if len(values) > 2 else 0, showgrid=False, type="category"),
             axis("", autorange="reversed", showgrid=False, type="category"),
-            height=150 + 34 * len(categories),
+            height=210 + 34 * len(categories),
         )
         drawn.add_heatmap(
-            z=grid, x=list(values), y=categories, colorscale=SCALE, texttemplate="%{z:.2f}", xgap=2, ygap=2,
-            colorbar={"title": {"text": unit, "side": "right"}, "thickness": 12, "outlinewidth": 0},
+            z=grid, x=[words(n) for n in values], y=[words(n) for n in categories], colorscale=SCALE, texttemplate="%{z:.2f}", xgap=2, ygap=2,
+            colorbar={**COLOURBAR, "y": -0.03, "yanchor": "top", "title": {"text": unit, "side": "bottom"}},
             hovertemplate="%{x}<br>%{y}: %{z:.3f}<extra></extra>",
         )  # fmt: skip
         rows = [[name, *row] for name, row in zip(categories, grid, strict=True)]

@@ -16,15 +16,21 @@ BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY = PALETTE = (
 )  # fmt: skip
 GREY = "#8A919C"
 SYMBOLS = ("circle", "diamond", "square", "triangle-up", "x", "star")
-SCALE = "Cividis"  # its order is seen by colour-blind readers, and in grey
+SCALE = "Viridis"  # its order is seen by colour-blind readers, and in grey
 PHASES = {"draft": ORANGE, "verify": BLUE, "accept": GREEN, "commit": PURPLE}
 GRID = "rgba(128,136,148,0.28)"
+COLOURBAR = {"orientation": "h", "x": 0, "xanchor": "left", "y": 1.03, "yanchor": "bottom", "thickness": 10, "outlinewidth": 0}
 CONFIG = {"displayModeBar": False, "responsive": True}
 
 
 @cache
 def _drafters() -> tuple[str, ...]:
     return tuple(sorted(file.stem for file in (Path(CONF) / "drafter").glob("*.yaml") if file.stem != "none"))
+
+
+def words(text: str) -> str:
+    """Text of a run for Plotly, which reads tags in the words it draws."""
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def drafter_style(name: str) -> tuple[str, str]:
@@ -40,7 +46,7 @@ def drafter_style(name: str) -> tuple[str, str]:
 def axis(title: str, **options: Any) -> dict[str, Any]:
     """An axis with its unit in the title."""
     return {
-        "title": {"text": title, "standoff": 10}, "automargin": True, "gridcolor": GRID, "zerolinecolor": GRID, **options,
+        "title": {"text": title, "standoff": 10, "font": {"size": 13}}, "automargin": True, "ticklabelstandoff": 5, "gridcolor": GRID, "zerolinecolor": GRID, **options,
     }  # fmt: skip
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from experiments.pictures.picture import Picture, Table
-from experiments.pictures.style import PALETTE, SYMBOLS, axis, drafter_style, figure
+from experiments.pictures.style import PALETTE, SYMBOLS, axis, drafter_style, figure, words
 from specdec.runs import Run
 
 MOST_POINTS = 500
@@ -44,10 +44,10 @@ def _curve(kind: str, lines: Mapping[str, tuple[Run, list[tuple[int, float]]]], 
         colour = drafter_style(run.names["drafter"])[0] if alone else PALETTE[place % len(PALETTE)]
         steps, values = [step for step, _ in points], [value for _, value in points]
         drawn.add_scatter(
-            x=steps, y=values, mode="lines+markers" if len(points) < 60 else "lines", name=name, showlegend=len(lines) > 1,
+            x=steps, y=values, mode="lines+markers" if len(points) < 60 else "lines", name=words(name), showlegend=len(lines) > 1,
             line={"color": colour, "width": 2.2, "dash": "dot" if "validation/" in name else "solid"},
             marker={"size": 6, "symbol": SYMBOLS[place // len(PALETTE) % len(SYMBOLS)]},
-            hovertemplate="step %{x}: %{y:.4g}<extra>" + name.replace("<", "&lt;") + "</extra>",
+            hovertemplate="step %{x}: %{y:.4g}<extra>" + words(name) + "</extra>",
         )  # fmt: skip
         rows += [[name, step, value] for step, value in points]
     table = Table(("figure", "training step", unit), rows)
