@@ -17,6 +17,7 @@ from specdec.errors import InputError
 from specdec.metrics import StepMetrics, StepRecord
 
 STEPS, TRAINING = "steps.jsonl", "train.jsonl"
+HEAD = ("summary.json", "provenance.json")
 FOREIGN = ("wandb", "checkpoints")  # folders of a run that hold no runs
 
 
@@ -63,7 +64,7 @@ class JsonLines:
 
 
 class Run:
-    """One run folder. The head (summary, provenance, names) is read at once, steps and texts by `refresh`.
+    """One run folder. `look` reads its head (summary, provenance), `refresh` also what was added to steps and texts.
 
     texts: the step records of each text, in order. generations: one dict per text. training: a training run's
     reports. notes: what is missing or broken.
@@ -75,28 +76,34 @@ class Run:
 
     def _start(self) -> None:
         self._files = {name: JsonLines(self.folder / name) for name in (STEPS, "generations.jsonl", TRAINING)}
-        self._stamp: tuple[int, ...] | None = None
+        self._seen = self._seen_head = (0,)
         self.texts: dict[TextKey, list[StepRecord]] = {}
         self.generations: list[dict[str, Any]] = []
         self.training: list[dict[str, Any]] = []
         self._unreadable: list[str] = []
-        self._head()
+        self.head: dict[str, Any] = {}  # what summary.json holds
+        self.provenance: dict[str, Any] = {}
 
-    def _head(self) -> None:
-        self._unreadable = []
-        self._summary, self.provenance = self._json("summary.json"), self._json("provenance.json")
-        self.__dict__.pop("figures", None)
+    def look(self) -> None:
+        """Read the head, if it changed."""
+        seen = tuple(_stamp(self.folder / name) for name in HEAD)
+        if seen != self._seen_head:
+            self._seen_head, self._unreadable = seen, []
+            self.head, self.provenance = (self._json(name) for name in HEAD)
+            self.__dict__.pop("figures", None)
 
     def refresh(self) -> bool:
         """Read what is new; whether anything was."""
-        names = (*self._files, "summary.json", "provenance.json")
-        stamp = tuple(_stamp(self.folder / name) for name in names)
-        if stamp == self._stamp:
-            return False
-        if self._stamp and any(now < before for now, before in zip(stamp[:3], self._stamp, strict=False)):
+        sizes = tuple(_stamp(self.folder / name) for name in self._files)
+        head = self._seen_head
+        self.look()
+        if sizes == self._seen:
+            return head != self._seen_head
+        if any(now < before for now, before in zip(sizes, self._seen, strict=False)):
             self._start()  # files that became shorter: another run began in this folder
-        self._stamp = stamp
-        self._head()
+            self.look()
+        self._seen = sizes
+        self.__dict__.pop("figures", None)
         for line in self._files[STEPS].read():
             self._take(line)
         self.generations += self._files["generations.jsonl"].read()
@@ -120,14 +127,19 @@ class Run:
     def figures(self) -> dict[str, Any]:
         """`summary.json`; what it lacks (the run is under way, died, or is of an older version) is computed from the
         step records, and is None where they do not tell."""
-        if not self.texts or {"by_category", *StepMetrics.__dataclass_fields__} <= set(self._summary):
-            return self._summary
+        if not self.texts or {"by_category", *StepMetrics.__dataclass_fields__} <= set(self.head):
+            return self.head
         of_category: dict[str, list[StepRecord]] = {}
         for key, records in self.texts.items():
             of_category.setdefault(key.category, []).extend(records)
-        known = self._summary.get("by_category", {})
+        known = self.head.get("by_category", {})
         by_category = {n: {**StepMetrics.of(r).as_dict(), **known.get(n, {})} for n, r in of_category.items()}
-        return {**StepMetrics.of(self.steps).as_dict(), **self._summary, "by_category": by_category}
+        return {**StepMetrics.of(self.steps).as_dict(), **self.head, "by_category": by_category}
+
+    @property
+    def stamp(self) -> list[int]:
+        """Differs when something was read that was not there before."""
+        return [*self._seen, *self._seen_head]
 
     @property
     def trains(self) -> bool:
@@ -141,13 +153,8 @@ class Run:
     @property
     def names(self) -> dict[str, str]:
         """How its target, drafter ... are called."""
-        known = {**self.provenance.get("names", {}), **self._summary}
+        known = {**self.provenance.get("names", {}), **self.head}
         return {group: str(known.get(group, "unknown")) for group in ("target", "drafter")}
-
-    @property
-    def head(self) -> Mapping[str, Any]:
-        """What `summary.json` holds, without computing anything."""
-        return self._summary
 
     @cached_property
     def options(self) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from experiments.pictures.picture import Picture, Table, Tile, bars
-from experiments.pictures.style import COLOURBAR, GREY, PHASES, SCALE, axis, drafter_style, figure, words
+from experiments.pictures.style import GREY, PHASES, SCALE, axis, drafter_style, figure, words
 from experiments.tables import identical, number, speedup
 from specdec.metrics import NodeUse, along_text, tree_use
 from specdec.runs import Run
@@ -104,9 +104,9 @@ def tree(uses: list[NodeUse], total: int) -> Picture:
     heights = _heights([use.place for use in uses])
     leaves = len({place for place in heights} - {place[:-1] for place in heights if place})
     drawn = figure(
-        axis("depth (tokens)", dtick=1, showgrid=False, zeroline=False, range=[-0.3, max(map(len, heights)) + 0.55]),
-        {"visible": False, "range": [leaves - 0.35, -0.65]},
-        height=max(260, 150 + 34 * leaves),
+        axis("depth (tokens)", dtick=1, showgrid=False, zeroline=False, range=[-0.3, max(map(len, heights)) + 0.5]),
+        {"visible": False, "range": [leaves - 0.4, -0.9]},
+        height=max(260, 130 + 38 * leaves),
     )
     lines_x: list[float | None] = []
     lines_y: list[float | None] = []
@@ -136,7 +136,7 @@ def tree(uses: list[NodeUse], total: int) -> Picture:
             "cmin": 0,
             "cmax": 1,
             "line": {"color": GREY, "width": 1},
-            "colorbar": {**COLOURBAR, "len": 0.5, "title": {"text": "accepted / offered", "side": "top"}},
+            "colorbar": {"thickness": 10, "outlinewidth": 0, "title": {"text": "accepted<br>/ offered", "font": {"size": 12}}},
         },
     )
     drawn.update_layout(showlegend=False)

@@ -46,7 +46,7 @@ class Contents:
             title=f"{len(runs)} runs",
             head=[" · ".join(dict.fromkeys(_where(run) for run in runs))],
             notes=notes,
-            made=[(run.command, run.commit) for run in runs],
+            made=list(dict.fromkeys((run.command, run.commit) for run in runs)),
             pictures=several_runs.pictures(measured) + training.pictures({n: r for n, r in labelled.items() if r.trains}),
             table=several_runs.table(measured) if measured else None,
         )

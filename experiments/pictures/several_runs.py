@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from experiments.pictures.picture import Picture, Table, bars
-from experiments.pictures.style import COLOURBAR, GREY, SCALE, axis, drafter_style, figure, words
+from experiments.pictures.style import GREY, SCALE, axis, drafter_style, figure, words
 from experiments.tables import identical
 from specdec.runs import Run
 
@@ -44,7 +44,7 @@ def parameters(runs: Sequence[Run]) -> list[str]:
 def table(labelled: Labelled) -> Table:
     """One run a row; intervals are 95 %."""
     columns = (
-        "run", "target", "status", "prompts", "τ (tokens/step)", "acceptance rate", "nodes/step", "tokens/s", "speedup",
+        "run", "target", "status", "prompts", "τ (tokens per step)", "acceptance rate", "nodes (per step)", "tokens/s", "speedup",
         "95 % from", "to", "texts identical", "rule",
     )  # fmt: skip
     rows = []
@@ -139,13 +139,16 @@ def heat_maps(labelled: Labelled) -> Iterator[Picture]:
         )
         drawn.add_heatmap(
             z=grid, x=[words(n) for n in values], y=[words(n) for n in categories], colorscale=SCALE, texttemplate="%{z:.2f}", xgap=2, ygap=2,
-            colorbar={**COLOURBAR, "y": -0.03, "yanchor": "top", "title": {"text": unit, "side": "bottom"}},
+            colorbar={
+                "orientation": "h", "y": -0.03, "yanchor": "top", "thickness": 10, "outlinewidth": 0,
+                "title": {"text": unit, "side": "bottom", "font": {"size": 13}},
+            },
             hovertemplate="%{x}<br>%{y}: %{z:.3f}<extra></extra>",
         )  # fmt: skip
         rows = [[name, *row] for name, row in zip(categories, grid, strict=True)]
         table = Table(("category", *(f"{label}, {unit}" for label in values)), rows)
         says = "Each run on each category."
-        yield Picture(f"{key}_heat_map", f"{title} by category and run", says, drawn, table)
+        yield Picture(f"{key}_heat_map", f"{title} by category and run", says, drawn, table, wide=True)
 
 
 def warnings(labelled: Labelled) -> list[str]:

@@ -19,7 +19,6 @@ SYMBOLS = ("circle", "diamond", "square", "triangle-up", "x", "star")
 SCALE = "Viridis"  # its order is seen by colour-blind readers, and in grey
 PHASES = {"draft": ORANGE, "verify": BLUE, "accept": GREEN, "commit": PURPLE}
 GRID = "rgba(128,136,148,0.28)"
-COLOURBAR = {"orientation": "h", "x": 0, "xanchor": "left", "y": 1.03, "yanchor": "bottom", "thickness": 10, "outlinewidth": 0}
 CONFIG = {"displayModeBar": False, "responsive": True}
 
 

@@ -13,6 +13,8 @@ TITLES = {
     "tokens_per_step": ("Tokens per step over training", "tokens per step τ"),
     "acceptance_at_depth": ("Acceptance by depth over training", "acceptance (probability)"),
     "loss": ("Loss", "loss (nats)"),
+    "top1": ("First guess right", "share of tokens (ratio)"),
+    "top5": ("Right among the first five guesses", "share of tokens (ratio)"),
     "learning_rate": ("Learning rate", "learning rate (per step)"),
     "grad_norm": ("Gradient norm", "norm of the gradient (loss per weight)"),
     "tokens_per_second": ("Training speed", "training tokens/s"),
@@ -38,7 +40,9 @@ def _curve(kind: str, lines: Mapping[str, tuple[Run, list[tuple[int, float]]]], 
     title, unit = TITLES.get(kind, (kind.replace("_", " ").capitalize(), kind.replace("_", " ")))
     drawn = figure(axis("training step", rangemode="tozero"), axis(unit), height=340)
     rows: list[list[str | int | float]] = []
-    for place, (name, (run, points)) in enumerate(lines.items()):
+    figures = list(dict.fromkeys(name.replace("validation/", "") for name in lines))
+    for name, (run, points) in lines.items():
+        place = figures.index(name.replace("validation/", ""))
         points = points[:: -(-len(points) // MOST_POINTS)]
         alone = runs > 1 and len(lines) == runs  # one line a run: the colour says whose
         colour = drafter_style(run.names["drafter"])[0] if alone else PALETTE[place % len(PALETTE)]
@@ -51,4 +55,6 @@ def _curve(kind: str, lines: Mapping[str, tuple[Run, list[tuple[int, float]]]], 
         )  # fmt: skip
         rows += [[name, step, value] for step, value in points]
     table = Table(("figure", "training step", unit), rows)
-    return Picture(f"training_{kind}", title, "Dotted: on validation texts.", drawn, table)
+    both = any("validation/" in name for name in lines)
+    says = "Dotted: on validation texts." if both else "As reported while training."
+    return Picture(f"training_{kind}", title, says, drawn, table)
