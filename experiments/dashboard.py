@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-from dash import Dash, Input, Output, State, dash_table, dcc, html, no_update
+from dash import Dash, Input, Output, State, dcc, html, no_update
+from dash.dash_table.DataTable import DataTable
 from flask import Response, abort, request
 
 from experiments.entry import one_line_errors
@@ -28,9 +29,16 @@ from specdec.runs import Run, run_folders
 HOST = "127.0.0.1"  # this machine only
 PERIOD_MS = 1000
 COLUMNS = {
-    "started": "started", "run": "folder", "target": "target", "drafter": "drafter", "status": "status",
-    "tau": "τ (tokens/step)", "acceptance": "acceptance rate", "speed": "tokens/s", "speedup": "speedup",
-}  # fmt: skip
+    "started": "started",
+    "run": "folder",
+    "target": "target",
+    "drafter": "drafter",
+    "status": "status",
+    "tau": "τ (tokens/step)",
+    "acceptance": "acceptance rate",
+    "speed": "tokens/s",
+    "speedup": "speedup",
+}
 
 
 class Library:
@@ -63,7 +71,12 @@ class Library:
 
 def _row(name: str, run: Run) -> dict[str, Any]:
     head = run.head
-    figures = {"tau": "tokens_per_step", "acceptance": "acceptance_rate", "speed": "tokens_per_second", "speedup": "speedup"}
+    figures = {
+        "tau": "tokens_per_step",
+        "acceptance": "acceptance_rate",
+        "speed": "tokens_per_second",
+        "speedup": "speedup",
+    }
     return {
         "started": str(run.provenance.get("started", ""))[:19].replace("T", " "),
         "run": name,
@@ -80,7 +93,9 @@ def dashboard(root: Path) -> Dash:
         InputError: no such folder.
     """
     library = Library(root)
-    app = Dash(__name__, assets_folder=str(ASSETS), assets_ignore=r".*\.(js|html)$", title="specdec runs", update_title="")
+    app = Dash(
+        __name__, assets_folder=str(ASSETS), assets_ignore=r".*\.(js|html)$", title="specdec runs", update_title=""
+    )
     app.layout = lambda: _layout(library.rows())
     server: Any = app.server
 
@@ -109,9 +124,12 @@ def dashboard(root: Path) -> Dash:
         return no_update if rows == before else rows
 
     @app.callback(
-        Output("shown", "children"), Output("stamp", "data"),
-        Input("clock", "n_intervals"), Input("runs", "selected_row_ids"), State("stamp", "data"),
-    )  # fmt: skip
+        Output("shown", "children"),
+        Output("stamp", "data"),
+        Input("clock", "n_intervals"),
+        Input("runs", "selected_row_ids"),
+        State("stamp", "data"),
+    )
     def show(_: int, names: list[str] | None, before: Any) -> Any:
         runs = library.refreshed(names or [])
         stamp = [names or [], [run.stamp for run in runs]]
@@ -125,7 +143,7 @@ def dashboard(root: Path) -> Dash:
 def _layout(rows: list[dict[str, Any]]) -> html.Main:
     plain = {"backgroundColor": "var(--card)", "color": "var(--ink)", "border": "1px solid var(--line)"}
     numbers = ("tau", "acceptance", "speed", "speedup")
-    runs = dash_table.DataTable(
+    runs = DataTable(
         id="runs",
         data=rows,
         columns=[{"id": k, "name": n, "type": "numeric" if k in numbers else "text"} for k, n in COLUMNS.items()],
@@ -136,7 +154,13 @@ def _layout(rows: list[dict[str, Any]]) -> html.Main:
         sort_by=[{"column_id": "started", "direction": "desc"}],
         page_size=12,
         style_table={"overflowX": "auto"},
-        style_cell={**plain, "fontFamily": "inherit", "fontSize": "13px", "padding": "6px 10px", "textAlign": "right"},
+        style_cell={
+            **plain,
+            "fontFamily": "system-ui, sans-serif",
+            "fontSize": "13px",
+            "padding": "6px 10px",
+            "textAlign": "right",
+        },
         style_cell_conditional=[{"if": {"column_id": k}, "textAlign": "left"} for k in COLUMNS if k not in numbers],
         style_header={"fontWeight": "600", "color": "var(--soft)", "whiteSpace": "normal"},
         style_data_conditional=[{"if": {"state": "active"}, **plain}, {"if": {"state": "selected"}, **plain}],
@@ -157,17 +181,25 @@ def _contents(runs: Sequence[Run], names: Sequence[str]) -> list[Any]:
     if not runs:
         return []
     contents, query = Contents.of(runs), urlencode([("run", name) for name in names])
-    made = [html.P([html.Code(command), " · commit ", html.Code(commit)], className="made") for command, commit in contents.made]
+    made = [
+        html.P([html.Code(command), " · commit ", html.Code(commit)], className="made")
+        for command, commit in contents.made
+    ]
     tiles = [
         html.Div([html.Span(t.label), html.B(t.value), html.Span(t.note)], className="tile") for t in contents.tiles
     ]
     cards = [_card(picture) for picture in contents.pictures]
     if contents.table:
         link = html.P(html.A("runs.csv", href=csv_link(contents.table), download="runs.csv"), className="csv")
-        cards.insert(0, html.Section([html.H2("The runs"), html.Div(_table(contents.table), className="scroll"), link], className="card wide"))
+        cards.insert(
+            0,
+            html.Section(
+                [html.H2("The runs"), html.Div(_table(contents.table), className="scroll"), link], className="card wide"
+            ),
+        )
     if len(runs) == 1 and runs[0].generations:
-        frame = html.Iframe(src=f"/reader?{query}", style={"border": 0, "width": "100%", "height": "780px"})
-        cards.append(html.Section(frame, className="card wide"))
+        frame = html.Iframe(src=f"/reader?{query}", style={"border": 0, "width": "100%", "height": "680px"})
+        cards.append(html.Section(frame, className="wide"))
     return [
         html.H1(contents.title),
         *[html.P(line, className="made") for line in contents.head],
@@ -186,7 +218,9 @@ def _card(picture: Picture) -> html.Section:
         [
             html.H2(picture.title),
             html.P(picture.says, className="says"),
-            dcc.Graph(figure=picture.figure, config=CONFIG, id=picture.name, className="chart", style=height, responsive=True),
+            dcc.Graph(
+                figure=picture.figure, config=CONFIG, id=picture.name, className="chart", style=height, responsive=True
+            ),
             html.P(html.A(file, href=csv_link(picture.table), download=file), className="csv"),
         ],
         className="card wide" if picture.wide else "card",
@@ -195,7 +229,9 @@ def _card(picture: Picture) -> html.Section:
 
 def _table(table: Table) -> html.Table:
     head = html.Tr([html.Th(column) for column in table.columns])
-    return html.Table([head, *[html.Tr([html.Td(shown(cell)) for cell in row]) for row in table.rows]], className="runs")
+    return html.Table(
+        [head, *[html.Tr([html.Td(shown(cell)) for cell in row]) for row in table.rows]], className="runs"
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

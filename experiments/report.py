@@ -14,38 +14,31 @@ from rich.markup import escape
 from rich.table import Table as RichTable
 
 from experiments.entry import one_line_errors
-from experiments.pictures.page import Contents, page
+from experiments.pictures.page import REPORT, Contents, write_page
 from experiments.pictures.picture import Table
 from experiments.tables import stdout
 from specdec.errors import InputError
 from specdec.runs import Run, find_runs
 
-DEFAULT_NAME = "report.html"
-
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m experiments.report", description=__doc__)
     parser.add_argument("folders", nargs="+", type=Path, help="run folders, or folders of runs (a sweep)")
-    parser.add_argument("--write", type=Path, help=f"the page; default: {DEFAULT_NAME} in the folder, if it is one")
+    parser.add_argument("--write", type=Path, help=f"the page; default: {REPORT} in the folder, if it is one")
     options = parser.parse_args(arguments)
     with one_line_errors():
-        file = options.write or (options.folders[0] if len(options.folders) == 1 else Path()) / DEFAULT_NAME
+        file = options.write or (options.folders[0] if len(options.folders) == 1 else Path()) / REPORT
         write(find_runs(options.folders), file)
 
 
 def write(runs: Sequence[Run], file: Path) -> None:
-    """Print the figures, write the page.
+    """Write the page, print its figures.
 
     Raises:
         InputError: the file cannot be written.
     """
-    for run in runs:
-        run.refresh()
-    text = page(runs)
-    unfinished = file.with_name(file.name + ".unfinished")
     try:
-        unfinished.write_text(text, "utf-8")
-        unfinished.replace(file)
+        write_page(runs, file)
     except OSError as error:
         raise InputError(
             "--write", expected="a file that can be written", got=f"{str(file)!r} ({error.strerror})",

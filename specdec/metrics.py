@@ -118,8 +118,8 @@ def emitted_histogram(records: Sequence[StepRecord]) -> list[int]:
 
 @dataclass(frozen=True)
 class NodeUse:
-    """What became of the node at a place of the drafted trees. place: which child is taken at each depth, counted from 0
-    in the order of the nodes; so (0, 1) is the second child of the first child of the root, in whatever tree."""
+    """What became of the node at a place of the drafted trees. place: which child is taken at each depth, counted from
+    0 in the order of the nodes; so (0, 1) is the second child of the first child of the root, in whatever tree."""
 
     place: tuple[int, ...]
     offered: int

@@ -76,7 +76,8 @@ class Run:
 
     def _start(self) -> None:
         self._files = {name: JsonLines(self.folder / name) for name in (STEPS, "generations.jsonl", TRAINING)}
-        self._seen = self._seen_head = (0,)
+        self._seen: tuple[int, ...] = ()
+        self._seen_head: tuple[int, ...] = ()
         self.texts: dict[TextKey, list[StepRecord]] = {}
         self.generations: list[dict[str, Any]] = []
         self.training: list[dict[str, Any]] = []

@@ -7,7 +7,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from experiments.pictures.picture import Picture, Table, Tile, bars
+from experiments.pictures.picture import Cell, Picture, Table, Tile, bars
 from experiments.pictures.style import GREY, PHASES, SCALE, axis, drafter_style, figure, words
 from experiments.tables import identical, number, speedup
 from specdec.metrics import NodeUse, along_text, tree_use
@@ -26,7 +26,9 @@ def headline(run: Run) -> list[Tile]:
         plain = f"autoregressive: {f['autoregressive_tokens_per_second']:.1f}"
         tiles.append(Tile("tokens/s", f"{f['tokens_per_second']:.1f}", plain))
     if f.get("bandwidth_share") is not None:
-        tiles.append(Tile("of the bandwidth limit", f"{f['bandwidth_share']:.0%}", "a plain read of the weights / verify"))
+        tiles.append(
+            Tile("of the bandwidth limit", f"{f['bandwidth_share']:.0%}", "a plain read of the weights / verify")
+        )
     if f.get("acceptance_rate") is not None:
         tiles.append(Tile("acceptance rate", number(f["acceptance_rate"]), "accepted / depth offered"))
     if "lossless" in f:
@@ -69,10 +71,17 @@ def by_depth(rates: list[float], colour: str) -> Picture:
     drawn = figure(axis("depth (tokens)", dtick=1), axis("acceptance (probability)", range=[0, 1.08], tickformat=".1f"))
     depths, values = _columns(table)
     drawn.add_bar(
-        x=depths, y=values, marker_color=colour, text=[f"{v:.2f}" for v in values], textposition="outside",
-        cliponaxis=False, hovertemplate="depth %{x}: %{y:.3f}<extra></extra>",
-    )  # fmt: skip
-    says = "How often a token of this depth is accepted, given that the one before it was and the tree reached this deep."
+        x=depths,
+        y=values,
+        marker_color=colour,
+        text=[f"{v:.2f}" for v in values],
+        textposition="outside",
+        cliponaxis=False,
+        hovertemplate="depth %{x}: %{y:.3f}<extra></extra>",
+    )
+    says = (
+        "How often a token of this depth is accepted, given that the one before it was and the tree reached this deep."
+    )
     return Picture("acceptance_by_depth", "Acceptance by depth", says, drawn, table)
 
 
@@ -80,13 +89,20 @@ def emitted(counts: list[int], colour: str) -> Picture:
     total = sum(counts)
     rows = [[n, count, count / total] for n, count in enumerate(counts, 1)]
     table = Table(("emitted (tokens/step)", "steps", "share of steps"), rows)
-    drawn = figure(axis("emitted (tokens per step)", dtick=1), axis("share of steps (%)", ticksuffix=" %", rangemode="tozero"))
+    drawn = figure(
+        axis("emitted (tokens per step)", dtick=1), axis("share of steps (%)", ticksuffix=" %", rangemode="tozero")
+    )
     n, steps, share = _columns(table)
     drawn.add_bar(
-        x=n, y=[100 * s for s in share], marker_color=colour, customdata=steps, cliponaxis=False,
-        text=[f"{s:.0%}" if s >= 0.005 else "" for s in share], textposition="outside",
+        x=n,
+        y=[100 * s for s in share],
+        marker_color=colour,
+        customdata=steps,
+        cliponaxis=False,
+        text=[f"{s:.0%}" if s >= 0.005 else "" for s in share],
+        textposition="outside",
         hovertemplate="%{x} tokens: %{customdata} steps, %{y:.1f} %<extra></extra>",
-    )  # fmt: skip
+    )
     says = "How many tokens a step brought: the accepted ones and the target's own. Their mean is τ."
     return Picture("emitted_tokens", "Emitted tokens per step", says, drawn, table)
 
@@ -102,7 +118,7 @@ def tree(uses: list[NodeUse], total: int) -> Picture:
     """Root on the left, depth to the right."""
     uses = sorted(uses, key=lambda use: (len(use.place), use.place))
     heights = _heights([use.place for use in uses])
-    leaves = len({place for place in heights} - {place[:-1] for place in heights if place})
+    leaves = len(set(heights) - {place[:-1] for place in heights if place})
     drawn = figure(
         axis("depth (tokens)", dtick=1, showgrid=False, zeroline=False, range=[-0.3, max(map(len, heights)) + 0.5]),
         {"visible": False, "range": [leaves - 0.4, -0.9]},
@@ -116,9 +132,12 @@ def tree(uses: list[NodeUse], total: int) -> Picture:
         lines_y += [heights[parent], heights[use.place], None]
     drawn.add_scatter(x=lines_x, y=lines_y, mode="lines", line={"color": GREY, "width": 1.2}, hoverinfo="skip")
     drawn.add_scatter(
-        x=[0], y=[heights[()]], mode="markers", hovertemplate="root: the last committed token<extra></extra>",
+        x=[0],
+        y=[heights[()]],
+        mode="markers",
+        hovertemplate="root: the last committed token<extra></extra>",
         marker={"size": 11, "color": "rgba(0,0,0,0)", "line": {"color": GREY, "width": 2}},
-    )  # fmt: skip
+    )
     drawn.add_scatter(
         x=[len(use.place) for use in uses],
         y=[heights[use.place] for use in uses],
@@ -127,7 +146,7 @@ def tree(uses: list[NodeUse], total: int) -> Picture:
         textposition="top center",
         textfont={"size": 11},
         customdata=[[_place(use), use.offered, use.accepted, use.contribution] for use in uses],
-        hovertemplate="node %{customdata[0]}<br>accepted %{customdata[2]} of %{customdata[1]} times (%{marker.color:.2f})"
+        hovertemplate="node %{customdata[0]}<br>accepted %{customdata[2]} of %{customdata[1]} (%{marker.color:.2f})"
         "<br>contributes %{customdata[3]:.3f} tokens per step<extra></extra>",
         marker={
             "size": [12 + 20 * use.contribution**0.5 for use in uses],
@@ -136,16 +155,29 @@ def tree(uses: list[NodeUse], total: int) -> Picture:
             "cmin": 0,
             "cmax": 1,
             "line": {"color": GREY, "width": 1},
-            "colorbar": {"thickness": 10, "outlinewidth": 0, "title": {"text": "accepted<br>/ offered", "font": {"size": 12}}},
+            "colorbar": {
+                "thickness": 10,
+                "outlinewidth": 0,
+                "title": {"text": "accepted<br>/ offered", "font": {"size": 12}},
+            },
         },
     )
     drawn.update_layout(showlegend=False)
-    rows = [[_place(u), len(u.place), u.offered, u.accepted, u.frequency, u.contribution] for u in uses]
-    columns = ("node", "depth (tokens)", "offered (steps)", "accepted (steps)", "accepted / offered", "contribution to τ")
+    rows: list[list[Cell]] = [
+        [_place(u), len(u.place), u.offered, u.accepted, u.frequency, u.contribution] for u in uses
+    ]
+    columns = (
+        "node",
+        "depth (tokens)",
+        "offered (steps)",
+        "accepted (steps)",
+        "accepted / offered",
+        "contribution to τ",
+    )
     more = f" The {len(uses)} most offered of {total} nodes." if total > len(uses) else ""
     says = (
-        "Colour: how often a node was accepted when it was offered. Number and size: the tokens per step it contributed; "
-        f"with the target's own token they make τ.{more}"
+        "Colour: how often a node was accepted when it was offered. Number and size: the tokens per step it "
+        f"contributed; with the target's own token they make τ.{more}"
     )
     return Picture("tree", "The tree", says, drawn, Table(columns, rows), wide=True)
 
@@ -180,14 +212,20 @@ def phases(f: dict[str, Any]) -> Picture:
     named = {"all": f["phase_ms"], **{n: c["phase_ms"] for n, c in f.get("by_category", {}).items()}}
     names, places = list(reversed(named)), [words(name) for name in reversed(named)]
     drawn = figure(
-        axis("time per step (ms)", rangemode="tozero"), axis("", showgrid=False), height=120 + 34 * len(named),
+        axis("time per step (ms)", rangemode="tozero"),
+        axis("", showgrid=False),
+        height=120 + 34 * len(named),
         barmode="stack",
-    )  # fmt: skip
+    )
     for phase, colour in PHASES.items():
         drawn.add_bar(
-            y=places, x=[named[n].get(phase, 0.0) for n in names], name=phase, orientation="h", marker_color=colour,
+            y=places,
+            x=[named[n].get(phase, 0.0) for n in names],
+            name=phase,
+            orientation="h",
+            marker_color=colour,
             hovertemplate=f"{phase}: %{{x:.2f}} ms<extra>%{{y}}</extra>",
-        )  # fmt: skip
+        )
     drawn.update_layout(legend_traceorder="normal")
     rows = [[n, *(ms.get(phase) for phase in PHASES)] for n, ms in named.items()]
     table = Table(("category", *(f"{phase} (ms)" for phase in PHASES)), rows)
@@ -199,15 +237,24 @@ def speed_along(table: Table, plain: float | None, colour: str) -> Picture:
     drawn = figure(axis("place in the text (new tokens)", rangemode="tozero"), axis("tokens/s", rangemode="tozero"))
     middle = [(a + b) / 2 for a, b in zip(first, last, strict=True)]
     drawn.add_scatter(
-        x=middle, y=speed, mode="lines+markers", name="with drafts", line={"color": colour, "width": 2.5},
-        marker={"size": 7}, customdata=steps,
+        x=middle,
+        y=speed,
+        mode="lines+markers",
+        name="with drafts",
+        line={"color": colour, "width": 2.5},
+        marker={"size": 7},
+        customdata=steps,
         hovertemplate="around token %{x:.0f}: %{y:.1f} tokens/s (%{customdata} steps)<extra></extra>",
-    )  # fmt: skip
+    )
     if plain is not None:
         drawn.add_scatter(
-            x=[0, max(last)], y=[plain, plain], mode="lines", name="autoregressive, mean with prompts",
-            line={"color": GREY, "dash": "dash", "width": 1.6}, hovertemplate="%{y:.1f} tokens/s<extra>autoregressive</extra>",
-        )  # fmt: skip
+            x=[0, max(last)],
+            y=[plain, plain],
+            mode="lines",
+            name="autoregressive, mean with prompts",
+            line={"color": GREY, "dash": "dash", "width": 1.6},
+            hovertemplate="%{y:.1f} tokens/s<extra>autoregressive</extra>",
+        )
     says = "Speed of the steps that began at this place, over all texts; the prompt's forward is left out."
     return Picture("speed_along_text", "Tokens/s along the text", says, drawn, table)
 
@@ -230,12 +277,17 @@ def by_category(categories: dict[str, Any], colour: str) -> Iterator[Picture]:
     table = Table(
         ("category", "speedup", "95 % from", "to", "tokens/s", "autoregressive tokens/s"),
         [
-            [n, c["speedup"], *(c["speedup_ci95"] or (None, None)), c["tokens_per_second"],
-             c["autoregressive_tokens_per_second"]]
+            [
+                n,
+                c["speedup"],
+                *(c["speedup_ci95"] or (None, None)),
+                c["tokens_per_second"],
+                c["autoregressive_tokens_per_second"],
+            ]
             for n, c in categories.items()
             if n in timed
         ],
-    )  # fmt: skip
+    )
     says = "Tokens/s over those of autoregressive decoding, with 95 % intervals where a category has several prompts."
     yield Picture("speedup_by_category", "Speedup by category", says, drawn, table)
 
@@ -243,13 +295,18 @@ def by_category(categories: dict[str, Any], colour: str) -> Iterator[Picture]:
 def _horizontal(title: str, names: list[str], values: list[float], errors: Any, colour: str) -> go.Figure:
     drawn = figure(axis(title, rangemode="tozero"), axis("", showgrid=False), height=110 + 34 * len(names))
     drawn.add_bar(
-        y=[words(name) for name in names], x=values, orientation="h", marker_color=colour, error_x=errors, text=[f" {v:.2f}" for v in values],
-        textposition="inside", insidetextanchor="start", hovertemplate="%{y}: %{x:.3f}<extra></extra>",
-    )  # fmt: skip
+        y=[words(name) for name in names],
+        x=values,
+        orientation="h",
+        marker_color=colour,
+        error_x=errors,
+        text=[f" {v:.2f}" for v in values],
+        textposition="inside",
+        insidetextanchor="start",
+        hovertemplate="%{y}: %{x:.3f}<extra></extra>",
+    )
     return drawn.add_vline(x=1, line={"color": GREY, "dash": "dash", "width": 1.6})
 
 
 def _columns(table: Table) -> list[list[Any]]:
     return [list(column) for column in zip(*table.rows, strict=True)]
-
-

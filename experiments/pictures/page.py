@@ -19,6 +19,7 @@ from experiments.pictures.reader import reader
 from experiments.pictures.style import CONFIG
 from specdec.runs import Run
 
+REPORT = "report.html"
 ASSETS = Path(__file__).parent / "assets"
 
 
@@ -41,13 +42,16 @@ class Contents:
             return cls._one(runs[0])
         labelled = several_runs.labels(runs)
         measured = {label: run for label, run in labelled.items() if not run.trains}
-        notes = several_runs.warnings(labelled) + [f"{label}: {n}" for label, run in labelled.items() for n in run.notes]
+        notes = several_runs.warnings(labelled) + [
+            f"{label}: {n}" for label, run in labelled.items() for n in run.notes
+        ]
         return cls(
             title=f"{len(runs)} runs",
             head=[" · ".join(dict.fromkeys(_where(run) for run in runs))],
             notes=notes,
             made=list(dict.fromkeys((run.command, run.commit) for run in runs)),
-            pictures=several_runs.pictures(measured) + training.pictures({n: r for n, r in labelled.items() if r.trains}),
+            pictures=several_runs.pictures(measured)
+            + training.pictures({n: r for n, r in labelled.items() if r.trains}),
             table=several_runs.table(measured) if measured else None,
         )
 
@@ -72,15 +76,34 @@ def page(runs: Sequence[Run]) -> str:
         reader=reader(runs[0]) if len(runs) == 1 else None,
         figures={"figures": {picture.name: picture.json() for picture in contents.pictures}, "config": CONFIG},
         scripts=[get_plotlyjs(), _asset("report.js"), _asset("reader.js")],
+        framed=False,
     )
+
+
+def write_page(runs: Sequence[Run], file: Path) -> Path:
+    """Whole or not at all."""
+    for run in runs:
+        run.refresh()
+    unfinished = file.with_name(file.name + ".unfinished")
+    unfinished.write_text(page(runs), "utf-8")
+    return unfinished.replace(file)
 
 
 def reader_page(run: Run) -> str:
     """The reader alone, for a frame of the dashboard."""
     return _render(
-        title=str(run.folder.name), head=[], notes=[], made=[], pictures=[], tiles=[], table=None, reader=reader(run),
-        figures={}, scripts=[_asset("reader.js")],
-    )  # fmt: skip
+        title=run.folder.name,
+        framed=True,
+        head=[],
+        notes=[],
+        made=[],
+        pictures=[],
+        tiles=[],
+        table=None,
+        reader=reader(run),
+        figures={},
+        scripts=[_asset("reader.js")],
+    )
 
 
 def _render(scripts: Sequence[str], **values: object) -> str:
@@ -95,11 +118,14 @@ def _asset(name: str) -> str:
 
 
 @cache
-def _template():  # type: ignore[no-untyped-def]  # noqa: ANN202
+def _template():  # type: ignore[no-untyped-def]
     environment = Environment(
-        loader=FileSystemLoader(ASSETS), autoescape=select_autoescape(), undefined=StrictUndefined, trim_blocks=True,
+        loader=FileSystemLoader(ASSETS),
+        autoescape=select_autoescape(),
+        undefined=StrictUndefined,
+        trim_blocks=True,
         lstrip_blocks=True,
-    )  # fmt: skip
+    )
     environment.filters["csv"] = csv_link
     return environment.get_template("page.html")
 

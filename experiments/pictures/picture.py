@@ -72,6 +72,11 @@ def bars(interval: Sequence[Sequence[float] | None], values: Sequence[float]) ->
         return None
     both = list(zip([i or (v, v) for i, v in zip(interval, values, strict=True)], values, strict=True))
     return {
-        "type": "data", "symmetric": False, "thickness": 1.4, "width": 4, "color": "#8A919C",
-        "array": [high - value for (_, high), value in both], "arrayminus": [value - low for (low, _), value in both],
-    }  # fmt: skip
+        "type": "data",
+        "symmetric": False,
+        "thickness": 1.4,
+        "width": 4,
+        "color": "#8A919C",
+        "array": [high - value for (_, high), value in both],
+        "arrayminus": [value - low for (low, _), value in both],
+    }

@@ -12,7 +12,8 @@ MOST_TOKENS = 30_000  # of all texts shown: a page must stay small
 def reader(run: Run) -> dict[str, Any] | None:
     """The texts whose tokens are known as text, at most `MOST_TOKENS` tokens, an even share of each category.
 
-    A step is [accepted, emitted, drafted nodes, depth offered, whose the last token is, ms, rows]. Returns None when there is none.
+    A step is [accepted, emitted, drafted nodes, depth offered, whose the last token is, ms, rows]. Returns None when
+    there is none.
     """
     texts: dict[str, list[dict[str, Any]]] = {}
     for generation in run.generations:
@@ -22,7 +23,8 @@ def reader(run: Run) -> dict[str, Any] | None:
             continue
         if text is not None:
             texts.setdefault(generation["category"], []).append(text)
-    kept, tokens, total = [], 0, sum(map(len, texts.values()))
+    kept: list[dict[str, Any]] = []
+    tokens, total = 0, sum(map(len, texts.values()))
     for place in range(max(map(len, texts.values()), default=0)):
         for of_category in texts.values():
             if place < len(of_category) and (not kept or tokens + len(of_category[place]["pieces"]) <= MOST_TOKENS):

@@ -44,9 +44,20 @@ def parameters(runs: Sequence[Run]) -> list[str]:
 def table(labelled: Labelled) -> Table:
     """One run a row; intervals are 95 %."""
     columns = (
-        "run", "target", "status", "prompts", "τ (tokens per step)", "acceptance rate", "nodes (per step)", "tokens/s", "speedup",
-        "95 % from", "to", "texts identical", "rule",
-    )  # fmt: skip
+        "run",
+        "target",
+        "status",
+        "prompts",
+        "τ (tokens per step)",
+        "acceptance rate",
+        "nodes (per step)",
+        "tokens/s",
+        "speedup",
+        "95 % from",
+        "to",
+        "texts identical",
+        "rule",
+    )
     rows = []
     for label, run in labelled.items():
         f = run.figures
@@ -54,11 +65,20 @@ def table(labelled: Labelled) -> Table:
         rule = f"{f['acceptance']} ({'lossless' if f['lossless'] else 'lossy'})" if "acceptance" in f else None
         rows.append(
             [
-                label, run.names["target"], run.status, f.get("prompts"), f.get("tokens_per_step"),
-                f.get("acceptance_rate"), f.get("nodes_per_step"), f.get("tokens_per_second"), f.get("speedup"),
-                *(f.get("speedup_ci95") or (None, None)), same, rule,
+                label,
+                run.names["target"],
+                run.status,
+                f.get("prompts"),
+                f.get("tokens_per_step"),
+                f.get("acceptance_rate"),
+                f.get("nodes_per_step"),
+                f.get("tokens_per_second"),
+                f.get("speedup"),
+                *(f.get("speedup_ci95") or (None, None)),
+                same,
+                rule,
             ]
-        )  # fmt: skip
+        )
     return Table(columns, rows)
 
 
@@ -70,7 +90,12 @@ def pictures(labelled: Labelled) -> list[Picture]:
 def _pictures(labelled: Labelled) -> Iterator[Picture]:
     timed = {label: run for label, run in labelled.items() if run.figures.get("speedup") is not None}
     for name, axis_title, key, says in (
-        ("tau", "tokens per step τ", "tokens_per_step", "What acceptance is worth: above the dashed line drafting pays."),
+        (
+            "tau",
+            "tokens per step τ",
+            "tokens_per_step",
+            "What acceptance is worth: above the dashed line drafting pays.",
+        ),
         ("nodes", "drafted nodes per step", "nodes_per_step", "What a larger tree costs and brings."),
     ):
         points = {label: run for label, run in timed.items() if run.figures.get(key) is not None}
@@ -84,9 +109,7 @@ def _pictures(labelled: Labelled) -> Iterator[Picture]:
     yield from heat_maps(labelled)
 
 
-def against(
-    name: str, title: str, says: str, axis_title: str, places: Sequence[Any], points: Labelled
-) -> Picture:
+def against(name: str, title: str, says: str, axis_title: str, places: Sequence[Any], points: Labelled) -> Picture:
     """Speedup with its interval over some figure, one mark a run."""
     drawn = figure(axis(axis_title), axis("speedup (ratio)", rangemode="tozero"), height=380)
     drawn.add_hline(y=1, line={"color": GREY, "dash": "dash", "width": 1.4})
@@ -96,10 +119,17 @@ def against(
         colour, symbol = drafter_style(drafter)
         value, interval = run.figures["speedup"], run.figures["speedup_ci95"]
         drawn.add_scatter(
-            x=[place], y=[value], error_y=bars([interval], [value]), mode="markers", name=words(drafter), legendgroup=drafter,
-            showlegend=drafter not in shown, marker={"color": colour, "symbol": symbol, "size": 12}, text=[words(label)],
+            x=[place],
+            y=[value],
+            error_y=bars([interval], [value]),
+            mode="markers",
+            name=words(drafter),
+            legendgroup=drafter,
+            showlegend=drafter not in shown,
+            marker={"color": colour, "symbol": symbol, "size": 12},
+            text=[words(label)],
             hovertemplate="%{text}<br>%{x}: %{y:.2f}x<extra></extra>",
-        )  # fmt: skip
+        )
         shown.add(drafter)
     columns = ("run", "drafter", axis_title, "speedup", "95 % from", "to")
     rows = [
@@ -138,13 +168,23 @@ def heat_maps(labelled: Labelled) -> Iterator[Picture]:
             height=210 + 34 * len(categories),
         )
         drawn.add_heatmap(
-            z=grid, x=[words(n) for n in values], y=[words(n) for n in categories], colorscale=SCALE, texttemplate="%{z:.2f}", xgap=2, ygap=2,
+            z=grid,
+            x=[words(n) for n in values],
+            y=[words(n) for n in categories],
+            colorscale=SCALE,
+            texttemplate="%{z:.2f}",
+            xgap=2,
+            ygap=2,
             colorbar={
-                "orientation": "h", "y": -0.03, "yanchor": "top", "thickness": 10, "outlinewidth": 0,
+                "orientation": "h",
+                "y": -0.03,
+                "yanchor": "top",
+                "thickness": 10,
+                "outlinewidth": 0,
                 "title": {"text": unit, "side": "bottom", "font": {"size": 13}},
             },
             hovertemplate="%{x}<br>%{y}: %{z:.3f}<extra></extra>",
-        )  # fmt: skip
+        )
         rows = [[name, *row] for name, row in zip(categories, grid, strict=True)]
         table = Table(("category", *(f"{label}, {unit}" for label in values)), rows)
         says = "Each run on each category."

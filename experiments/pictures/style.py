@@ -12,14 +12,19 @@ from experiments.entry import CONF
 
 # Okabe and Ito's palette without black and yellow: told apart by colour-blind readers, on white and on black
 BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY = PALETTE = (
-    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9",
-)  # fmt: skip
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#E69F00",
+    "#56B4E9",
+)
 GREY = "#8A919C"
 SYMBOLS = ("circle", "diamond", "square", "triangle-up", "x", "star")
 SCALE = "Viridis"  # its order is seen by colour-blind readers, and in grey
 PHASES = {"draft": ORANGE, "verify": BLUE, "accept": GREEN, "commit": PURPLE}
 GRID = "rgba(128,136,148,0.28)"
-CONFIG = {"displayModeBar": False, "responsive": True}
+CONFIG: Any = {"displayModeBar": False, "responsive": True}
 
 
 @cache
@@ -33,8 +38,8 @@ def words(text: str) -> str:
 
 
 def drafter_style(name: str) -> tuple[str, str]:
-    """Colour and symbol of a drafter: the same in every picture, report and dashboard. Autoregressive decoding is grey; drafters
-    that have no YAML come after those that do."""
+    """Colour and symbol of a drafter: the same in every picture, report and dashboard. Autoregressive decoding is
+    grey; drafters that have no YAML come after those that do."""
     if name == "none":
         return GREY, SYMBOLS[0]
     known = _drafters()
@@ -45,8 +50,13 @@ def drafter_style(name: str) -> tuple[str, str]:
 def axis(title: str, **options: Any) -> dict[str, Any]:
     """An axis with its unit in the title."""
     return {
-        "title": {"text": title, "standoff": 10, "font": {"size": 13}}, "automargin": True, "ticklabelstandoff": 5, "gridcolor": GRID, "zerolinecolor": GRID, **options,
-    }  # fmt: skip
+        "title": {"text": title, "standoff": 10, "font": {"size": 13}},
+        "automargin": True,
+        "ticklabelstandoff": 5,
+        "gridcolor": GRID,
+        "zerolinecolor": GRID,
+        **options,
+    }
 
 
 def figure(x: dict[str, Any], y: dict[str, Any], height: int = 340, **layout: Any) -> go.Figure:

@@ -23,7 +23,8 @@ TITLES = {
 
 
 def pictures(labelled: Mapping[str, Run]) -> list[Picture]:
-    """One per kind of figure ("top1/head0" and "validation/top1/head0" are of one kind), those that matter most first."""
+    """One per kind of figure ("top1/head0" and "validation/top1/head0" are of one kind), those that matter most
+    first."""
     kinds: dict[str, dict[str, tuple[Run, list[tuple[int, float]]]]] = {}
     for label, run in labelled.items():
         for report in run.training:
@@ -48,11 +49,15 @@ def _curve(kind: str, lines: Mapping[str, tuple[Run, list[tuple[int, float]]]], 
         colour = drafter_style(run.names["drafter"])[0] if alone else PALETTE[place % len(PALETTE)]
         steps, values = [step for step, _ in points], [value for _, value in points]
         drawn.add_scatter(
-            x=steps, y=values, mode="lines+markers" if len(points) < 60 else "lines", name=words(name), showlegend=len(lines) > 1,
+            x=steps,
+            y=values,
+            mode="lines+markers" if len(points) < 60 else "lines",
+            name=words(name),
+            showlegend=len(lines) > 1,
             line={"color": colour, "width": 2.2, "dash": "dot" if "validation/" in name else "solid"},
             marker={"size": 6, "symbol": SYMBOLS[place // len(PALETTE) % len(SYMBOLS)]},
             hovertemplate="step %{x}: %{y:.4g}<extra>" + words(name) + "</extra>",
-        )  # fmt: skip
+        )
         rows += [[name, step, value] for step, value in points]
     table = Table(("figure", "training step", unit), rows)
     both = any("validation/" in name for name in lines)
