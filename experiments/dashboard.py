@@ -140,7 +140,7 @@ def dashboard(root: Path) -> Dash:
     return app
 
 
-def _layout(rows: list[dict[str, Any]]) -> html.Main:
+def _layout(rows: Any) -> html.Main:
     plain = {"backgroundColor": "var(--card)", "color": "var(--ink)", "border": "1px solid var(--line)"}
     numbers = ("tau", "acceptance", "speed", "speedup")
     runs = DataTable(
