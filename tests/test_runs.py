@@ -23,7 +23,8 @@ def test_a_whole_run_comes_back_as_it_was_written(tmp_path: Path) -> None:
     summary = finished(tmp_path, options={"seed": 3, "drafter": {"depth": 7}})
     run = read(tmp_path)
     assert run.figures == json.loads(json.dumps(summary))
-    assert {name: summary[name] for name in (of := StepMetrics.of(run.steps).as_dict())} == of
+    of_steps = StepMetrics.of(run.steps).as_dict()
+    assert {name: summary[name] for name in of_steps} == of_steps
     assert run.options == {"seed": 3, "drafter.depth": 7}
     assert (run.status, run.names, run.notes) == ("finished", {"target": "tiny", "drafter": "ngram"}, [])
     assert set(run.texts) == {TextKey(f"q{n}", ("math", "<b>bold</b>")[n % 2], 0, 0) for n in range(4)}
@@ -114,5 +115,5 @@ def test_training_runs_are_found_and_runs_set_aside_are_not(tmp_path: Path) -> N
 def test_a_folder_without_runs_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"expected a folder with runs \(steps.jsonl or train.jsonl\), got none in"):
         find_runs([tmp_path])
-    with pytest.raises(InputError, match="expected a folder with runs, got '.*nowhere'; check the path"):
+    with pytest.raises(InputError, match=r"expected a folder with runs, got '.*nowhere'; check the path"):
         find_runs([tmp_path / "nowhere"])
