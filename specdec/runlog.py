@@ -92,7 +92,6 @@ class WandbTracker:
             table = wandb.Table(columns=list(columns), data=rows)
             label, value = columns[:2]
             self._run.log({name: wandb.plot.bar(table, label, value, name.replace("_", " "))})
-            self._run.log({f"{name}_table": table})
             if name != "by_category":
                 scalars |= {f"{name}/{row[0]}": row[1] for row in rows}
         if counts := summary.get("emitted_histogram"):
