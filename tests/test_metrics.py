@@ -28,7 +28,17 @@ def test_a_hand_computed_run() -> None:
 
 def walked(parents: list[int], path: list[int], offered: int, emitted: int) -> StepRecord:
     return StepRecord(
-        0, 1, 1, len(parents) - 1, offered, len(path) - 1, emitted, path, [1] * emitted, {"verify": 10.0}, parents
+        0,
+        1,
+        1,
+        len(parents) - 1,
+        offered,
+        len(path) - 1,
+        emitted,
+        path,
+        [1] * emitted,
+        {"draft": 0.0, "verify": 10.0, "accept": 0.0, "commit": 0.0},
+        parents,
     )
 
 
