@@ -31,7 +31,7 @@ def walked(parents: list[int], path: list[int], offered: int, emitted: int) -> S
         0,
         1,
         1,
-        len(parents) - 1,
+        sum(p >= 0 for p in parents),
         offered,
         len(path) - 1,
         emitted,

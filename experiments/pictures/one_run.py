@@ -151,6 +151,7 @@ def tree(uses: list[NodeUse], total: int) -> Picture:
         marker={
             "size": [12 + 20 * use.contribution**0.5 for use in uses],
             "color": [use.frequency for use in uses],
+            "opacity": 1,
             "colorscale": SCALE,
             "cmin": 0,
             "cmax": 1,
