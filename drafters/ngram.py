@@ -17,19 +17,24 @@ from specdec.tree import TokenTree
 class Ngram:
     """Continuations of the longest suffix seen before, most recent first, merged into one tree.
 
-    max_ngram, min_ngram: lengths of the suffix to look for, longest first; depth: tokens per continuation;
-    branches: most continuations in a tree; nodes: most drafted nodes. Nothing is drafted without a match.
+    max_ngram, min_ngram: lengths of the suffix to look for, longest first; depth: most tokens per continuation;
+    per_match: tokens drafted for each token of the suffix that was found, since what follows a longer match is right
+    more often; branches: most continuations in a tree; nodes: most drafted nodes. Nothing is drafted without a match.
     """
 
-    def __init__(self, max_ngram: int, min_ngram: int, depth: int, branches: int, nodes: int) -> None:
-        for name, value in (("min_ngram", min_ngram), ("depth", depth), ("branches", branches), ("nodes", nodes)):
+    def __init__(
+        self, max_ngram: int, min_ngram: int, depth: int, branches: int, nodes: int, per_match: int | None = None
+    ) -> None:
+        per_match = depth if per_match is None else per_match
+        least = {"min_ngram": min_ngram, "depth": depth, "branches": branches, "nodes": nodes, "per_match": per_match}
+        for name, value in least.items():
             if value < 1:
                 raise InputError(f"drafter.{name}", expected="an integer >= 1", got=value, fix="raise it")
         if max_ngram < min_ngram:
             fix = "raise drafter.max_ngram"
             raise InputError("drafter.max_ngram", expected=f"at least min_ngram ({min_ngram})", got=max_ngram, fix=fix)
         self.sizes = range(max_ngram, min_ngram - 1, -1)
-        self.depth, self.branches, self.nodes = depth, branches, nodes
+        self.depth, self.per_match, self.branches, self.nodes = depth, per_match, branches, nodes
 
     @property
     def max_nodes(self) -> int:
@@ -43,7 +48,8 @@ class Ngram:
         trees = []
         for row, table, room in zip(state.rows, self._tables, state.room, strict=True):
             table.read(row)
-            continuations = table.continuations(row, min(self.depth, room - 1), self.branches) if room else []
+            depth = max(min(self.depth, room - 1), 0)
+            continuations = table.continuations(row, depth, self.per_match, self.branches)
             trees.append(_trie(row[-1], continuations, self.max_nodes))
         return TokenTree.from_rows([t for t, _ in trees], [p for _, p in trees], self._device)
 
@@ -67,13 +73,14 @@ class _Table:
                     self._ends[tuple(row[end - size : end])].append(end)
         self._read = len(row)
 
-    def continuations(self, row: Sequence[int], depth: int, branches: int) -> list[list[int]]:
-        """Up to `branches` different continuations: longer matches first, then the more recent.
+    def continuations(self, row: Sequence[int], most: int, per_match: int, branches: int) -> list[list[int]]:
+        """Up to `branches` different continuations of at most `most` tokens: longer matches first, then more recent.
 
         One that runs into the end of the text goes on with itself, as periodic text would."""
         found: list[list[int]] = []
         for size in self._sizes:
             ends = self._ends.get(tuple(row[-size:]), [])[:-1]  # the last is the suffix itself
+            depth = min(per_match * size, most)
             for end in reversed(ends[-RECENT:]):
                 continuation = list(islice(cycle(row[end : end + depth]), depth))
                 if continuation not in found:

@@ -18,7 +18,7 @@ from specdec.generate import autoregressive, longest_text, speculative
 from specdec.metrics import Interval, StepMetrics, StepRecord, bandwidth_share, bootstrap_speedup
 from specdec.profiling import plain_read_ms
 from specdec.prompts import Prompt, PromptEncoder
-from specdec.protocols import AcceptanceRule, Drafter, Verifier
+from specdec.protocols import AcceptanceRule, Drafter, Session, Verifier
 from specdec.reference import Reference
 from specdec.runlog import RunLog
 from specdec.sampling import SamplingParams
@@ -69,9 +69,12 @@ class Benchmark:
 
     def check(self) -> None:
         """Everything that can be found out before the first token."""
-        window = self.verifier.target.context_window
+        target = self.verifier.target
         for prompt in self.prompts:
-            longest_text([self._encoder.encode(prompt.turns[:1], [])], self.stop, window, f"prompt {prompt.id}")
+            row = self._encoder.encode(prompt.turns[:1], [])
+            longest = longest_text([row], self.stop, target.context_window, f"prompt {prompt.id}")
+        # a drafter that cannot serve this target says so when it starts
+        self.drafter.start(Session(target, [row], self.sampling, longest + self.drafter.max_nodes))
 
     def run(self, log: RunLog, on_trial: Callable[[Trial], None] = lambda _: None) -> dict[str, Any]:
         """Returns the summary; steps and texts go to `log` as they are made."""

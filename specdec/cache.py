@@ -114,6 +114,15 @@ class TreeCache(Cache):
         self.host_lengths = list(lengths)
         self.lengths.copy_(torch.tensor(self.host_lengths))
 
+    def adopt(self, row: int, source: TreeCache, source_row: int) -> None:
+        """Replace what a row holds by the committed tokens of another cache's row (same layers): a place that has
+        become free takes up a prompt read elsewhere."""
+        length = source.host_lengths[source_row]
+        for kind, storage in self._storage.items():
+            storage[:, row, :, :length] = source._storage[kind][:, source_row, :, :length]
+        self.host_lengths[row] = length
+        self.lengths[row] = length
+
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """For models that ask although positions and mask come with every forward. A length that changed from step to
         step could not be captured in a graph."""

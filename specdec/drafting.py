@@ -22,6 +22,17 @@ CHILDREN = ("with_replacement", "without_replacement", "top_k")
 NextQ = Callable[[TokenTree, int], Tensor]  # (tree so far, nodes in its last level) -> q [batch level vocab]
 
 
+def require_children(children: str) -> None:
+    """Refuse an unknown way of choosing children.
+
+    Raises:
+        InputError: and names those there are.
+    """
+    if children not in CHILDREN:
+        expected = f"one of {', '.join(CHILDREN)}"
+        raise InputError("drafter.children", expected=expected, got=repr(children), fix="choose one")
+
+
 class TreeShape:
     """A tree whose nodes at each depth all have the same number of children.
 
@@ -38,9 +49,7 @@ class TreeShape:
             raise InputError(
                 "drafter.widths", expected="a list of integers >= 1", got=list(widths), fix="try [1,1,1,1]"
             )
-        if children not in CHILDREN:
-            expected = f"one of {', '.join(CHILDREN)}"
-            raise InputError("drafter.children", expected=expected, got=repr(children), fix="choose one")
+        require_children(children)
         self.widths, self.children = list(widths), children
         self.levels = list(accumulate(widths, mul))  # nodes at depth 1, 2, ...
         parents, before, start = [-1], 0, 1
@@ -92,13 +101,18 @@ def _children(
     """Tokens of the next level, whose nodes are numbered from `first`; padding has no children."""
     groups = []
     for place, (q_parent, parent) in enumerate(zip(q.unbind(1), parents.unbind(1), strict=True)):
-        slot = first + place * width
-        if how == "top_k":
-            tokens = q_parent.topk(width, dim=-1).indices
-        elif how == "without_replacement":
-            tokens = draw_without_replacement(q_parent, width, draws, slot)
-        else:
-            tokens = torch.stack([draws.categorical(q_parent, slot + i) for i in range(width)], 1)
+        tokens = choose_children(q_parent, width, how, draws, first + place * width)
         is_padding: Bool[Tensor, " batch"] = parent == PAD
         groups.append(tokens.masked_fill(is_padding[:, None], PAD))
     return torch.cat(groups, 1)
+
+
+def choose_children(
+    q: Float[Tensor, "batch vocab"], width: int, how: str, draws: Draws, first: int
+) -> Int[Tensor, "batch width"]:
+    """Tokens of one node's children, which are numbered from `first`; `how`: one of `CHILDREN`."""
+    if how == "top_k":
+        return q.topk(width, dim=-1).indices
+    if how == "without_replacement":
+        return draw_without_replacement(q, width, draws, first)
+    return torch.stack([draws.categorical(q, first + i) for i in range(width)], 1)

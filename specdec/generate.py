@@ -13,12 +13,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from specdec.checks import require_finite
 from specdec.errors import InputError
 from specdec.metrics import PhaseClock, StepRecord
 from specdec.protocols import AcceptanceRule, Drafter, DraftState, Rows, Scores, Session, Verdict, Verifier
 from specdec.sampling import SamplingParams, Streams
 from specdec.stopping import StopRule
-from specdec.target import TargetModel
+from specdec.target import TargetModel, TargetOutput
 from specdec.tree import PAD, TokenTree
 
 
@@ -60,7 +61,7 @@ def speculative(
     clock = PhaseClock(target.device)
 
     scores = verifier.prefill(progress.rows, sampling, capacity)
-    first = streams.draws(progress.lengths, Streams.ACCEPT, 1).categorical(scores.probs[:, 0], 0)
+    first = _next_token(scores, streams, progress)
     verdict = Verdict(_positions(prompts, target.device), first, scores.hidden)
     progress.emit([[token] for token in first.tolist()])
     prefill_seconds = time.perf_counter() - begun
@@ -75,8 +76,10 @@ def speculative(
         scores = verifier.verify(tree, progress.rows)
         clock.lap("verify")
 
-        draws = streams.draws(progress.lengths, Streams.ACCEPT, tree.nodes)
-        verdict = rule.accept(tree, scores.probs, draws)
+        if sampling.greedy and rule.lossless:
+            verdict = greedy_verdict(tree, scores)
+        else:
+            verdict = rule.accept(tree, scores.probs, streams.draws(progress.lengths, Streams.ACCEPT, tree.nodes))
         outcome = Outcome.read(tree, verdict)  # the one wait for the device in a step
         clock.lap("accept")
 
@@ -100,16 +103,27 @@ def autoregressive(
     streams = Streams(seeds, sampling, target.device)
     cache = target.new_cache(len(prompts), longest_text(prompts, stop, target.context_window))
 
-    logits = target.prefill(cache, prompts).logits
-    token = _sample(logits, sampling, streams, progress)
+    def sample(out: TargetOutput) -> Tensor:
+        logits = sampling.scores(out.logits[:, 0], progress.rows)
+        return _next_token(Scores(logits[:, None], out.hidden, sampling), streams, progress)
+
+    token = sample(target.prefill(cache, prompts))
     progress.emit([[t] for t in token.tolist()])
     prefill_seconds = time.perf_counter() - begun
     while any(progress.room):
-        logits = target.forward(cache, token[:, None], cache.lengths[:, None], mask=None).logits
-        token = _sample(logits, sampling, streams, progress)
+        token = sample(target.forward(cache, token[:, None], cache.lengths[:, None], mask=None))
         cache.advance([1 if room else 0 for room in progress.room])
         progress.emit([[t] for t in token.tolist()])
     return Generation(progress.texts, time.perf_counter() - begun, prefill_seconds, [])
+
+
+def greedy_verdict(tree: TokenTree, scores: Scores) -> Verdict:
+    """What every lossless rule comes to at temperature 0, where p is one token at each node: the longest path of
+    these. Needs nothing of the vocabulary's size."""
+    best = scores.argmax
+    require_finite((best >= 0) | ~tree.valid)
+    node = tree.deepest(tree.tokens == best.gather(1, tree.parents.clamp(min=0)))
+    return Verdict(tree.path_to(node), best.gather(1, node[:, None])[:, 0])
 
 
 class Progress:
@@ -222,8 +236,9 @@ def _positions(prompts: Rows, device: torch.device) -> Tensor:
     return torch.tensor([[*range(len(p)), *[PAD] * (longest - len(p))] for p in prompts], device=device)
 
 
-def _sample(logits: Tensor, sampling: SamplingParams, streams: Streams, progress: Progress) -> Tensor:
-    if sampling.greedy:
-        return sampling.scores(logits[:, 0], progress.rows).argmax(-1)
-    probs = sampling.probabilities(logits[:, 0], progress.rows)
-    return streams.draws(progress.lengths, Streams.ACCEPT, 1).categorical(probs, 0)
+def _next_token(scores: Scores, streams: Streams, progress: Progress) -> Tensor:
+    """The token after each text, where no tree was drafted."""
+    if scores.sampling.greedy:
+        require_finite(scores.argmax >= 0)
+        return scores.argmax[:, 0]
+    return streams.draws(progress.lengths, Streams.ACCEPT, 1).categorical(scores.probs[:, 0], 0)

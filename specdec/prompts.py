@@ -1,4 +1,4 @@
-"""Prompt sets: built in, or a JSONL file. Text only; turning it into token ids is `PromptEncoder`'s."""
+"""Prompt sets: built in, a JSONL file, or any data set. Text only; turning it into token ids is `PromptEncoder`'s."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -45,6 +46,61 @@ def jsonl(path: str, limit: int | None = None) -> list[Prompt]:
             "prompts.path", expected="a readable JSONL file in UTF-8", got=f"{path!r} ({error})", fix="check the path"
         ) from error
     return even_share(_parse(text, path), limit)
+
+
+def dataset(
+    name: str,
+    split: str = "train",
+    column: str = "prompt",
+    subset: str | None = None,
+    limit: int | None = None,
+    **options: Any,
+) -> list[Prompt]:
+    """Any source of the `datasets` library: a hub id, a folder, or a format ("json", "parquet") with data_files=...
+
+    column: a text (one turn), a list of texts (the user's turns), or a list of messages with role and content (their
+    user messages). Rows without any text are skipped; limit: the first so many that have one.
+
+    Raises:
+        InputError: the library is missing, there is no such data set, split or column, or no text in it.
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise InputError(
+            "prompts=dataset", expected="the library `datasets`", got="no such installation",
+            fix="pip install datasets",
+        ) from error  # fmt: skip
+    try:
+        rows = datasets.load_dataset(name, subset, split=split, **options)
+    except Exception as error:  # it raises its own kinds for what is missing, unreachable or malformed
+        raise InputError(
+            "prompts.name", expected="a data set that can be loaded", got=f"{name!r} ({str(error).splitlines()[0]})",
+            fix="check the name, its subset and split, and your access",
+        ) from error  # fmt: skip
+    if column not in rows.column_names:
+        raise InputError(
+            "prompts.column", expected=f"one of {', '.join(rows.column_names)}", got=repr(column), fix="choose one"
+        )
+    prompts: list[Prompt] = []
+    for number, value in enumerate(rows[column]):
+        if limit is not None and len(prompts) >= limit:
+            break
+        if turns := _user_turns(value):
+            prompts.append(Prompt(f"{name}-{number}", name, turns))
+    if not prompts:
+        raise InputError(
+            "prompts.column", expected="texts, or lists of texts or messages", got=f"none in {column!r}",
+            fix="choose another column",
+        )  # fmt: skip
+    return prompts
+
+
+def _user_turns(value: Any) -> tuple[str, ...]:
+    """The user's texts in a data set's cell: a text, texts, or messages."""
+    parts = value if isinstance(value, list) else [value]
+    texts = [part["content"] if isinstance(part, dict) and part.get("role") == "user" else part for part in parts]
+    return tuple(text for text in texts if isinstance(text, str) and text.strip())
 
 
 def even_share(prompts: Sequence[Prompt], limit: int | None) -> list[Prompt]:

@@ -2,17 +2,20 @@
 
 One step of the loop:  tree = drafter.propose(state); scores = verifier.verify(tree, state.rows);
 verdict = rule.accept(tree, scores.probs, draws); verifier.commit(verdict.path, counts).
+At temperature 0 a lossless rule has one choice and is not asked (`generate.greedy_verdict`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from specdec.runtime.vocabulary import argmaxes
 from specdec.sampling import Draws, SamplingParams, Streams
 from specdec.target import TargetModel
 from specdec.tree import TokenTree
@@ -24,13 +27,25 @@ Rows = Sequence[Sequence[int]]
 class Scores:
     """What the target says of a tree.
 
-    probs [batch nodes vocab]: p at each node, the distribution of the token after it, fp32 or more.
+    logits [batch nodes vocab]: after each node, penalties included (`SamplingParams.scores`), fp32 or more.
     hidden [batch read dim]: the target's last hidden states at every token read: the nodes, or in a prefill
-    the whole prompt (probs are then those after its last token only).
+    the whole prompt (logits are then those after its last token only).
+    sampling: what makes probabilities of logits.
     """
 
-    probs: Float[Tensor, "batch nodes vocab"]
+    logits: Float[Tensor, "batch nodes vocab"]
     hidden: Float[Tensor, "batch read dim"]
+    sampling: SamplingParams
+
+    @cached_property
+    def probs(self) -> Float[Tensor, "batch nodes vocab"]:
+        """p at each node, the distribution of the token after it; made when it is first asked for."""
+        return self.sampling.distribution(self.logits.flatten(0, 1)).view_as(self.logits)
+
+    @cached_property
+    def argmax(self) -> Int[Tensor, "batch nodes"]:
+        """The most likely token after each node; -1 where a logit is NaN or infinite."""
+        return argmaxes(self.logits.flatten(0, 1)).view(self.logits.shape[:2])
 
 
 @dataclass(frozen=True)

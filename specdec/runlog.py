@@ -2,6 +2,7 @@
 
 steps.jsonl        one record per step and row
 generations.jsonl  one record per prompt, turn and repeat: the text, and how long each method took
+train.jsonl        a training run's figures, one line per report (instead of steps and generations)
 summary.json       the figures, written last
 report.html        the pictures of it, on one page (drawn by `experiments.report` from the files above)
 provenance.json    command, commit, uncommitted changes, versions, machine, and how the run ended
@@ -39,6 +40,7 @@ class Tracker(Protocol):
 
     def start(self, folder: Path, config: Mapping[str, Any]) -> None: ...
     def steps(self, records: Sequence[Mapping[str, Any]]) -> None: ...
+    def training(self, record: Mapping[str, Any]) -> None: ...
     def finish(self, summary: Mapping[str, Any], report: Path | None = None) -> None: ...
 
 
@@ -47,6 +49,7 @@ class NoTracker:
 
     def start(self, folder: Path, config: Mapping[str, Any]) -> None: ...
     def steps(self, records: Sequence[Mapping[str, Any]]) -> None: ...
+    def training(self, record: Mapping[str, Any]) -> None: ...
     def finish(self, summary: Mapping[str, Any], report: Path | None = None) -> None: ...
 
 
@@ -82,6 +85,9 @@ class WandbTracker:
                     **{f"step/{phase}_ms": ms for phase, ms in record["ms"].items()},
                 }
             )
+
+    def training(self, record: Mapping[str, Any]) -> None:
+        self._run.log({name: value for name, value in record.items() if name != "step"}, step=record["step"])
 
     def finish(self, summary: Mapping[str, Any], report: Path | None = None) -> None:
         """The summary, its charts, and the report's page as an artifact: docs/wandb-board.md builds a board of them."""
@@ -125,6 +131,22 @@ def _tables(summary: Mapping[str, Any]) -> dict[str, tuple[list[str], list[list[
     return {name: table for name, table in tables.items() if table[1]}
 
 
+class Mirror:
+    """A tracker that may fail: the first failure is a warning, and the run goes on without it."""
+
+    def __init__(self, tracker: Tracker) -> None:
+        self.tracker: Tracker | None = tracker
+
+    def __call__(self, call: str, *args: Any) -> None:
+        if self.tracker is None:
+            return
+        try:
+            getattr(self.tracker, call)(*args)
+        except Exception as error:  # a tracker must never kill a run
+            self.tracker = None
+            warnings.warn(f"the tracker failed and is switched off, the JSON files go on: {error!r}", stacklevel=3)
+
+
 class RunLog:
     """The files of one run, and its tracker.
 
@@ -136,7 +158,7 @@ class RunLog:
 
     def __init__(self, folder: Path, tracker: Tracker, config: Mapping[str, Any]) -> None:
         self.folder = folder
-        self._tracker: Tracker | None = tracker
+        self._mirror = Mirror(tracker)
         self.steps_written = 0
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -186,15 +208,6 @@ class RunLog:
         ended = {"status": status, "ended": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "steps": self.steps_written}
         write_json(self.folder / "provenance.json", {**self._provenance, **ended})
 
-    def _mirror(self, call: str, *args: Any) -> None:
-        if self._tracker is None:
-            return
-        try:
-            getattr(self._tracker, call)(*args)
-        except Exception as error:  # a tracker must never kill a run
-            self._tracker = None
-            warnings.warn(f"the tracker failed and is switched off, the JSON files go on: {error!r}", stacklevel=2)
-
     def _set_aside_earlier_run(self) -> None:
         earlier = [self.folder / name for name in RUN_FILES if (self.folder / name).exists()]
         if not earlier:
@@ -204,6 +217,54 @@ class RunLog:
         aside.mkdir()
         for file in earlier:
             file.rename(aside / file.name)
+
+
+class TrainLog:
+    """The files of a training run, and its tracker. A run that is resumed at `step` goes on in the same files; what
+    they say of later steps, which are made again, is dropped.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+
+    def __init__(self, folder: Path, tracker: Tracker, config: Mapping[str, Any], step: int = 0) -> None:
+        self.folder, self._mirror = folder, Mirror(tracker)
+        file = folder / "train.jsonl"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lines = file.read_text("utf-8").split("\n")[:-1] if step and file.exists() else []
+            kept = [line for line in lines if json.loads(line)["step"] <= step]
+            _write_whole(file, "".join(line + "\n" for line in kept))
+            self._file = file.open("a", encoding="utf-8")
+        except OSError as error:
+            raise InputError(
+                "folder", expected="a folder that can be written", got=f"{str(folder)!r} ({error.strerror})",
+                fix="choose another folder",
+            ) from error  # fmt: skip
+        self._provenance = {**provenance(), "names": config.get("names", {}), "resumed_at": step}
+        write_json(folder / "provenance.json", {**self._provenance, "status": "running"})
+        self._mirror("start", folder, config)
+
+    def report(self, step: int, figures: Mapping[str, Any]) -> None:
+        """Append a line of figures."""
+        record = {"step": step, **figures}
+        _append(self._file, [record])
+        self._mirror("training", record)
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """Write the summary: the run is complete."""
+        write_json(self.folder / "summary.json", summary)
+        self._end("finished", summary)
+
+    def stop(self, status: str) -> None:
+        """The run ended early, and says so; it can be resumed."""
+        self._end(status, {"status": status})
+
+    def _end(self, status: str, summary: Mapping[str, Any]) -> None:
+        self._file.close()
+        ended = {"status": status, "ended": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+        write_json(self.folder / "provenance.json", {**self._provenance, **ended})
+        self._mirror("finish", summary)
 
 
 def provenance() -> dict[str, Any]:
@@ -232,9 +293,14 @@ def machine() -> dict[str, Any]:
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    """Whole or not at all: written beside its place, then renamed."""
+    """Whole or not at all."""
+    _write_whole(path, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Written beside its place, then renamed."""
     unfinished = path.with_name(path.name + ".unfinished")
-    unfinished.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    unfinished.write_text(text, "utf-8")
     unfinished.replace(path)
 
 

@@ -25,6 +25,7 @@ from transformers import (
 )
 
 from specdec.errors import InputError
+from specdec.runtime.vocabulary import argmaxes, picks
 
 
 @dataclass(frozen=True)
@@ -95,11 +96,14 @@ class SamplingParams:
         """The distribution a next token is drawn from; one-hot at temperature 0.
 
         A NaN or an infinite logit makes its whole row NaN, at any temperature."""
-        scores = self.scores(logits, histories)
+        return self.distribution(self.scores(logits, histories))
+
+    def distribution(self, scores: Float[Tensor, "rows vocab"]) -> Float[Tensor, "rows vocab"]:
+        """`probabilities`, from what `scores` made of the logits."""
         if self.greedy:
-            best = scores.max(-1, keepdim=True)
-            zero = best.values * 0  # NaN where the best is not a number, as softmax would have it
-            return zero.expand_as(scores).clone().scatter_(-1, best.indices, zero + 1)
+            best = argmaxes(scores)[:, None]
+            zero = torch.where(best < 0, torch.nan, 0).to(scores)  # as softmax would have it
+            return zero.expand_as(scores).clone().scatter_(-1, best.clamp(min=0), zero + 1)
         no_history = torch.empty(len(scores), 0, dtype=torch.long, device=scores.device)  # none of them reads it
         return torch.softmax(self._warpers(no_history, scores), dim=-1)  # type: ignore[arg-type]
 
@@ -134,9 +138,7 @@ class UniformDraws:
         return self.uniforms[:, slot] < probs
 
     def categorical(self, probs: Float[Tensor, "batch vocab"], slot: int) -> Int[Tensor, " batch"]:
-        # Inverse CDF in float64. The first index whose CDF exceeds u * total: never one of probability 0.
-        cdf = probs.double().cumsum(-1)
-        return torch.searchsorted(cdf, (self.uniforms[:, slot] * cdf[:, -1])[:, None], right=True)[:, 0]
+        return picks(probs, self.uniforms[:, slot])
 
 
 class GreedyDraws:
@@ -146,7 +148,7 @@ class GreedyDraws:
         return probs > 0
 
     def categorical(self, probs: Float[Tensor, "batch vocab"], slot: int) -> Int[Tensor, " batch"]:
-        return probs.argmax(-1)
+        return argmaxes(probs)
 
 
 class Streams:

@@ -113,14 +113,14 @@ class TargetModel:
     ) -> TargetOutput:
         """One forward over the last `new` nodes of a block behind each row's committed prefix.
 
-        positions: of all `block` nodes of the block; mask: which of them each new node sees, None for a
-        causal chain; logits_at: the new nodes to compute logits for, None for all.
+        tokens: -1 is padding, whose results mean nothing; positions: of all `block` nodes of the block; mask: which of
+        them each new node sees, None for a causal chain; logits_at: the new nodes to compute logits for, None for all.
         """
         assert cache.has_room(positions.shape[1]), "the cache is too small for this block"
-        tokens = tokens.clamp(min=0)  # padding nodes need some embedding; nobody sees them
-        prefix = max(cache.host_lengths) > 0
         if self.fused is not None and self.fused.covers(cache):
             return TargetOutput(*self.fused.forward(cache, tokens, positions, mask, logits_at))
+        tokens = tokens.clamp(min=0)  # padding needs some embedding; nobody sees it
+        prefix = max(cache.host_lengths) > 0
         if self.graphs is not None and prefix and self.graphs.covers(tokens, mask):
             return TargetOutput(*self.graphs(cache, tokens, positions, mask, logits_at))
         return TargetOutput(*self._modules(cache, tokens, positions, mask, logits_at, prefix))
@@ -172,7 +172,7 @@ class TargetModel:
         while any(left):
             new = min(max(map(len, left)), PREFILL_CHUNK)
             chunk = [row[:new] for row in left]
-            tokens = torch.tensor([row + [0] * (new - len(row)) for row in chunk], device=self.device)
+            tokens = torch.tensor([row + [-1] * (new - len(row)) for row in chunk], device=self.device)
             positions = cache.lengths[:, None] + torch.arange(new, device=self.device)
             ends = torch.tensor([[max(len(row) - 1, 0)] for row in chunk], device=self.device)
             out = self.forward(cache, tokens, positions, None, ends)

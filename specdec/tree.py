@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -81,16 +81,11 @@ class TokenTree:
     def ancestor_mask(self) -> Bool[Tensor, "batch nodes nodes"]:
         """`mask[b, i, j]`: j is i or an ancestor of i. Static shapes, no wait for the host.
 
-        Starts from "sees itself and its parent" and squares the relation until it is transitive.
+        On a CPU it is remembered: trees of one shape come back step after step.
         """
-        itself = torch.eye(self.nodes, dtype=torch.bool, device=self.tokens.device)
-        if self.nodes == 1:
-            return itself.expand(self.batch, 1, 1)
-        is_parent = self.parents[:, :, None] == torch.arange(self.nodes, device=self.tokens.device)
-        reach = (is_parent | itself).float()
-        for _ in range((self.nodes - 1).bit_length()):
-            reach = ((reach @ reach) > 0).float()
-        return reach.bool()
+        if self.parents.is_cpu:
+            return _remembered_mask(tuple(map(tuple, self.parents.tolist())))
+        return _ancestor_mask(self.parents)
 
     @cached_property
     def depth(self) -> Int[Tensor, "batch nodes"]:
@@ -104,13 +99,17 @@ class TokenTree:
 
     def path_to(self, node: Int[Tensor, " batch"]) -> Int[Tensor, "batch nodes"]:
         """Nodes from the root to `node`, root first, padded on the right with -1."""
-        rows = torch.arange(self.batch, device=node.device)
-        on_path = self.ancestor_mask[rows, node]
-        trash = self.nodes  # nodes off the path are written behind the end
-        slot = torch.where(on_path, self.depth, trash)
-        path = torch.full((self.batch, self.nodes + 1), PAD, dtype=torch.long, device=node.device)
-        index = torch.arange(self.nodes, device=node.device).expand(self.batch, -1)
-        return path.scatter_(1, slot, index)[:, : self.nodes]
+        rows, index = (torch.arange(size, device=node.device) for size in self.tokens.shape)
+        behind_the_end = self.nodes
+        path = torch.where(self.ancestor_mask[rows, node], index, behind_the_end).sort(1).values  # parents come first
+        return path.masked_fill(path == behind_the_end, PAD)
+
+    def deepest(self, accepted: Bool[Tensor, "batch nodes"]) -> Int[Tensor, " batch"]:
+        """The end of the longest path of accepted nodes; the first of equally long ones. The root always is."""
+        refused = ~(accepted & self.valid)
+        refused[:, 0] = False
+        behind = (self.ancestor_mask & refused[:, None]).any(-1)
+        return self.depth.masked_fill(behind, -1).argmax(-1)
 
     def clip(self, max_depth: Int[Tensor, " batch"]) -> TokenTree:
         """The same tree with every node deeper than its row's `max_depth` turned into padding.
@@ -162,3 +161,22 @@ def histories(tree: TokenTree, rows: Sequence[Sequence[int]]) -> list[list[int]]
             paths.append([*paths[parent], token] if parent >= 0 else list(row))
         result += paths
     return result
+
+
+def _ancestor_mask(parents: Int[Tensor, "batch nodes"]) -> Bool[Tensor, "batch nodes nodes"]:
+    """Starts from "sees itself and its parent" and squares the relation until it is transitive."""
+    batch, nodes = parents.shape
+    itself = torch.eye(nodes, dtype=torch.bool, device=parents.device)
+    if nodes == 1:
+        return itself.expand(batch, 1, 1)
+    is_parent = parents[:, :, None] == torch.arange(nodes, device=parents.device)
+    reach = (is_parent | itself).float()
+    for _ in range((nodes - 1).bit_length()):
+        reach = ((reach @ reach) > 0).float()
+    return reach.bool()
+
+
+@lru_cache(maxsize=256)
+@torch.inference_mode(False)  # one that is kept must also serve in training
+def _remembered_mask(parents: tuple[tuple[int, ...], ...]) -> Tensor:
+    return _ancestor_mask(torch.tensor(parents))

@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 REQUIRED = {"drafter.model": "tiny", "target.name": "tiny", "prompts.path": "prompts.jsonl"}
+UNTRAINED = {"drafter.heads": "fresh"}  # instead of `auto`: no weights are shipped for the tiny target
 
 
 def group(name: str) -> list[str]:
@@ -23,5 +24,8 @@ def composed(*overrides: str) -> DictConfig:
     for key, value in REQUIRED.items():
         node = OmegaConf.select(cfg, key.rpartition(".")[0])
         if OmegaConf.is_missing(node, key.rpartition(".")[2]):
+            OmegaConf.update(cfg, key, value)
+    for key, value in UNTRAINED.items():
+        if OmegaConf.select(cfg, key) == "auto":
             OmegaConf.update(cfg, key, value)
     return cfg

@@ -281,7 +281,10 @@ def test_ctrl_c_keeps_finished_steps_and_exits_130(tmp_path: Path) -> None:
     while not (steps.exists() and steps.stat().st_size) and time.monotonic() < deadline:
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    try:
+        _, err = process.communicate(timeout=120)
+    finally:
+        process.kill()
     assert process.returncode == 130
     assert "interrupted" in err
     assert "Traceback" not in err

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
+from experiments import self_distill, train
 from experiments.settings import settings
 from specdec.protocols import AcceptanceRule, Drafter, Verifier
 from specdec.runlog import Tracker
 from specdec.target import TargetModel
+from specdec.training.recipe import Recipe
+from specdec.training.schedule import Schedule
 from tests.configs import CONF, composed, group
 
 PROTOCOLS = {"drafter": Drafter, "acceptance": AcceptanceRule, "tracker": Tracker}
@@ -47,3 +53,18 @@ def test_targets_instantiate(tiny: TargetModel) -> None:
 def test_every_file_says_what_it_is(file) -> None:
     first = file.read_text("utf-8").splitlines()[0]
     assert first.startswith("# "), file
+
+
+def test_self_distillation_composes() -> None:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        options = self_distill.checked(compose("self_distill", overrides=["folder=text", "prompts=builtin"]))
+    assert options.features == ["hidden"]
+    assert options.self_written.openings[0] == ""
+
+
+def test_training_composes_with_the_drafters_recipe() -> None:
+    search = f"hydra.searchpath=[file://{Path(__file__).parent / 'training' / 'conf'}]"
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("train", overrides=[search, "drafter=linear", "data=text", "folder=run", "target=tiny"])
+    assert train.checked(cfg).training == Schedule(epochs=4)
+    assert isinstance(instantiate(cfg.recipe, _convert_="all"), Recipe)

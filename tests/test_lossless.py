@@ -9,6 +9,7 @@ import pytest
 from hydra.utils import instantiate
 
 from drafters.draft_model import DraftModel
+from drafters.medusa import Medusa
 from drafters.ngram import Ngram
 from drafters.none import NoDrafter
 from specdec.errors import InputError
@@ -75,11 +76,14 @@ def test_greedy_text_is_the_targets_own(
 def drafters_that_err() -> list[Drafter]:
     """Partly right, so that acceptance, rejection and recovery all happen."""
     draft = tiny_draft()
-    return [Ngram(3, 1, 5, 3, 12), DraftModel(draft, [1, 1, 1, 1]), DraftModel(draft, [3, 2, 1])]
+    return [Ngram(3, 1, 5, 3, 12), DraftModel(draft, [1, 1, 1, 1]), DraftModel(draft, [3, 2, 1]), Medusa("fresh", 12)]
+
+
+ERRING = ["ngram", "chain", "tree", "medusa"]
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, PENALTY], ids=["greedy", "with a penalty per node"])
-@pytest.mark.parametrize("drafter", drafters_that_err(), ids=["ngram", "chain", "tree"])
+@pytest.mark.parametrize("drafter", drafters_that_err(), ids=ERRING)
 def test_greedy_text_survives_wrong_drafts(
     tiny: TargetModel, baseline: dict, drafter: Drafter, sampling: SamplingParams
 ) -> None:
@@ -91,7 +95,7 @@ def test_greedy_text_survives_wrong_drafts(
     assert 0 < metrics.acceptance_rate < 1
 
 
-@pytest.mark.parametrize("drafter", drafters_that_err(), ids=["ngram", "chain", "tree"])
+@pytest.mark.parametrize("drafter", drafters_that_err(), ids=ERRING)
 def test_sampled_text_of_a_row_is_what_it_would_be_alone(tiny: TargetModel, drafter: Drafter) -> None:
     sampling = SamplingParams(temperature=0.8, top_k=40, repetition_penalty=1.1)
     parts = (drafter, TreeAttention(tiny), Exact(), sampling, StopRule(NEW_TOKENS, tiny.eos))

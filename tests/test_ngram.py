@@ -46,6 +46,15 @@ def test_node_limit_and_room_bound_the_tree(tiny: TargetModel) -> None:
     assert drawn(propose(Ngram(2, 2, 5, 1, 10), tiny, [text], room=3))[0] == [2, 3, 4]
 
 
+def test_longer_matches_are_followed_further(tiny: TargetModel) -> None:
+    drafter = Ngram(3, 1, 5, 1, 10, per_match=2)
+    assert drawn(propose(drafter, tiny, [[1, 2, 3, 4, 5, 6, 7, 8, 1]]))[0] == [1, 2, 3]
+    assert drawn(propose(drafter, tiny, [[1, 2, 3, 4, 5, 6, 7, 8, 1, 2]]))[0] == [2, 3, 4, 5, 6]
+    assert drawn(propose(drafter, tiny, [[1, 2, 3, 4, 5, 6, 7, 8, 9, 1, 2, 3]]))[0] == [3, 4, 5, 6, 7, 8]  # depth
+    with pytest.raises(InputError, match="per_match"):
+        Ngram(3, 1, 5, 1, 10, per_match=0)
+
+
 def test_rows_have_trees_of_their_own(tiny: TargetModel) -> None:
     tree = propose(Ngram(2, 2, 3, 1, 10), tiny, [[1, 2, 3, 4, 1, 2], [5, 6, 7]])
     tree.validate(tiny.vocab_size)

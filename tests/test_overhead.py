@@ -54,7 +54,7 @@ def test_the_share_is_of_the_steps_and_reading_the_prompt_is_none(
     monkeypatch.setattr(Exact, "accept", takes(ACCEPT, "accept", Exact.accept))
     with monkeypatch.context() as clock:
         clock.setattr(time, "perf_counter", lambda: now)
-        parts = (drafter, TreeAttention(tiny), Exact(), SamplingParams(), StopRule(6))
+        parts = (drafter, TreeAttention(tiny), Exact(), SamplingParams(temperature=1.0), StopRule(6))
         share, interval = share_outside_forwards(PROMPTS, *parts)
     outside, inside = ACCEPT * calls["accept"], FORWARD * (calls["forward"] - len(PROMPTS))
     assert calls["accept"] > len(PROMPTS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 
 from specdec.errors import InputError
 from specdec.models import byte_tokenizer
-from specdec.prompts import Prompt, PromptEncoder, builtin, even_share, jsonl
+from specdec.prompts import Prompt, PromptEncoder, builtin, dataset, even_share, jsonl
 
 
 @pytest.mark.parametrize("text", ["plain words,  two spaces\n", "héllo 日本語 👩‍👩‍👧", ""])
@@ -96,3 +97,54 @@ def test_without_a_template_messages_are_joined() -> None:
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = None
     assert tokenizer.decode(PromptEncoder(tokenizer).encode(["hi", "more"], ["hello"])) == "hi\n\nhello\n\nmore"
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> dict[str, str]:
+    """A data set of the kinds of column there are, as the library reads it from a file."""
+    pytest.importorskip("datasets", reason="the optional library `datasets` is not installed")
+    messages = [
+        {"role": "system", "content": "s"},
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "b"},
+    ]
+    rows = [
+        {"text": "first", "turns": ["one", "two"], "messages": [*messages, {"role": "user", "content": "c"}], "n": 1},
+        {"text": " ", "turns": [], "messages": [], "n": 2},
+        {"text": "third", "turns": ["three"], "messages": messages, "n": 3},
+    ]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return {"name": "json", "data_files": str(file), "cache_dir": str(tmp_path / "cache")}
+
+
+@pytest.mark.parametrize(
+    ("column", "turns"),
+    [("text", [("first",), ("third",)]), ("turns", [("one", "two"), ("three",)]), ("messages", [("a", "c"), ("a",)])],
+)
+def test_data_sets_of_texts_turns_and_messages(
+    saved: dict[str, str], column: str, turns: list[tuple[str, ...]]
+) -> None:
+    prompts = dataset(column=column, **saved)
+    assert [prompt.turns for prompt in prompts] == turns
+    assert [prompt.id for prompt in prompts] == ["json-0", "json-2"]
+    assert dataset(column=column, limit=1, **saved) == prompts[:1]
+
+
+def test_data_sets_that_cannot_be_read(saved: dict[str, str]) -> None:
+    with pytest.raises(InputError, match=r"prompts.column: expected one of text, turns, messages, n, got 'prompt'"):
+        dataset(**saved)
+    with pytest.raises(
+        InputError, match=r"prompts.column: expected texts, or lists of texts or messages, got none in 'n'"
+    ):
+        dataset(column="n", **saved)
+    with pytest.raises(InputError, match=r"prompts.name: expected a data set that can be loaded, got 'json'"):
+        dataset(**{**saved, "data_files": "nowhere.jsonl"})
+
+
+def test_without_the_library_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(
+        InputError, match="expected the library `datasets`, got no such installation; pip install datasets"
+    ):
+        dataset("anything")

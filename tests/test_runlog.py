@@ -11,7 +11,7 @@ from wandb.proto import wandb_internal_pb2 as pb
 
 from specdec.errors import InputError
 from specdec.metrics import StepRecord
-from specdec.runlog import NoTracker, RunLog, WandbTracker
+from specdec.runlog import NoTracker, RunLog, TrainLog, WandbTracker
 
 STEP = StepRecord(
     0, 1, 1, 3, 3, 2, 3, [0, 1, 2], [7, 8, 9], {"draft": 1.0, "verify": 2.0, "accept": 0.1, "commit": 0.1}
@@ -121,7 +121,7 @@ def test_wandb_mirrors_a_run_offline(tmp_path: Path, monkeypatch: pytest.MonkeyP
         return folder / "report.html"
 
     log.finish(SUMMARY, report)
-    assert log._tracker is not None, "the tracker was switched off"
+    assert log._mirror.tracker is not None, "the tracker was switched off"
     (file,) = tmp_path.glob("sweep/0/wandb/offline-run-*/run-*.wandb")
     records = wandb_records(file)
     logged = [
@@ -157,3 +157,31 @@ def test_a_report_that_fails_leaves_the_run_whole(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="the report could not be drawn, the JSON files are whole: .*no pictures"):
         log.finish(SUMMARY, report)
     assert json.loads((tmp_path / "provenance.json").read_text())["status"] == "finished"
+
+
+def test_a_resumed_training_run_goes_on_in_its_files(tmp_path: Path) -> None:
+    log = TrainLog(tmp_path, NoTracker(), {})
+    for step in (1, 2, 3, 4):
+        log.report(step, {"loss": 5.0 - step})
+    log.stop("interrupted")
+    assert json.loads((tmp_path / "provenance.json").read_text())["status"] == "interrupted"
+    with (tmp_path / "train.jsonl").open("a") as file:
+        file.write('{"step": 5, "lo')  # killed while writing
+    log = TrainLog(tmp_path, NoTracker(), {}, step=2)
+    log.report(3, {"loss": 2.5})
+    log.finish({"loss": 2.5})
+    assert lines(tmp_path / "train.jsonl") == [
+        {"step": 1, "loss": 4.0},
+        {"step": 2, "loss": 3.0},
+        {"step": 3, "loss": 2.5},
+    ]
+    provenance = json.loads((tmp_path / "provenance.json").read_text())
+    assert (provenance["status"], provenance["resumed_at"]) == ("finished", 2)
+
+
+def test_a_training_run_begun_anew_starts_clean(tmp_path: Path) -> None:
+    for loss in (1.0, 2.0):
+        log = TrainLog(tmp_path, NoTracker(), {})
+        log.report(1, {"loss": loss})
+        log.finish({})
+    assert lines(tmp_path / "train.jsonl") == [{"step": 1, "loss": 2.0}]

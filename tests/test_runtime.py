@@ -193,6 +193,26 @@ def test_verifying_equals_decoding_bit_for_bit(committed: Any, cut: int, threads
         assert torch.equal(after[0], logits[0][start : start + rest.shape[1]])
 
 
+def test_padding_is_not_computed(committed: Any) -> None:
+    """Rows of a batch differ in length, and trees in size. What is added to make them even costs nothing: it leaves
+    no trace in the cache, even between other nodes, and the results of a row are those it has alone."""
+    target, texts, logits = committed
+    cache = target.new_cache(3, 40)
+    begun = target.prefill(cache, [texts[0][:9], texts[1][:2], texts[0][:5]])
+    for row, (text, length) in enumerate(((0, 9), (1, 2), (0, 5))):
+        assert torch.equal(begun.logits[row, 0], logits[text][length - 1])
+        assert all(not storage[row, :, length:].any() for layer in range(2) for storage in cache.layer(layer))
+    rows = [[texts[0][9], -1, texts[0][10]], [-1, -1, -1], [texts[0][5], texts[0][6], -1]]
+    out = target.forward_tree(cache, TokenTree.from_rows(rows, [[-1, 0, 0], [-1, 0, 1], [-1, 0, 1]]))
+    assert torch.equal(out.logits[0, [0, 2]], logits[0][9:11])
+    assert torch.equal(out.logits[2, :2], logits[0][5:7])
+    for padding in (out.logits[1], out.logits[0, 1], out.hidden[2, 2]):
+        assert not padding.any()
+    assert not cache.layer(0)[0][1, :, 2:].any()
+    nothing = target.forward(cache, torch.full((3, 1), -1), cache.lengths[:, None], None)
+    assert not torch.cat([nothing.logits.flatten(), nothing.hidden.flatten()]).any()
+
+
 @pytest.mark.parametrize("weights", ["bf16", "int8", "int4"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_quantised_products_equal_those_of_the_widened_weights(shape: tuple[int, int], weights: str) -> None:

@@ -27,16 +27,15 @@ class PathByPath:
         outputs = [self._stock(row) for row in rows]
         logits = torch.stack([logits[-1] for logits, _ in outputs])
         hidden = torch.nn.utils.rnn.pad_sequence([hidden for _, hidden in outputs], batch_first=True)
-        return Scores(sampling.probabilities(logits, rows)[:, None], hidden)
+        return Scores(sampling.scores(logits, rows)[:, None], hidden, sampling)
 
     def verify(self, tree: TokenTree, rows: Rows) -> Scores:
         before = histories(tree, rows)
         outputs = [self._stock(path) for path in before]
         logits = torch.stack([logits[-1] for logits, _ in outputs])
         hidden = torch.stack([hidden[-1] for _, hidden in outputs])
-        probs = self._sampling.probabilities(logits, before)
         shape = (tree.batch, tree.nodes, -1)
-        return Scores(probs.view(shape), hidden.view(shape))
+        return Scores(self._sampling.scores(logits, before).view(shape), hidden.view(shape), self._sampling)
 
     def commit(self, path: Int[Tensor, "batch kept"], counts: Sequence[int]) -> None:
         """Nothing to do: no cache, every call reads the whole text again."""

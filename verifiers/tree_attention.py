@@ -29,14 +29,14 @@ class TreeAttention:
         else:
             self._cache = self.target.new_cache(len(rows), -(-capacity // ROOM) * ROOM)
         out = self.target.prefill(self._cache, rows)
-        return Scores(sampling.probabilities(out.logits[:, 0], rows)[:, None], out.hidden)
+        return Scores(sampling.scores(out.logits[:, 0], rows)[:, None], out.hidden, sampling)
 
     def verify(self, tree: TokenTree, rows: Rows) -> Scores:
         assert self._cache is not None, "prefill() begins a batch"
         out = self.target.forward_tree(self._cache, tree)
         before = histories(tree, rows) if self._sampling.needs_history else None
-        probs = self._sampling.probabilities(out.logits.flatten(0, 1), before)
-        return Scores(probs.view_as(out.logits), out.hidden)
+        logits = self._sampling.scores(out.logits.flatten(0, 1), before).view_as(out.logits)
+        return Scores(logits, out.hidden, self._sampling)
 
     def commit(self, path: Int[Tensor, "batch kept"], counts: Sequence[int]) -> None:
         assert self._cache is not None

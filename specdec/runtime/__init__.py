@@ -12,9 +12,9 @@ Weights are used where they are, not copied, and the modeling code is not touche
 """
 
 from specdec.runtime.decoder import FusedDecoder
-from specdec.runtime.fast import FastRuntime, choose_runtime
+from specdec.runtime.fast import FastRuntime, choose_runtime, linear
 from specdec.runtime.few_rows import NotCovered
 from specdec.runtime.graphs import CapturedForwards
 from specdec.runtime.quantised import quantise
 
-__all__ = ["CapturedForwards", "FastRuntime", "FusedDecoder", "NotCovered", "choose_runtime", "quantise"]
+__all__ = ["CapturedForwards", "FastRuntime", "FusedDecoder", "NotCovered", "choose_runtime", "linear", "quantise"]

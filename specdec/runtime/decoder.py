@@ -77,15 +77,28 @@ class FusedDecoder:
         mask: Bool[Tensor, "batch new block"] | None,
         logits_at: Int[Tensor, "batch kept"] | None,
     ) -> tuple[Float[Tensor, "batch kept vocab"], Float[Tensor, "batch new dim"]]:
-        """(logits, hidden) as in `TargetModel.forward`."""
+        """(logits, hidden) as in `TargetModel.forward`. Padding (token -1) is not computed: its results are zeros."""
         batch, new = tokens.shape
-        x = self._embed(tokens)
-        cos, sin = self._cos_sin(positions[:, -new:])
+        real = (tokens >= 0).flatten()
+        rows = real.nonzero()[:, 0]
+        full = len(rows) == len(real)
+        x = self._embed(tokens.flatten()[rows])
+        cos, sin = (part.flatten(0, 1)[rows] for part in self._cos_sin(positions[:, -new:]))
         mask = None if mask is None else mask.contiguous()
-        rows = torch.arange(batch)[:, None] * new
-        keep = rows + (torch.arange(new) if logits_at is None else logits_at)
-        hidden, logits = torch.empty_like(x), torch.empty(*keep.shape, self._vocabulary)
-        texts = lib.Texts(batch, positions.shape[1], new, cache.lengths.data_ptr(), lib.address(mask), cache.capacity)
+        wanted = torch.arange(batch)[:, None] * new + (torch.arange(new) if logits_at is None else logits_at)
+        kept = real[wanted]
+        keep = (real.cumsum(0) - 1)[wanted[kept]]  # where they stand among the computed ones
+        hidden, logits = torch.empty_like(x), torch.empty(len(keep), self._vocabulary)
+        texts = lib.Texts(
+            batch,
+            positions.shape[1],
+            new,
+            cache.lengths.data_ptr(),
+            lib.address(mask),
+            cache.capacity,
+            len(rows),
+            rows.data_ptr(),
+        )
         forward = lib.Forward(
             texts,
             0,
@@ -95,12 +108,14 @@ class FusedDecoder:
             sin.data_ptr(),
             ctypes.addressof(self._table(cache)),
             hidden.data_ptr(),
-            keep.numel(),
+            len(keep),
             keep.data_ptr(),
             logits.data_ptr(),
         )
         self._decode(self._struct, forward)
-        return logits, hidden
+        if full:
+            return logits.view(*kept.shape, -1), hidden.view(batch, new, -1)
+        return _spread(logits, kept), _spread(hidden, real.view(batch, new))
 
     def _cos_sin(self, positions: Int[Tensor, "batch new"]) -> tuple[Tensor, Tensor]:
         cos, sin = self._rotary(torch.empty(0), positions)
@@ -112,6 +127,13 @@ class FusedDecoder:
             tensors = [tensor for i in range(len(self._layers)) for tensor in cache.layer(i)]
             self._cache_tables[cache] = (ctypes.c_void_p * len(tensors))(*[t.data_ptr() for t in tensors])
         return self._cache_tables[cache]
+
+
+def _spread(rows: Float[Tensor, "rows dim"], places: Bool[Tensor, "batch nodes"]) -> Float[Tensor, "batch nodes dim"]:
+    """`rows` at the true `places`, zeros at the others."""
+    spread = rows.new_zeros(*places.shape, rows.shape[-1])
+    spread[places] = rows
+    return spread
 
 
 def _layer(layer: Any, heads: int, kv_heads: int, head_dim: int) -> lib.Layer:

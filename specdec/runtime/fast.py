@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from specdec.errors import InputError
@@ -33,6 +34,16 @@ class FastRuntime:
     def remove(self) -> None:
         for parent, name, stock, _ in self._places:
             setattr(parent, name, stock)
+
+
+def linear(weight: Tensor, bias: Tensor | None = None, *, fast: bool) -> torch.nn.Module:
+    """x W^T + b on given weights, which are shared and not copied: how a drafter's own products become as fast as
+    the target's. fast: whether the target runs on the fast products (`TargetModel.runtime`)."""
+    layer = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    layer.weight = torch.nn.Parameter(weight.detach(), requires_grad=False)
+    if bias is not None:
+        layer.bias = torch.nn.Parameter(bias.detach(), requires_grad=False)
+    return FewRowLinear(layer) if fast and FewRowLinear.covers(layer) else layer
 
 
 def choose_runtime(name: str, model: PreTrainedModel) -> FastRuntime | None:

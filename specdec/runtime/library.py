@@ -58,6 +58,8 @@ class Texts(ctypes.Structure):
         ("lengths", _pointer),
         ("mask", _pointer),
         ("capacity", _number),
+        ("rows", _number),
+        ("at", _pointer),
     ]
 
 

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from specdec.errors import InputError
-from specdec.protocols import AcceptanceRule
+from specdec.generate import greedy_verdict
+from specdec.protocols import AcceptanceRule, Scores
 from specdec.sampling import SamplingParams, UniformDraws
 from specdec.tree import TokenTree
 from tests.acceptance.test_rules import ALL, LOSSLESS, by_name
@@ -74,6 +75,17 @@ def test_target_not_finite(rule: AcceptanceRule, bad: float, temperature: float)
         "target_probs: expected finite probabilities, got NaN or infinity at row 1, node 2; look for an overflow in "
         "the target (try target.dtype=float32)"
     )
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_target_not_finite_where_no_rule_is_asked(bad: float) -> None:
+    logits = even(2, 3, 4)
+    logits[1, 2, 3] = bad
+    scores = Scores(logits, torch.zeros(2, 3, 1), SamplingParams())
+    with pytest.raises(InputError, match="got NaN or infinity at row 1, node 2"):
+        greedy_verdict(TokenTree(TOKENS, CHAIN), scores)
+    padded = TokenTree(torch.tensor([[0, 1, 2], [0, 1, -1]]), torch.tensor([[-1, 0, 1], [-1, 0, -1]]))
+    assert greedy_verdict(padded, scores).next_token.min() >= 0
 
 
 @by_name

@@ -9,8 +9,9 @@ from scipy.stats import chisquare
 from torch import Tensor
 
 from specdec.enumeration import shape_of
-from specdec.protocols import AcceptanceRule
-from specdec.sampling import UniformDraws, draw_without_replacement
+from specdec.generate import greedy_verdict
+from specdec.protocols import AcceptanceRule, Scores
+from specdec.sampling import SamplingParams, UniformDraws, draw_without_replacement
 from specdec.tree import PAD, TokenTree
 from verifiers.acceptance.block import Block
 from verifiers.acceptance.exact import Exact
@@ -113,13 +114,17 @@ def test_rows_of_different_shapes(rule: AcceptanceRule) -> None:
 @by_name
 @pytest.mark.parametrize("widths", [(1, 1, 1), (3, 2)])
 def test_temperature_zero_keeps_the_greedy_path(rule: AcceptanceRule, widths: tuple[int, ...]) -> None:
-    """One-hot p, deterministic children: every rule keeps the path of the argmax, then emits the argmax."""
+    """One-hot p, deterministic children: every rule keeps the path of the argmax, then emits the argmax. So does what
+    the loop does instead of asking."""
     parents = shape_of([1] * 4 if rule.name == "block" else widths)
     for seed in range(20):
         p, q = close_distributions(1, len(parents), 5, seed=seed)
         greedy = torch.zeros_like(p).scatter_(-1, p.argmax(-1, keepdim=True), 1.0)
         tree = drawn_tree(parents, q, "top_k", uniforms(1, 1, 0))
         verdict = rule.accept(tree, greedy, uniforms(1, len(parents), seed))
+        short_cut = greedy_verdict(tree, Scores(p.log(), torch.zeros(1, len(parents), 1), SamplingParams()))
+        assert short_cut.path.tolist() == verdict.path.tolist()
+        assert short_cut.next_token.tolist() == verdict.next_token.tolist()
         node, path = 0, [0]
         while True:
             best = int(p[0, node].argmax())

@@ -15,7 +15,7 @@ from torch import Tensor
 from specdec.protocols import Verdict
 from specdec.sampling import Draws
 from specdec.tree import TokenTree
-from verifiers.acceptance.rejection import HUGE, at, nobody_at, normalised, ratios, untaken
+from verifiers.acceptance.rejection import HUGE, at, nobody_at, normalised, ratios, untaken, untaken_mass
 from verifiers.acceptance.requirements import require_chain, require_probabilities
 
 
@@ -47,7 +47,7 @@ class Block:
             if nobody_at(node, i):
                 continue
             here = node == i
-            left = untaken(tree, target_probs, i, times[:, i]).sum(-1)  # R_i / w_i
+            left = untaken_mass(tree, target_probs, i, times[:, i])  # R_i / w_i
             second = (left / (w[:, i] * left + 1 - w[:, i])).nan_to_num(nan=1.0).clamp(max=1)  # 0 / 0: p is q
             heads = torch.where(tree.offered == i, w[:, i], second)[:, None]
             outcomes = torch.where(index == i, heads, (1 - heads) * next_heads(w, i))

@@ -14,7 +14,7 @@ from torch import Tensor
 from specdec.protocols import Verdict
 from specdec.sampling import Draws
 from specdec.tree import TokenTree
-from verifiers.acceptance.rejection import at, deepest
+from verifiers.acceptance.rejection import at
 from verifiers.acceptance.requirements import require_probabilities
 
 
@@ -28,5 +28,5 @@ class Greedy:
         require_probabilities(tree, target_probs, needs_q=False)
         rows, parents = torch.arange(tree.batch, device=tree.tokens.device)[:, None], tree.parents.clamp(min=0)
         p_x = target_probs[rows, parents, tree.tokens.clamp(min=0)]
-        node = deepest(tree, p_x == target_probs.amax(-1).gather(1, parents))
+        node = tree.deepest(p_x == target_probs.amax(-1).gather(1, parents))
         return Verdict(tree.path_to(node), at(target_probs, node).argmax(-1))

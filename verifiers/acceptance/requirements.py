@@ -13,9 +13,10 @@ GPU they are asserted on the device, which nothing waits for.
 from __future__ import annotations
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
+from specdec.checks import holds, require_finite
 from specdec.errors import InputError
 from specdec.tree import TokenTree
 
@@ -55,7 +56,7 @@ def require_chain(rule: str, tree: TokenTree) -> None:
     """
     drawn = _how_drawn(tree)
     branches = tree.valid & (tree.parents != torch.arange(tree.nodes, device=tree.tokens.device) - 1)
-    if _fine(~branches, f"acceptance={rule}: the tree is not a chain"):
+    if holds(~branches, f"acceptance={rule}: the tree is not a chain"):
         return
     row, node = branches.nonzero()[0].tolist()
     raise InputError(
@@ -79,11 +80,7 @@ def require_probabilities(
     if target_probs.shape[:2] != tree.tokens.shape:
         expected, got = f"p at every node, {tuple(tree.tokens.shape)}", tuple(target_probs.shape[:2])
         raise InputError("target_probs", expected=expected, got=got, fix="score the tree that is verified")
-    finite = target_probs[..., 0].isfinite() | ~tree.valid
-    if not _fine(finite, "target_probs: not finite"):
-        where = "at row {}, node {}".format(*(~finite).nonzero()[0].tolist())
-        fix = "look for an overflow in the target (try target.dtype=float32)"
-        raise InputError("target_probs", expected="finite probabilities", got=f"NaN or infinity {where}", fix=fix)
+    require_finite(target_probs[..., 0].isfinite() | ~tree.valid)
     if needs_q and tree.probs is not None:
         _require_distribution(tree, tree.probs, target_probs.shape[-1])
 
@@ -102,25 +99,17 @@ def _require_distribution(tree: TokenTree, q: Float[Tensor, "batch nodes vocab"]
     inner = inner[:, : q.shape[1]]
     total = q.sum(-1)
     proper = ((total - 1).abs() <= TOTAL_TOLERANCE) | ~inner
-    if not _fine(proper, "tree.probs: not a distribution"):
+    if not holds(proper, "tree.probs: not a distribution"):
         row, node = (~proper).nonzero()[0].tolist()
         got = f"sum {float(total[row, node]):.4g} at row {row}, node {node}"
         raise InputError("tree.probs", expected="q with sum 1 at every node with children", got=got, fix=fix)
     rows = torch.arange(tree.batch, device=q.device)[:, None]
     q_x = q[rows, tree.parents.clamp(min=0), tree.tokens.clamp(min=0)]
     drawable = ((q_x > 0) & (q_x <= 1 + TOTAL_TOLERANCE)) | (tree.parents < 0)
-    if not _fine(drawable, "tree.probs: gives a drafted token no probability"):
+    if not holds(drawable, "tree.probs: gives a drafted token no probability"):
         row, node = (~drawable).nonzero()[0].tolist()
         got = f"q = {float(q_x[row, node]):.4g} for the token of node {node} of row {row}"
         raise InputError("tree.probs", expected="0 < q <= 1 for every drafted token", got=got, fix=fix)
-
-
-def _fine(ok: Bool[Tensor, "*shape"], message: str) -> bool:
-    """Whether all hold, if that can be known without waiting; otherwise True, and the device asserts it."""
-    if ok.device.type == "cpu":
-        return bool(ok.all())
-    torch._assert_async(ok.all(), message)
-    return True
 
 
 def _how_drawn(tree: TokenTree) -> str:

@@ -15,12 +15,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from specdec.protocols import Verdict
+from specdec.runtime.vocabulary import masses
 from specdec.sampling import Draws
 from specdec.tree import TokenTree
 from verifiers.acceptance.rejection import Offers, at, children_of, none_of, normalised, ratios, top_down
 from verifiers.acceptance.requirements import require_children, require_probabilities
 
-EVALUATIONS = 6  # of beta per node, in search of rho: halve what is left of [1, k] at worst
+EVALUATIONS = 4  # of beta per node, in search of rho: halve what is left of [1, k] at worst
 
 
 class SpecTr:
@@ -70,6 +71,7 @@ class Selection:
     q: Float[Tensor, "batch vocab"]
     k: Float[Tensor, " batch"]
     rho: Float[Tensor, " batch"]
+    beta: Float[Tensor, " batch"]
 
     @classmethod
     def at_node(
@@ -78,31 +80,34 @@ class Selection:
         """The selection among the children of each row's node, with rho at or a little above rho*."""
         assert tree.probs is not None
         p, q = at(target_probs, node), at(tree.probs, node).to(target_probs)
-        k = children_of(tree, node).sum(-1).to(p)
+        k, whole = children_of(tree, node).sum(-1).double(), masses(p)
         low, high = torch.ones_like(k), k.clamp(min=1)
         for _ in range(0 if none_of(k > 1) else EVALUATIONS):
             rho = (low + high) / 2
             # increasing in rho: what it maps rho to lies between rho and the fixed point
-            closer = gain(accepted_mass(p, q, rho) / rho, k)
+            closer = gain(chance(p, q, rho, whole), k)
             above = closer <= rho
             low, high = torch.where(above, low, closer), torch.where(above, closer, high)
-        return cls(p, q, k, high)
+        return cls(p, q, k, high, chance(p, q, high, whole))
 
     def after_rejections(self) -> Float[Tensor, "batch vocab"]:
         """What the next token is drawn from once all k children are rejected; p where there were none."""
-        beta = accepted_mass(self.p, self.q, self.rho) / self.rho
-        taken = torch.minimum(self.p / self.rho[:, None], self.q) * gain(beta, self.k)[:, None]
+        rho, often = (x[:, None].to(self.p) for x in (self.rho, gain(self.beta, self.k)))
+        taken = torch.minimum(self.p / rho, self.q).mul_(often)
         return normalised((self.p - taken).relu_(), self.p)
 
 
-def accepted_mass(
-    p: Float[Tensor, "batch vocab"], q: Float[Tensor, "batch vocab"], rho: Float[Tensor, " batch"]
+def chance(
+    p: Float[Tensor, "batch vocab"],
+    q: Float[Tensor, "batch vocab"],
+    rho: Float[Tensor, " batch"],
+    whole: Float[Tensor, " batch"],
 ) -> Float[Tensor, " batch"]:
-    """rho beta(rho)."""
-    return torch.minimum(p, q * rho[:, None]).sum(-1)
+    """beta(rho), where p sums to `whole`: min(p, rho q) is what relu(p - rho q) leaves of p."""
+    return (whole - masses(p, q, rho)) / rho
 
 
 def gain(beta: Float[Tensor, " batch"], k: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
     """(1 - (1 - beta)^k) / beta: how much more often one of k draws is accepted than one; k where beta is 0."""
-    beta = beta.clamp(min=torch.finfo(beta.dtype).tiny, max=1)
-    return -torch.expm1(k * torch.log1p(-beta)) / beta
+    minus = -beta.clamp(min=torch.finfo(beta.dtype).tiny, max=1)
+    return torch.expm1(k * torch.log1p(minus)) / minus

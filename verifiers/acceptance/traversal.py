@@ -35,9 +35,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from specdec.protocols import Verdict
+from specdec.runtime.vocabulary import mass, masses
 from specdec.sampling import Draws
 from specdec.tree import PAD, TokenTree
-from verifiers.acceptance.rejection import HUGE, at, none_of, normalised, ratios, tried, untaken, without_tokens
+from verifiers.acceptance.rejection import HUGE, at, none_of, normalised, ratios, tried, untaken, untaken_mass
 from verifiers.acceptance.requirements import require_children, require_probabilities
 
 
@@ -101,9 +102,8 @@ class Rows:
         if tree.probs is not None:
             self._c[v] += torch.where(rows, 1 / (self._s[v] * self._z[v]).clamp(min=1 / HUGE), 0)
             if not tree.replacement:
-                left = without_tokens(at(tree.probs, parent), tree.tokens, tried(tree, parent, x))
-                self._z[v] = left.sum(-1).to(self._z)
-        rest = self._s[v] * untaken(tree, self._target_probs, parent, self._c[v], x).sum(-1)
+                self._z[v] = masses(at(tree.probs, parent).to(self._target_probs), without=tried(tree, parent, x))
+        rest = self._s[v] * untaken_mass(tree, self._target_probs, parent, self._c[v], x)
         vain = (1 - self._a[v] + rest).clamp(min=1 / HUGE)
         self._a[v], self._s[v] = rest / vain, (self._s[v] / vain).clamp(max=HUGE)
         sibling = self._spines.sibling[self._rows, x]
@@ -117,8 +117,6 @@ class Row:
         self._tree, self._p = tree, target_probs[0].unbind()
         self._q = None if tree.probs is None else tree.probs[0].to(target_probs).unbind()
         self._ratio, self._tokens = ratios(tree, target_probs)[0].tolist(), tree.tokens[0].tolist()
-        if tree.probs is not None:
-            self._q_x = tree.probs[0, tree.parents[0].clamp(min=0), tree.tokens[0].clamp(min=0)].tolist()
         self._parents: list[int] = tree.parents[0].tolist()
         self._children: list[list[int]] = [[] for _ in self._parents]
         for node, parent in enumerate(self._parents):
@@ -126,19 +124,17 @@ class Row:
                 self._children[parent].append(node)
         self._a, self._s = [1.0] * tree.nodes, [1.0] * tree.nodes
         self._c, self._z = [0.0] * tree.nodes, [1.0] * tree.nodes
-        self._mass_of_others: dict[int, float] = {}
-        self._rest = torch.empty_like(self._p[0])  # for whatever is left of a p
 
     def visit_all(self, draws: Draws) -> tuple[Int[Tensor, " 1"], Float[Tensor, " 1"]]:
         node, end = self.enter(0), 0
         for slot in range(1, self._tree.nodes):
             if node == 0:
                 break
-            if self._a[node] > 0 and bool(draws.bernoulli(self._rest.new_tensor([self._a[node]]), slot)):
+            if self._a[node] > 0 and bool(draws.bernoulli(number(self._a[node]), slot)):
                 end = node
                 break
             node = self.leave(node)
-        return self._tree.tokens.new_tensor([end]), self._rest.new_tensor([self._c[end]])
+        return self._tree.tokens.new_tensor([end]), number(self._c[end])
 
     def enter(self, x: int) -> int:
         while True:
@@ -153,29 +149,22 @@ class Row:
     def leave(self, x: int) -> int:
         v = self._parents[x]
         s, a = self._s[v], self._a[v]
-        untried = self._children[v][self._children[v].index(x) + 1 :]
+        done = self._children[v].index(x) + 1
+        tried = [self._tokens[child] for child in self._children[v][:done]]
         if self._q is None:
-            rest = s * (self._others(self._p[v], v, self._ratio) + sum(self._ratio[child] for child in untried))
+            rest = s * mass(self._p[v], None, 0, tried)
         else:
             self._c[v] += 1 / max(s * self._z[v], 1 / HUGE)
             if not self._tree.replacement:
-                self._z[v] = self._others(self._q[v], v, self._q_x) + sum(self._q_x[child] for child in untried)
-            rest = s * float(torch.sub(self._p[v], self._q[v], alpha=self._c[v], out=self._rest).relu_().sum())
+                self._z[v] = mass(self._q[v], None, 0, tried)
+            rest = s * mass(self._p[v], self._q[v], self._c[v], [])
         vain = max(1 - a + rest, 1 / HUGE)
         self._a[v], self._s[v] = rest / vain, min(s / vain, HUGE)
-        return self.enter(untried[0]) if untried else v
+        return self.enter(self._children[v][done]) if done < len(self._children[v]) else v
 
-    def _others(self, probs: Float[Tensor, " vocab"], v: int, of_children: list[float]) -> float:
-        """The mass of all tokens but those of v's children (and of these, each token once). To subtract the children
-        from the total would cancel where little else is left: then the others are added up."""
-        if v not in self._mass_of_others:
-            total = float(probs.sum())
-            others = total - sum(of_children[child] for child in self._children[v])
-            if others < total / 8:
-                children = torch.tensor([self._tokens[child] for child in self._children[v]])
-                others = float(probs.index_fill(0, children, 0).sum())
-            self._mass_of_others[v] = others
-        return self._mass_of_others[v]
+
+def number(x: float) -> Float[Tensor, " 1"]:
+    return torch.full((1,), x, dtype=torch.float64)
 
 
 @dataclass(frozen=True)

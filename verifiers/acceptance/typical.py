@@ -12,9 +12,10 @@ from torch import Tensor
 
 from specdec.errors import InputError
 from specdec.protocols import Verdict
+from specdec.runtime.vocabulary import entropies
 from specdec.sampling import Draws
 from specdec.tree import TokenTree
-from verifiers.acceptance.rejection import at, deepest
+from verifiers.acceptance.rejection import at
 from verifiers.acceptance.requirements import require_probabilities
 
 
@@ -39,7 +40,7 @@ class Typical:
 
     def accept(self, tree: TokenTree, target_probs: Float[Tensor, "batch nodes vocab"], draws: Draws) -> Verdict:
         require_probabilities(tree, target_probs, needs_q=False)
-        node = deepest(tree, self._plausible(tree, target_probs))
+        node = tree.deepest(self._plausible(tree, target_probs))
         return Verdict(tree.path_to(node), draws.categorical(at(target_probs, node), 0))
 
     def _plausible(
@@ -48,21 +49,21 @@ class Typical:
         rows, parents = torch.arange(tree.batch, device=tree.tokens.device)[:, None], tree.parents.clamp(min=0)
         p_x = target_probs[rows, parents, tree.tokens.clamp(min=0)]
         if p_x.device.type != "cpu":
-            return p_x > self._threshold(target_probs).gather(1, parents)
-        # Logarithms are what costs here. The entropy lies between -log(max p) and log(vocab), which settles most
-        # tokens, and of the others only those count whose parent was accepted.
-        plausible = p_x > (self.alpha * target_probs.amax(-1)).clamp(max=self.epsilon).gather(1, parents)
-        plausible[:, 0] = True
-        unclear = tree.valid & ~plausible & (p_x > self.alpha / target_probs.shape[-1])
-        thresholds: dict[tuple[int, int], Tensor] = {}
+            entropy = entropies(target_probs.flatten(0, 1)).view(tree.batch, tree.nodes)
+            return p_x > self._threshold(entropy).gather(1, parents)
+        # Between log(vocab) and -log(sum p^2) the entropy settles most tokens without being computed, and of the others
+        # only those count whose parent was accepted.
+        plausible = (p_x > self.epsilon).tolist()
+        unclear = tree.valid & (p_x <= self.epsilon) & (p_x > self.alpha / target_probs.shape[-1])
+        thresholds: dict[tuple[int, int], float] = {}
         for row, node in unclear.nonzero().tolist():
             parent = int(parents[row, node])
-            if plausible[row, parent]:
-                if (row, parent) not in thresholds:
-                    thresholds[row, parent] = self._threshold(target_probs[row, parent])
-                plausible[row, node] = p_x[row, node] > thresholds[row, parent]
-        return plausible
+            if parent == 0 or plausible[row][parent]:
+                p, x, key = target_probs[row, parent], float(p_x[row, node]), (row, parent)
+                if key not in thresholds and x <= self.alpha * float(p @ p):
+                    thresholds[key] = float(self._threshold(entropies(p[None])))
+                plausible[row][node] = x > thresholds.get(key, 0.0)
+        return torch.tensor(plausible)
 
-    def _threshold(self, p: Float[Tensor, "*rows vocab"]) -> Float[Tensor, "*rows"]:
-        entropy = -p.clamp(min=torch.finfo(p.dtype).tiny).log_().mul_(p).sum(-1)
+    def _threshold(self, entropy: Float[Tensor, "*rows"]) -> Float[Tensor, "*rows"]:
         return (self.alpha * torch.exp(-entropy)).clamp(max=self.epsilon)

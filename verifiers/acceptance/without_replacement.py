@@ -8,13 +8,13 @@ where q is far from p.
 
 from __future__ import annotations
 
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from specdec.protocols import Verdict
 from specdec.sampling import Draws
 from specdec.tree import TokenTree
-from verifiers.acceptance.rejection import normalised, top_down
+from verifiers.acceptance.rejection import top_down
 from verifiers.acceptance.requirements import require_children, require_probabilities
 
 
@@ -31,9 +31,4 @@ class WithoutReplacement:
     def accept(self, tree: TokenTree, target_probs: Float[Tensor, "batch nodes vocab"], draws: Draws) -> Verdict:
         require_children(self.name, tree)
         require_probabilities(tree, target_probs)
-        return top_down(tree, target_probs, draws, after_rejection=without)
-
-
-def without(q: Float[Tensor, "batch vocab"], x: Int[Tensor, "batch 1"]) -> Float[Tensor, "batch vocab"]:
-    """q given that the token is not x."""
-    return normalised(q.scatter(1, x, 0.0), q)
+        return top_down(tree, target_probs, draws, replacement=False)

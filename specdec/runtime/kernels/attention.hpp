@@ -22,14 +22,19 @@ struct Texts {               // what the nodes of this forward see
   const int64_t* lengths;    // [batch] committed positions
   const uint8_t* mask;       // [batch, nodes, block] which of the block a node sees; null: all up to itself
   int64_t capacity;          // slots of a row of the cache
+  int64_t rows;              // how many of the batch * nodes new nodes are computed; the others are padding
+  const int64_t* at;         // [rows] which, in order: text * nodes + node
 
-  int64_t pieces(int64_t row) const { return (lengths[row] + block + PIECE - 1) / PIECE; }
+  int64_t text(int64_t row) const { return at[row] / nodes; }
+  int64_t place(int64_t row) const { return block - nodes + at[row] % nodes; }  // in the block
+
+  int64_t pieces(int64_t text) const { return (lengths[text] + block + PIECE - 1) / PIECE; }
   int64_t most_pieces() const {
     int64_t most = 0;
     for (int64_t b = 0; b < batch; b++) most = pieces(b) > most ? pieces(b) : most;
     return most;
   }
-  bool sees(int64_t row, int64_t node, int64_t other) const { return mask[(row * nodes + node) * block + other]; }
+  bool sees(int64_t row, int64_t other) const { return mask[at[row] * block + other]; }
 };
 
 // A head's state after one piece of its text: out [dim], the largest score, the sum of weights.
@@ -58,13 +63,14 @@ INLINE void weigh(const float* weights, int64_t stride, const float* values, int
   for (; d < dim; d += LANES) part(std::integral_constant<int, 1>{}, d);
 }
 
-// One piece of a row's text, for `size` nodes from `first` on and for the query heads that share KV head `g`.
-// q [batch * nodes, heads, dim]; keys, values [batch, kv_heads, capacity, dim]; states [batch * nodes, heads, pieces, size].
-static void attend(const Heads& h, const Texts& t, const float* q, const float* keys, const float* values, int64_t row,
-                   int64_t g, int64_t piece, int64_t pieces, int64_t first, int64_t size, float* states) {
-  const int64_t group = h.heads / h.kv_heads, rows = size * group, begin = piece * PIECE, prefix = t.lengths[row];
-  const float* k = keys + (row * h.kv_heads + g) * t.capacity * h.dim;
-  const float* v = values + (row * h.kv_heads + g) * t.capacity * h.dim;
+// One piece of a text, for `size` of its nodes (rows from `first` on) and for the query heads that share KV head `g`.
+// q [rows, heads, dim]; keys, values [batch, kv_heads, capacity, dim]; states [rows, heads, pieces, size].
+static void attend(const Heads& h, const Texts& t, const float* q, const float* keys, const float* values, int64_t g,
+                   int64_t piece, int64_t pieces, int64_t first, int64_t size, float* states) {
+  const int64_t group = h.heads / h.kv_heads, rows = size * group, begin = piece * PIECE;
+  const int64_t text = t.text(first), prefix = t.lengths[text];
+  const float* k = keys + (text * h.kv_heads + g) * t.capacity * h.dim;
+  const float* v = values + (text * h.kv_heads + g) * t.capacity * h.dim;
   auto clip = [](int64_t n) { return n < 0 ? 0 : n < PIECE ? n : int64_t(PIECE); };
 
   // Of each node's text in this piece: how many positions lie in the cache one after another (the prefix, and of a
@@ -77,12 +83,12 @@ static void attend(const Heads& h, const Texts& t, const float* q, const float* 
     int64_t *place = &places[i * width], position = prefix, single = 0;
     if (t.mask) {
       for (int64_t j = 0; j < t.block; j++)
-        if (t.sees(row, first + i, j)) {
+        if (t.sees(first + i, j)) {
           if (position >= begin && position < begin + PIECE) place[2 + single++] = j;
           position++;
         }
     }
-    place[0] = clip((t.mask ? prefix : prefix + t.block - t.nodes + first + i + 1) - begin);
+    place[0] = clip((t.mask ? prefix : prefix + t.place(first + i) + 1) - begin);
     place[1] = single;
     longest = place[0] > longest ? place[0] : longest;
   }
@@ -91,13 +97,11 @@ static void attend(const Heads& h, const Texts& t, const float* q, const float* 
   if (int64_t(scratch.size()) < rows * (h.dim + PIECE)) scratch.resize(rows * (h.dim + PIECE));
   float *queries = scratch.data(), *scores = queries + rows * h.dim;
   for (int64_t i = 0; i < size; i++)  // a group's heads are neighbours
-    memcpy(queries + i * group * h.dim, q + ((row * t.nodes + first + i) * h.heads + g * group) * h.dim,
-           group * h.dim * sizeof(float));
+    memcpy(queries + i * group * h.dim, q + ((first + i) * h.heads + g * group) * h.dim, group * h.dim * sizeof(float));
   const Matrix slots{k, nullptr, nullptr, t.capacity, FLOAT32};
   outputs(queries, rows, h.dim, slots, scores - begin, PIECE, begin, begin + longest);
   auto state = [&](int64_t r) {
-    const int64_t node = row * t.nodes + first + r / group;
-    return states + ((node * h.heads + g * group + r % group) * pieces + piece) * state_size(h);
+    return states + (((first + r / group) * h.heads + g * group + r % group) * pieces + piece) * state_size(h);
   };
   for (int64_t r = 0; r < rows; r++) {
     const int64_t *place = &places[r / group * width], count = place[0] + place[1];

@@ -63,6 +63,8 @@ static void rotate(float* head, int64_t rotary, const float* cos, const float* s
   }
 }
 
+INLINE Vec silu(Vec x) { return x / (all(1.f) + exp(Vec{} - x)); }
+
 extern "C" int64_t lanes() { return LANES; }
 
 extern "C" void few_rows(const float* x, int64_t rows, int64_t k, float* y, const Matrix* matrix) {
@@ -81,7 +83,7 @@ extern "C" void decode(const Decoder* model, const Forward* forward) {
   const Forward& f = *forward;
   const Texts& t = f.texts;
   const Heads& h = m.heads;
-  const int64_t rows = t.batch * t.nodes, wide = h.heads * h.dim, narrow = h.kv_heads * h.dim;
+  const int64_t rows = t.rows, wide = h.heads * h.dim, narrow = h.kv_heads * h.dim;
   const int64_t pieces = t.most_pieces();
   // the workspace of this thread; it only grows, so nothing is allocated in steady state
   thread_local std::vector<float> workspace;
@@ -94,6 +96,15 @@ extern "C" void decode(const Decoder* model, const Forward* forward) {
   for (size_t i = 0, at = 0; i < sizeof sizes / sizeof *sizes; at += sizes[i++]) parts[i] = workspace.data() + at;
   float *q = parts[0], *k = parts[1], *v = parts[2], *attended = parts[3], *added = parts[4], *gate = parts[5],
         *up = parts[6], *states = parts[7], *chosen = parts[8];
+
+  // rows that one thread takes in one go: of one text, so that they share the reading of its keys and values
+  thread_local std::vector<Share> cut;
+  cut.clear();
+  for (int64_t r = 0; r < rows; r++)
+    if (r && t.text(r) == t.text(r - 1) && r - cut.back().begin < NODES) cut.back().end++;
+    else cut.push_back({r, r + 1});
+  const Share* blocks = cut.data();
+  const int64_t count = cut.size();
 
 #pragma omp parallel
   {
@@ -134,7 +145,7 @@ extern "C" void decode(const Decoder* model, const Forward* forward) {
         if (own.weight) normalise(own, head, h.dim, head);
         if (layer.rotates) rotate(head, m.rotary, f.cos + r * m.rotary, f.sin + r * m.rotary);
         if (g < 0) continue;
-        const int64_t b = r / t.nodes, slot = t.lengths[b] + t.block - t.nodes + r % t.nodes;
+        const int64_t b = t.text(r), slot = t.lengths[b] + t.place(r);
         const int64_t at = ((b * h.kv_heads + g) * t.capacity + slot) * h.dim;
         memcpy(keys + at, head, h.dim * sizeof(float));
         memcpy(values + at, v + r * narrow + g * h.dim, h.dim * sizeof(float));
@@ -142,11 +153,10 @@ extern "C" void decode(const Decoder* model, const Forward* forward) {
       wait();
 
       // dealt out in turn: in a causal block, late pieces are seen by few nodes
-      const int64_t blocks = (t.nodes + NODES - 1) / NODES;
-      for (int64_t u = id; u < t.batch * h.kv_heads * pieces * blocks; u += threads) {
-        const int64_t i = u % blocks * NODES, size = t.nodes - i < NODES ? t.nodes - i : int64_t(NODES);
-        const int64_t piece = u / blocks % pieces, g = u / (blocks * pieces) % h.kv_heads;
-        attend(h, t, q, keys, values, u / (blocks * pieces * h.kv_heads), g, piece, pieces, i, size, states);
+      for (int64_t u = id; u < h.kv_heads * pieces * count; u += threads) {
+        const Share block = blocks[u % count];
+        attend(h, t, q, keys, values, u / (count * pieces), u / count % pieces, pieces, block.begin,
+               block.end - block.begin, states);
       }
       wait();
 
@@ -165,12 +175,11 @@ extern "C" void decode(const Decoder* model, const Forward* forward) {
       outputs(normed.data(), rows, m.dim, layer.gate_up[1], up, m.inner, inner.begin, inner.end);
       for (int64_t r = 0; r < rows; r++)
         for (int64_t i = inner.begin; i < inner.end; i += LANES) {
-          const int64_t n = inner.end - i < LANES ? inner.end - i : int64_t(LANES);
-          float a[LANES] = {}, b[LANES] = {};
-          memcpy(a, gate + r * m.inner + i, n * sizeof(float));
-          memcpy(b, up + r * m.inner + i, n * sizeof(float));
-          store(a, load(a) / (all(1.f) + exp(Vec{} - load(a))) * load(b));
-          memcpy(gate + r * m.inner + i, a, n * sizeof(float));
+          float *a = gate + r * m.inner + i, *b = up + r * m.inner + i;
+          const int64_t left = inner.end - i;
+          if (left >= LANES) store(a, silu(load(a)) * load(b));
+          else
+            for (int64_t j = 0; j < left; j++) a[j] = first(silu(all(a[j])) * all(b[j]));
         }
       wait();
 

@@ -102,9 +102,17 @@ __attribute__((noinline)) static void tile(const float* x, int64_t k, const Matr
     for (int c = 0; c < C; c++) for (int64_t i = 0; i < part; i++) wp[c][i] = w[c].one(whole + i);
     UNROLL for (int r = 0; r < R; r++) UNROLL for (int c = 0; c < C; c++) fma(acc[r][c], load(xp[r]), load(wp[c]));
   }
-  UNROLL for (int r = 0; r < R; r++) UNROLL for (int c = 0; c < C; c++) {
-    const float v = w[c].finish(sum(acc[r][c]));
-    y[r * stride + o + c * apart] = m.bias ? v + m.bias[o + c * apart] : v;
+  enum { TOGETHER = R % 4 ? 1 : 4 };  // rows whose sums are taken side by side
+  UNROLL for (int r = 0; r < R; r += TOGETHER) UNROLL for (int c = 0; c < C; c++) {
+    float total[TOGETHER];
+    if constexpr (TOGETHER == 4) {
+      const Vec four[] = {acc[r][c], acc[r + 1][c], acc[r + 2][c], acc[r + 3][c]};
+      sums(four, total);
+    } else total[0] = sum(acc[r][c]);
+    UNROLL for (int i = 0; i < TOGETHER; i++) {
+      const float v = w[c].finish(total[i]);
+      y[(r + i) * stride + o + c * apart] = m.bias ? v + m.bias[o + c * apart] : v;
+    }
   }
 }
 
@@ -121,7 +129,7 @@ INLINE void tiles(int r, const float* x, int64_t k, const Matrix& m, int64_t o, 
 template <class W>
 static void outputs(const float* x, int64_t rows, int64_t k, const Matrix& m, float* y, int64_t stride, int64_t begin,
                     int64_t end) {
-  enum { WIDE = ROWS * COLS / 2, PANEL = 2, DISTANCE = 8 << 10 };  // runs of one row; weight rows of a run; in bytes
+  enum { WIDE = ROWS * COLS / 2, PANEL = 4, DISTANCE = 16 << 10 };  // runs of one row; weight rows of a run; in bytes
   const int64_t groups = (rows + ROWS - 1) / ROWS;
   const size_t pace = k < LANES ? 0 : W::bytes(k) / (k / LANES) / groups;  // a panel's passes prefetch a panel
   auto run = [&](auto columns, int64_t first, int64_t length) {
@@ -145,7 +153,7 @@ static void outputs(const float* x, int64_t rows, int64_t k, const Matrix& m, fl
 
 static void outputs(const float* x, int64_t rows, int64_t k, const Matrix& m, float* y, int64_t stride, int64_t begin,
                     int64_t end) {
-  if (begin >= end) return;
+  if (begin >= end || !rows) return;
   if (m.kind == FLOAT32) outputs<Float32>(x, rows, k, m, y, stride, begin, end);
   else if (m.kind == BFLOAT16) outputs<BFloat16>(x, rows, k, m, y, stride, begin, end);
   else if (m.kind == INT8) outputs<Int8>(x, rows, k, m, y, stride, begin, end);

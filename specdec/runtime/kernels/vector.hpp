@@ -53,6 +53,7 @@ INLINE Ints widen(const uint8_t* p) { return (Ints)_mm256_cvtepu8_epi32(_mm_load
 template <class T> INLINE Ints widen(const T* p) { return Ints{p[0], p[1], p[2], p[3]}; }
 #endif
 
+INLINE float first(Vec v) { float f; memcpy(&f, &v, sizeof f); return f; }
 INLINE Vec max(Vec a, Vec b) { return a > b ? a : b; }
 
 // The lanes' sum by a fixed tree: halves are added until one number is left.
@@ -67,6 +68,20 @@ INLINE float sum(Vec v) {
   UNROLL for (int n = LANES / 2; n; n /= 2)
     UNROLL for (int i = 0; i < n; i++) t[i] += t[i + n];
   return t[0];
+#endif
+}
+
+// The sums of four vectors, each by the same tree.
+INLINE void sums(const Vec* v, float* to) {
+#if defined(__AVX2__) && defined(__FMA__) && !defined(__AVX512F__)
+  const auto halves = [](Vec a, Vec b) { return _mm256_permute2f128_ps(a, b, 0x20) + _mm256_permute2f128_ps(a, b, 0x31); };
+  const __m256d ab = (__m256d)halves(v[0], v[1]), cd = (__m256d)halves(v[2], v[3]);
+  const Vec pairs = (Vec)_mm256_unpacklo_pd(ab, cd) + (Vec)_mm256_unpackhi_pd(ab, cd);  // a a c c, b b d d
+  const __m128 ac = _mm256_castps256_ps128(pairs), bd = _mm256_extractf128_ps(pairs, 1);
+  const __m128 acbd = _mm_shuffle_ps(ac, bd, 0x88) + _mm_shuffle_ps(ac, bd, 0xDD);
+  _mm_storeu_ps(to, _mm_shuffle_ps(acbd, acbd, 0xD8));
+#else
+  UNROLL for (int i = 0; i < 4; i++) to[i] = sum(v[i]);
 #endif
 }
 

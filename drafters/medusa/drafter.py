@@ -1,0 +1,168 @@
+"""The drafter: several heads guess several positions at once, and a static tree combines their candidates."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from drafters.medusa.formats import read_heads
+from drafters.medusa.heads import MedusaHeads, fresh_heads, output_layer
+from drafters.medusa.trees import GUESSED_HEADS, first_paths, read_tree
+from drafters.shipped import shipped_folder
+from specdec.drafting import choose_children, require_children
+from specdec.errors import InputError
+from specdec.protocols import DraftState, Rows, Session, Verdict
+from specdec.runtime import linear
+from specdec.sampling import Draws
+from specdec.target import TargetModel
+from specdec.topology import Topology
+from specdec.tree import PAD, TokenTree
+
+
+class Medusa:
+    """Heads on the target's last hidden state (arXiv 2401.10774).
+
+    heads: a folder, a file or a hub id (`formats.py` says which layouts); `auto`, those shipped for the target;
+        `fresh`, untrained ones, whose every guess is the target's next token; or a loaded module.
+    tree: index paths; a YAML file that holds them; or a number of nodes, taken from the tree saved beside the heads
+        (a guess where there is none): see `trees.py`.
+    children: `top_k`, candidates by rank; or, at a temperature above 0, drawn from the heads' distribution
+        `with_replacement` or `without_replacement`, the tree then giving the numbers of children.
+
+    Penalties do not reorder the candidates; where children are drawn, they are part of q, for the committed text.
+    """
+
+    def __init__(
+        self,
+        heads: str | MedusaHeads = "auto",
+        tree: int | str | Sequence[Sequence[int]] = 15,
+        children: str = "top_k",
+    ) -> None:
+        require_children(children)
+        if isinstance(tree, int) and tree < 1:
+            raise InputError("drafter.tree", expected="at least one node", got=tree, fix="raise it")
+        self.children = children
+        self._heads = heads
+        self._tree = tree if isinstance(tree, int) else read_tree(tree) if isinstance(tree, str) else Topology.of(tree)
+        self._target: TargetModel | None = None
+
+    @property
+    def max_nodes(self) -> int:
+        return self._tree + 1 if isinstance(self._tree, int) else self._tree.nodes
+
+    def start(self, session: Session) -> None:
+        self._sampling = session.sampling
+        if session.target is not self._target:  # weights are read once, not for every batch
+            self._bind(session.target)
+
+    @torch.inference_mode()
+    def propose(self, state: DraftState) -> TokenTree:
+        root = torch.tensor([row[-1] for row in state.rows], device=self._parents.device)
+        logits = self._products(_last(state.verdict))
+        if self.children != "top_k" and not self._sampling.greedy:
+            return self._drawn(root, self._q(logits, state.rows), state.draws(self.max_nodes))
+        ranked = self._module.ids(logits.topk(self._topology.ranks).indices)
+        tokens = torch.cat([root[:, None], ranked.flatten(1)[:, self._candidates]], 1)
+        return TokenTree(tokens, self._parents.expand_as(tokens))
+
+    def _bind(self, target: TargetModel) -> None:
+        fresh = GUESSED_HEADS if isinstance(self._tree, int) else self._tree.depth
+        heads, tree_file = load_heads(self._heads, target, fresh)
+        topology = self._tree if isinstance(self._tree, Topology) else first_paths(self._tree, tree_file, heads.heads)
+        if topology.depth > heads.heads:
+            expected, got = f"paths of at most {heads.heads}, one for each head", f"one of {topology.depth}"
+            raise InputError("drafter.tree", expected=expected, got=got, fix="prune the tree, or train more heads")
+        if topology.ranks > (known := heads.rows(target)):
+            expected, got = f"candidates among the {known} tokens the heads know", f"{topology.ranks} of them"
+            raise InputError("drafter.tree", expected=expected, got=got, fix="choose a narrower tree")
+        self._products = Products(heads, target, topology)
+        self._module, self._topology, self._target = heads, topology, target
+        self._parents, self._candidates = topology.parents.to(target.device), topology.candidates.to(target.device)
+        self._drawn_from = topology.drawn_from.to(target.device)
+
+    def _q(self, logits: Float[Tensor, "batch heads rows"], rows: Rows) -> Float[Tensor, "batch heads vocab"]:
+        """The distributions that children are drawn from: one for each depth, the same for all its nodes."""
+        assert self._target is not None
+        batch, heads, _ = logits.shape
+        if self._module.vocabulary is not None:
+            whole = logits.new_full((batch, heads, self._target.vocab_size), -torch.inf)
+            logits = whole.index_copy(2, self._module.vocabulary, logits)
+        histories = [row for row in rows for _ in range(heads)]
+        return self._sampling.probabilities(logits.flatten(0, 1), histories).view_as(logits)
+
+    def _drawn(self, root: Int[Tensor, " batch"], q: Float[Tensor, "batch heads vocab"], draws: Draws) -> TokenTree:
+        """Every node's children drawn from its depth's q, siblings in the order of their numbers."""
+        topology = self._topology
+        tokens = root.new_full((len(root), topology.nodes), PAD)
+        tokens[:, 0] = root
+        for parent, depth, family in topology.families:
+            children = choose_children(q[:, depth], len(family), self.children, draws, family.start)
+            orphans = tokens[:, parent, None] == PAD
+            tokens[:, family.start : family.stop] = children.masked_fill(orphans, PAD)
+        parents = torch.where(tokens == PAD, PAD, self._parents)
+        probs = torch.cat([q, torch.zeros_like(q[:, :1])], 1)[:, self._drawn_from]
+        return TokenTree(tokens, parents, probs, self.children == "with_replacement" or topology.only_children)
+
+
+class Products:
+    """What the heads compute in a step, so that every weight is read once: the first blocks of all heads are one
+    product, and so is a shared output layer, over heads x batch rows. Only the heads that the tree asks are computed.
+    Shares the weights of `heads` and of the target (a draft vocabulary's rows are copied)."""
+
+    def __init__(self, heads: MedusaHeads, target: TargetModel, topology: Topology) -> None:
+        fast, used, dim = target.runtime is not None, topology.depth, heads.dim
+        weight, bias = heads.weight.detach()[:, :used], heads.bias.detach()[:, :used]
+        blocks = list(zip(weight, bias, strict=True))
+        self._first = [linear(w.reshape(-1, dim), b.reshape(-1), fast=fast) for w, b in blocks[:1]]
+        self._later = [(w.mT, b[:, None]) for w, b in blocks[1:]]
+        rows = heads.output_rows(target)[:used]
+        if heads.output is not None:
+            self._outputs = [linear(w, fast=fast) for w in rows]
+        elif heads.vocabulary is not None:
+            self._outputs = [linear(rows[0], heads.output_bias(target), fast=fast)]
+        else:
+            self._outputs = [output_layer(target)]
+        self._heads, self._dtypes = used, (heads.weight.dtype, rows[0].dtype)
+
+    def __call__(self, hidden: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch heads rows"]:
+        x = hidden.to(self._dtypes[0])[:, None].expand(-1, self._heads, -1)
+        for layer in self._first:
+            x = x + F.silu(layer(x[:, 0]).view_as(x))
+        for weight, bias in self._later:
+            x = x + F.silu(torch.baddbmm(bias, x.transpose(0, 1), weight)).transpose(0, 1)
+        x = x.to(self._dtypes[1])
+        if len(self._outputs) == 1:
+            return self._outputs[0](x)
+        return torch.stack([output(x[:, head]) for head, output in enumerate(self._outputs)], 1)
+
+
+def load_heads(heads: str | MedusaHeads, target: TargetModel, fresh: int) -> tuple[MedusaHeads, Path | None]:
+    """Heads as `Medusa` names them, on the target's device, and the tree file beside them; `fresh`: how many untrained
+    ones are meant. A config that contradicts the weights is warned of.
+
+    Raises:
+        InputError: none there, or not for this target.
+    """
+    tree = None
+    if heads == "fresh":
+        heads = fresh_heads(target, fresh).to(target.dtype)
+    elif isinstance(heads, str):
+        found = read_heads(str(shipped_folder(target, "medusa", "drafter.heads")) if heads == "auto" else heads)
+        heads, tree = found.heads.to(target.device, target.dtype), found.tree
+        for note in found.notes:
+            warnings.warn(note, stacklevel=2)
+    heads.require_fits(target)
+    return heads, tree
+
+
+def _last(verdict: Verdict) -> Float[Tensor, "batch dim"]:
+    """The target's hidden state of the last kept token of each row, which the next root follows."""
+    assert verdict.hidden is not None
+    last = ((verdict.path >= 0).sum(1) - 1).clamp(min=0)  # a finished row keeps nothing, and needs nothing
+    return verdict.hidden[torch.arange(len(last), device=last.device), last]

@@ -1,0 +1,141 @@
+"""Where weights are: a folder, a file or a hub id; safetensors before pickles, and of pickles only tensors."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import hf_hub_download, list_repo_files, snapshot_download
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from specdec.errors import InputError
+
+NAMES = (  # the first that exists is read
+    "medusa_lm_head.safetensors",
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "rank0.safetensors",
+    "medusa_lm_head.pt",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+
+
+class Source:
+    """Tensors by key, fetched and read only when asked for: of a full model only the heads.
+
+    Raises:
+        InputError: nothing there, a corrupt or truncated file, a pickle that holds more than tensors.
+    """
+
+    def __init__(self, name: str, what: str) -> None:
+        self._name, self._what = name, what
+        path = Path(name).expanduser()
+        self._folder = path if path.is_dir() else path.parent if path.is_file() else None
+        self._on_hub = self._listed() if self._folder is None else set()
+        self._pickles: dict[Path, dict[str, Any]] = {}
+        names = (path.name,) if path.is_file() else NAMES
+        found = next((file for file in map(self.file, names) if file is not None), None)
+        if found is None:
+            raise self.error(f"one of {', '.join(NAMES)}", "none of them", "check the spelling")
+        if self.file("rank1.safetensors") is not None:
+            raise self.error("one file for the whole model", "tensor-parallel ranks", "convert with tp_size 1")
+        if found.suffix == ".json":
+            self._shards: dict[str, str] = self._json(found).get("weight_map", {})
+        else:
+            self._shards = dict.fromkeys(self._keys_of(found), found.name)
+
+    def file(self, name: str) -> Path | None:
+        """A file beside the weights, None if there is no such file."""
+        if self._folder is not None:
+            return self._folder / name if (self._folder / name).is_file() else None
+        return Path(hf_hub_download(self._name, name)) if name in self._on_hub else None
+
+    def _listed(self) -> set[str]:
+        """The files of a repository; where the hub cannot be reached, what is cached of it becomes the folder."""
+        try:
+            return set(list_repo_files(self._name))
+        except Exception as error:  # besides its own, the hub's client lets its HTTP library's through
+            try:
+                self._folder = Path(snapshot_download(self._name, local_files_only=True))
+            except (HFValidationError, LocalEntryNotFoundError):
+                why = str(error).strip().splitlines()[0]
+                expected, got = "a folder, a file or a hub id", f"{self._name!r} ({why})"
+                raise InputError(self._what, expected=expected, got=got, fix="check the spelling") from error
+            return set()
+
+    def keys(self) -> list[str]:
+        return list(self._shards)
+
+    def config(self) -> dict[str, Any]:
+        """`config.json`, {} if there is none."""
+        file = self.file("config.json")
+        return {} if file is None else self._json(file)
+
+    def tensors(self, keys: Sequence[str]) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        for name in dict.fromkeys(self._shards[key] for key in keys):
+            file = self.file(name)
+            if file is None:
+                raise self.error(f"the shard {name}", "no such file", "fetch it again")
+            here = [key for key in keys if self._shards[key] == name]
+            read = self._safetensors if file.suffix == ".safetensors" else self._pickled
+            found |= read(file, here)
+        return found
+
+    def error(self, expected: str, got: object, fix: str = "check the file") -> InputError:
+        return InputError(self._what, expected=f"in {self._name!r} {expected}", got=got, fix=fix)
+
+    def _keys_of(self, file: Path) -> list[str]:
+        if file.suffix != ".safetensors":
+            return [key for key, value in self._unpickled(file).items() if isinstance(value, Tensor)]
+        try:
+            with safe_open(file, "pt") as opened:
+                return list(opened.keys())
+        except (SafetensorError, OSError) as error:
+            raise self._corrupt(file, error) from error
+
+    def _safetensors(self, file: Path, keys: Sequence[str]) -> dict[str, Tensor]:
+        try:
+            with safe_open(file, "pt") as opened:
+                return {key: opened.get_tensor(key) for key in keys}
+        except (SafetensorError, OSError) as error:
+            raise self._corrupt(file, error) from error
+
+    def _pickled(self, file: Path, keys: Sequence[str]) -> dict[str, Tensor]:
+        state = self._unpickled(file)
+        return {key: state[key] for key in keys}
+
+    def _unpickled(self, file: Path) -> dict[str, Any]:
+        if file not in self._pickles:
+            self._pickles[file] = self._unpickle(file)
+        return self._pickles[file]
+
+    def _unpickle(self, file: Path) -> dict[str, Any]:
+        try:
+            state = torch.load(file, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            expected = f"{file.name} with tensors only"
+            fix = "do not trust it; ask its author for safetensors"
+            raise self.error(expected, "a pickle that would run code", fix) from error
+        except (RuntimeError, EOFError, OSError) as error:
+            raise self._corrupt(file, error) from error
+        if not isinstance(state, dict):
+            raise self.error(f"{file.name} with a state dict", type(state).__name__)
+        return state
+
+    def _json(self, file: Path) -> dict[str, Any]:
+        try:
+            return dict(json.loads(file.read_text("utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise self._corrupt(file, error) from error
+
+    def _corrupt(self, file: Path, error: Exception) -> InputError:
+        why = str(error).splitlines()[0] if str(error) else type(error).__name__
+        return self.error(f"a whole {file.name}", f"a corrupt or truncated one ({why})", "fetch it again")

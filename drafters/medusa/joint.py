@@ -1,0 +1,155 @@
+"""Training heads and backbone together: Medusa-2 (arXiv 2401.10774, sections 2.2.2 and 2.3.2).
+
+The target changes: what is decoded afterwards is the new backbone's text, no longer the old one's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from drafters.medusa.drafter import Medusa
+from drafters.medusa.formats import write_official
+from drafters.medusa.heads import MedusaHeads, output_layer
+from drafters.medusa.loss import medusa_loss
+from drafters.medusa.recipe import MedusaRecipe
+from specdec.errors import InputError
+from specdec.target import TargetModel
+from specdec.training.recipe import Loss, Sum, TrainBatch
+from specdec.training.vocabulary_loss import cross_entropy, divergence
+
+ADAPTER = "medusa"
+
+
+class JointModule(nn.Module):
+    """heads, and the target's parameters that are trained with them. The rest of the target stays out."""
+
+    def __init__(self, heads: MedusaHeads, backbone: nn.Module) -> None:
+        super().__init__()
+        self.heads = heads
+        trained = {name: p for name, p in backbone.named_parameters() if p.requires_grad}
+        self.backbone = nn.ParameterDict({name.replace(".", "/"): p for name, p in trained.items()})
+
+
+class JointMedusaRecipe:
+    """L = L_LM + lambda_0 x (the heads' loss), both over the target's own text.
+
+    heads: how the heads are made, and their loss. backbone: `lora`, low-rank adapters on every linear layer but the
+    output layer (`rank`, `alpha`), which must stay what it was: L_LM is the divergence of its distribution from that
+    without adapters; or `full`, every parameter, with the next token's cross-entropy as L_LM. lambda_0, schedule:
+    `constant`, or `sine`, which rises to lambda_0 at the end of training. warm_up: the share of the training in which
+    only the heads learn. backbone_lr: its learning rate, as a factor on that of the heads.
+    """
+
+    features: Sequence[str] = ()
+    live = True
+
+    def __init__(
+        self,
+        heads: MedusaRecipe,
+        backbone: str = "lora",
+        rank: int = 32,
+        alpha: int = 16,
+        lambda_0: float = 0.01,
+        schedule: str = "sine",
+        warm_up: float = 0.0,
+        backbone_lr: float = 0.25,
+    ) -> None:
+        for name, value, known in (
+            ("backbone", backbone, ("lora", "full")),
+            ("schedule", schedule, ("constant", "sine")),
+        ):
+            if value not in known:
+                raise InputError(f"recipe.{name}", expected=" or ".join(known), got=repr(value), fix="choose one")
+        if not 0 <= warm_up < 1:
+            raise InputError("recipe.warm_up", expected="a share in [0, 1)", got=warm_up, fix="try 0.2")
+        self.heads, self.backbone, self.rank, self.alpha = heads, backbone, rank, alpha
+        self.lambda_0, self.schedule, self.warm_up = lambda_0, schedule, warm_up
+        self.lr_scale: Mapping[str, float] = {"backbone": backbone_lr}
+
+    def build(self, target: TargetModel, frequencies: Int[Tensor, " vocab"]) -> nn.Module:
+        """Puts the adapters into the target's model, in place.
+
+        Raises:
+            InputError: the target runs on the fast products, which adapters cannot be put on.
+        """
+        if target.runtime is not None:
+            expected, fix = "the stock runtime while the backbone is trained", "use target.runtime=stock"
+            raise InputError("target.runtime", expected=expected, got="fast", fix=fix)
+        heads = self.heads.build(target, frequencies)
+        assert isinstance(heads, MedusaHeads)
+        if self.backbone == "full":
+            target.model.requires_grad_(True)
+        else:
+            from peft import LoraConfig
+
+            lora = LoraConfig(r=self.rank, lora_alpha=self.alpha, target_modules="all-linear", task_type="CAUSAL_LM")
+            target.model.add_adapter(lora, ADAPTER)
+        return JointModule(heads, target.model)
+
+    def loss(self, module: nn.Module, target: TargetModel, batch: TrainBatch) -> Loss:
+        assert isinstance(module, JointModule)
+        with target.stock() as model:
+            before = self._before(model, batch)  # first: turning adapters off and on must not fall between two halves
+            hidden = model.base_model(input_ids=batch.tokens, use_cache=False).last_hidden_state
+        if batch.progress < self.warm_up:
+            hidden = hidden.detach() + 0.0 * hidden  # a gradient of exactly 0: rounding errors would make Adam move
+        language, count = self._language(target, batch, hidden, before)
+        heads = medusa_loss(module.heads, target, batch, hidden, self.heads.decay, self.heads.soft)
+        rising = math.sin(batch.progress * math.pi / 2) if self.schedule == "sine" else 1.0
+        total = language + self.lambda_0 * rising * heads.loss.total
+        return Loss(Sum(total, count), {**heads.metrics, "backbone": Sum(language.detach(), count)})
+
+    def save(self, module: nn.Module, target: TargetModel, folder: Path) -> None:
+        """The heads, and the backbone they belong to in `backbone/`: adapters as peft saves them, or a whole model."""
+        assert isinstance(module, JointModule)
+        write_official(module.heads, folder, "backbone", torch.float16)
+        target.model.save_pretrained(folder / "backbone")
+        if target.tokenizer is not None:
+            target.tokenizer.save_pretrained(folder / "backbone")
+
+    def drafter(self, module: nn.Module, target: TargetModel) -> Medusa:
+        assert isinstance(module, JointModule)
+        return self.heads.drafter(module.heads, target)
+
+    def _before(self, model: Any, batch: TrainBatch) -> Float[Tensor, "batch seq dim"] | None:
+        """The last hidden states without adapters, what L_LM holds the backbone to."""
+        if self.backbone == "full":
+            return None
+        with torch.no_grad(), without_adapters(model):
+            states: Tensor = model.base_model(input_ids=batch.tokens, use_cache=False).last_hidden_state
+        return states
+
+    @staticmethod
+    def _language(
+        target: TargetModel,
+        batch: TrainBatch,
+        hidden: Float[Tensor, "batch seq dim"],
+        before: Float[Tensor, "batch seq dim"] | None,
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+        """L_LM, summed over the states that an answer's token follows, and how many they are."""
+        weight: Any = output_layer(target).weight
+        follows = batch.answer[:, 1:]
+        states = hidden[:, :-1][follows]
+        if before is None:
+            loss = cross_entropy(states, weight, batch.tokens[:, 1:][follows])[0]
+        else:
+            loss = divergence(states, weight.detach(), before[:, :-1][follows], weight.detach())[0]
+        return loss, follows.sum().float()
+
+
+@contextmanager
+def without_adapters(model: Any) -> Iterator[None]:
+    """The model as it was before training."""
+    model.disable_adapters()
+    try:
+        yield
+    finally:
+        model.enable_adapters()

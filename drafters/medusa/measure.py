@@ -1,0 +1,51 @@
+"""How often each candidate of each head is right, on text of the target's own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from drafters.medusa.drafter import Products
+from drafters.medusa.heads import MedusaHeads
+from specdec.target import TargetModel
+from specdec.topology import Topology
+
+CHUNK = 32  # positions whose logits are held at once
+
+
+class Accuracy:
+    """Ranks that heads give the tokens that came.
+
+    candidates: how many of each head's best tokens are looked at.
+    """
+
+    def __init__(self, heads: MedusaHeads, target: TargetModel, candidates: int) -> None:
+        chain = Topology.of([[0] * depth for depth in range(1, heads.heads + 1)])
+        self._heads, self._products, self._candidates = heads, Products(heads, target, chain), candidates
+
+    @torch.inference_mode()
+    def ranks(
+        self, tokens: Int[Tensor, " seq"], hidden: Float[Tensor, "seq dim"], answers: Sequence[Sequence[int]]
+    ) -> Int[Tensor, "positions heads"]:
+        """At each position a tree could grow from, the rank each head gave its token; -1 if not among its candidates.
+
+        answers: [begin, end) of what the target wrote. The root is an answer's token, and so are those that all heads
+        guess.
+        """
+        k, found = self._heads.heads, []
+        for begin, end in answers:
+            for first in range(begin - 1, end - 1 - k, CHUNK):
+                at = torch.arange(first, min(first + CHUNK, end - 1 - k))
+                came = tokens[at[:, None] + 2 + torch.arange(k)].to(hidden.device)
+                best = self._heads.ids(self._products(hidden[at]).topk(self._candidates).indices)
+                right = best == came[..., None]
+                found.append(torch.where(right.any(-1), right.int().argmax(-1), -1).cpu())
+        return torch.cat(found) if found else torch.empty(0, k, dtype=torch.long)
+
+
+def accuracies(ranks: Int[Tensor, "positions heads"], candidates: int) -> Float[Tensor, "heads candidates"]:
+    """The share of positions at which each head's candidate of each rank is the right token."""
+    return (ranks[..., None] == torch.arange(candidates)).double().mean(0)

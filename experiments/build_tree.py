@@ -1,0 +1,159 @@
+"""The best static tree for Medusa heads, from how often their candidates are right on text of the target's own.
+
+python -m experiments.build_tree data=data/smollm2 drafter.heads=outputs/heads output=outputs/heads/tree.yaml
+python -m experiments.build_tree prompts=jsonl prompts.path=questions.jsonl nodes=32 assume=independence
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import hydra
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from rich.table import Table
+from torch import Tensor
+
+from drafters.medusa.drafter import load_heads
+from drafters.medusa.measure import Accuracy, accuracies
+from drafters.medusa.trees import GUESSED_HEADS, TREE_FILE, write_tree
+from experiments.entry import CONF, launch, one_line_errors
+from experiments.progress import progress
+from experiments.settings import Settings, settings
+from experiments.tables import stdout
+from specdec.errors import InputError
+from specdec.generate import autoregressive
+from specdec.prompts import PromptEncoder
+from specdec.runlog import provenance, write_json
+from specdec.target import TargetModel
+from specdec.topology import Path as IndexPath
+from specdec.topology import best_tree, most_frequent_tree
+from specdec.training.store import HIDDEN, Origin, TextStore
+
+Texts = Iterator[tuple[list[int], Tensor, list[list[int]]]]  # ids, hidden states [seq dim], answers
+SIZES = (1, 3, 7, 15, 31, 63)  # trees whose expectation is printed
+
+
+@hydra.main(config_path=CONF, config_name="build_tree", version_base="1.3")
+@one_line_errors()
+def main(cfg: DictConfig) -> None:
+    options = settings(cfg)
+    checked(cfg)
+    target = instantiate(cfg.target)
+    heads, _ = load_heads(cfg.drafter.heads, target, GUESSED_HEADS)
+    if cfg.data is not None:
+        texts, source = stored(Path(cfg.data), target), str(cfg.data)
+    else:
+        prompts = instantiate(cfg.prompts)
+        texts, source = answered(prompts, target, options), f"answers to {len(prompts)} prompts"
+    ranks = measured(Accuracy(heads, target, cfg.candidates), texts, cfg.positions)
+    rates = accuracies(ranks, cfg.candidates)
+    joint = cfg.assume == "joint"
+    paths, gains = most_frequent_tree(ranks, cfg.nodes) if joint else best_tree(rates.tolist(), cfg.nodes)
+    run, folder = provenance(), Path(HydraConfig.get().runtime.output_dir)
+    figures = {
+        "target": target.name,
+        "heads": str(cfg.drafter.heads),
+        "measured_on": source,
+        "positions": len(ranks),
+        "commit": run["commit"],
+        "assume": cfg.assume,
+        "accuracies": [[round(rate, 5) for rate in head] for head in rates.tolist()],  # [head][rank]
+        "gains": [round(gain, 6) for gain in gains],  # what each path adds to the tokens per step
+        "paths": [list(path) for path in paths],
+    }
+    command = shlex.join(["python", "-m", "experiments.build_tree", *HydraConfig.get().overrides.task])
+    for file in (folder / TREE_FILE, *([Path(cfg.output)] if cfg.output else [])):
+        write_tree(file, command, figures)
+    write_json(folder / "provenance.json", run)
+    stdout.print(accuracy_table(rates, f"Medusa heads on {target.name}, {len(ranks):,} positions"))
+    stdout.print(tree_table(paths, gains, ranks))
+    stdout.print(f"tree: {cfg.output or folder / TREE_FILE}", soft_wrap=True, highlight=False)
+
+
+def measured(measure: Accuracy, texts: Texts, positions: int) -> Tensor:
+    """The heads' ranks at the first `positions` positions of the texts [positions heads]."""
+    found, count = [], 0
+    with progress("positions", positions) as advance:
+        for tokens, hidden, answers in texts:
+            found.append(measure.ranks(torch.tensor(tokens), hidden, answers))
+            count += len(found[-1])
+            advance(len(found[-1]), "")
+            if count >= positions:
+                break
+    if count == 0:
+        fix = "take more or longer text"
+        raise InputError("data", expected="answers longer than there are heads", got="none", fix=fix)
+    return torch.cat(found)[:positions]
+
+
+def checked(cfg: DictConfig) -> None:
+    """Everything that can be found out before the target is loaded."""
+    for name in ("positions", "nodes", "candidates"):
+        if cfg[name] < 1:
+            raise InputError(name, expected="an integer >= 1", got=cfg[name], fix="raise it")
+    if cfg.assume not in ("joint", "independence"):
+        raise InputError("assume", expected="joint or independence", got=repr(cfg.assume), fix="choose one")
+    if cfg.output is not None and not Path(cfg.output).parent.is_dir():
+        raise InputError("output", expected="a file in a folder that exists", got=cfg.output, fix="make the folder")
+
+
+def stored(folder: Path, target: TargetModel) -> Texts:
+    """The validation split of a data folder; hidden states that are not stored are computed."""
+    store = TextStore(folder)
+    store.origin.require_same(Origin.of(target), folder)
+    for text in store.texts:
+        if text.validation:
+            tokens = store.tokens(text).tolist()
+            hidden = store.feature(text, HIDDEN).float() if store.has(text, HIDDEN) else read(target, tokens)
+            yield tokens, hidden.to(target.device), text.answers
+
+
+def answered(prompts: list[Any], target: TargetModel, options: Settings) -> Texts:
+    """What the target answers to the first turn of each prompt."""
+    encoder, size = PromptEncoder(target.tokenizer), options.generation.batch_size  # type: ignore[arg-type]
+    rows = [encoder.encode(prompt.turns[:1], []) for prompt in prompts]
+    for start in range(0, len(rows), size):
+        batch = rows[start : start + size]
+        seeds = [[options.seed, start + row] for row in range(len(batch))]
+        done = autoregressive(batch, target, options.sampling(), options.stop_rule(target), seeds)
+        for prompt, text in zip(batch, done.texts, strict=True):
+            tokens = [*prompt, *text]
+            yield tokens, read(target, tokens), [[len(prompt), len(tokens)]]
+
+
+def read(target: TargetModel, tokens: list[int]) -> Tensor:
+    return target.prefill(target.new_cache(1, len(tokens)), [tokens]).hidden[0]
+
+
+def accuracy_table(rates: Tensor, title: str) -> Table:
+    out = Table(title=title)
+    for column in ("head", "guesses token", "top-1", "top-2", "top-5", f"top-{rates.shape[1]}"):
+        out.add_column(column, justify="right")
+    for head, right in enumerate(rates.cumsum(1)):
+        shown = [right[min(k, len(right)) - 1] for k in (1, 2, 5, len(right))]
+        out.add_row(str(head), f"t + {head + 2}", *(f"{float(share):.3f}" for share in shown))
+    return out
+
+
+def tree_table(paths: list[IndexPath], gains: list[float], ranks: Tensor) -> Table:
+    """Tokens per step to be expected of the tree's first n nodes: as the rule says, and counted."""
+    out = Table(title="tokens per step")
+    for column in ("nodes", "depth", "expected", "counted"):
+        out.add_column(column, justify="right")
+    for size in [*(n for n in SIZES if n < len(paths)), len(paths)]:
+        counted = sum(
+            float((ranks[:, : len(path)] == torch.tensor(path)).all(1).double().mean()) for path in paths[:size]
+        )
+        depth = max(map(len, paths[:size]))
+        out.add_row(str(size), str(depth), f"{1 + sum(gains[:size]):.3f}", f"{1 + counted:.3f}")
+    return out
+
+
+if __name__ == "__main__":
+    launch(main)

@@ -1,0 +1,161 @@
+"""The target's own text, for training drafters: tokens and hidden states in a folder.
+
+python -m experiments.self_distill folder=data/smollm2 prompts=jsonl prompts.path=questions.jsonl
+OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 -m experiments.self_distill ...    # a process per core or GPU
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import hydra
+from accelerate import PartialState
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from experiments.entry import CONF, launch, one_line_errors
+from experiments.progress import progress, say
+from specdec.prompts import Prompt, jsonl
+from specdec.runlog import provenance
+from specdec.sampling import SamplingParams
+from specdec.stopping import StopRule
+from specdec.target import TargetModel
+from specdec.training.archive import export_text, import_text
+from specdec.training.distill import SelfDistillation, prompt_key
+from specdec.training.features import check_names, complete, missing_tokens
+from specdec.training.self_written import write_prompts
+from specdec.training.store import FEATURE_BYTES, HIDDEN, Origin, Shard, Text, committed, note_source, shard_numbers
+
+
+@dataclass
+class Answers:
+    max_new_tokens: int
+    temperatures: list[float]
+    samples: int
+    longest_prompt: int
+    answer_tokens: int | None
+
+
+@dataclass
+class SelfWritten:
+    count: int
+    temperature: float
+    top_p: float
+    longest: int
+    openings: list[str]
+
+
+@dataclass
+class Options:
+    folder: str
+    import_from: str | None
+    export_to: str | None
+    features: list[str]
+    answers: Answers
+    self_written: SelfWritten
+    places: int
+    seed: int
+
+
+@hydra.main(config_path=CONF, config_name="self_distill", version_base="1.3")
+@one_line_errors()
+def main(cfg: DictConfig) -> None:
+    options = checked(cfg)
+    prompts = instantiate(cfg.prompts) if cfg.get("prompts") else []
+    target = instantiate(cfg.target)
+    check_names(options.features, target)
+    state = PartialState(cpu=target.device.type == "cpu")
+    part, parts = state.process_index, state.num_processes
+    with Shard(Path(options.folder), part, Origin.of(target)) as shard:
+        if not part:
+            run = {key: value for key, value in provenance().items() if key in ("command", "commit", "started")}
+            note_source(shard.folder, {**run, "config": OmegaConf.to_container(cfg, resolve=True)})
+        if options.import_from and not part:
+            say(f"{import_text(Path(options.import_from), shard):,} texts are new from {options.import_from}")
+        add_features(options, target, shard, parts)
+        mine = [prompt for prompt in prompts if int(prompt_key(prompt), 16) % parts == part]
+        answer(options, [*mine, *self_written(options, target, shard, part, parts)], target, shard, parts)
+        add_features(options, target, shard, parts)  # those that are not stored as the text is made
+    if options.export_to and not part:
+        size = export_text(shard.folder, Path(options.export_to))
+        say(f"{options.export_to}: {size:,} bytes, token ids of {len(committed(shard.folder)):,} texts")
+
+
+def self_written(options: Options, target: TargetModel, shard: Shard, part: int, parts: int) -> list[Prompt]:
+    """This process's share of the prompts the target writes, and of those it wrote in earlier runs."""
+    own = options.self_written
+    share = own.count // parts + (part < own.count % parts)
+    if share:
+        with progress("prompts written", share) as advance:
+            write_prompts(
+                target, shard.folder / f"prompts-{part}.jsonl", share, own.openings,
+                SamplingParams(own.temperature, 0, own.top_p), longest=own.longest, places=options.places,
+                seed=options.seed, part=part, parts=parts, on_prompt=lambda _: advance(1, ""),
+            )  # fmt: skip
+    files = [file for file in shard.folder.glob("prompts-*.jsonl") if file.stat().st_size]
+    return [p for file in files if int(file.stem.removeprefix("prompts-")) % parts == part for p in jsonl(str(file))]
+
+
+def add_features(options: Options, target: TargetModel, own: Shard, parts: int) -> None:
+    """Compute the features that this process's texts lack, and those of shards that have no process in this run."""
+    add_missing(options, target, own)
+    for number in shard_numbers(own.folder):
+        if number >= parts and number % parts == own.number:
+            with Shard(own.folder, number, own.origin) as shard:
+                add_missing(options, target, shard)
+
+
+def add_missing(options: Options, target: TargetModel, shard: Shard) -> None:
+    if missing := missing_tokens(shard, options.features):
+        size = missing * FEATURE_BYTES * shard.origin.dim / 2**30
+        say(f"features {', '.join(options.features)}: {missing:,} tokens to read, {size:.2f} GiB")
+        with progress("tokens read", missing) as advance:
+            complete(target, shard, options.features, on_text=lambda tokens: advance(tokens, ""))
+
+
+def answer(options: Options, prompts: list[Prompt], target: TargetModel, shard: Shard, parts: int) -> None:
+    """Answer what is not answered yet."""
+    texts, own = committed(shard.folder), options.answers
+    have = sum(text.answer_tokens for text in texts)
+    work = SelfDistillation(
+        target, prompts, StopRule(own.max_new_tokens, target.eos), own.temperatures, own.samples, own.longest_prompt,
+        options.places, options.seed, None if own.answer_tokens is None else max(own.answer_tokens - have, 0) // parts,
+        HIDDEN in options.features, {(text.key, text.sample) for text in texts},
+    )  # fmt: skip
+    if not prompts:
+        return
+    plan = work.plan(shard, parts)
+    say(f"{len(texts):,} texts with {have:,} answer tokens are in {shard.folder}; to make: {plan}")
+    if not plan.texts:
+        return
+    begun, made = time.monotonic(), 0
+    with progress("answer tokens", plan.answer_tokens) as advance:
+
+        def on_text(text: Text) -> None:
+            nonlocal made
+            made += text.answer_tokens
+            advance(text.answer_tokens, f"at {made / (time.monotonic() - begun):.0f}/s")
+
+        work.run(shard, on_text)
+    say(f"{len(shard.texts):,} texts with {sum(t.answer_tokens for t in shard.texts):,} answer tokens in this shard")
+
+
+def checked(cfg: DictConfig) -> Options:
+    """The typed part of the config, before anything is loaded.
+
+    Raises:
+        omegaconf.ValidationError: a value of the wrong type.
+        InputError: a value out of range.
+    """
+    plain = OmegaConf.masked_copy(cfg, [f.name for f in fields(Options)])
+    options = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Options), plain))
+    assert isinstance(options, Options)
+    SamplingParams(options.self_written.temperature, 0, options.self_written.top_p)
+    StopRule(options.answers.max_new_tokens)
+    return options
+
+
+if __name__ == "__main__":
+    launch(main)

@@ -1,0 +1,162 @@
+"""Train any trainable drafter on its target's own text.
+
+python -m experiments.train drafter=medusa data=data/smollm2
+accelerate launch --num_processes 8 -m experiments.train drafter=medusa target=hf target.name=... data=...
+"""
+
+from __future__ import annotations
+
+import logging
+import resource
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import hydra
+import torch
+from accelerate import Accelerator
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from experiments.entry import CONF, INTERRUPTED, launch, one_line_errors
+from experiments.progress import progress, say
+from specdec.errors import InputError
+from specdec.generate import speculative
+from specdec.metrics import StepMetrics
+from specdec.models import resolve_device
+from specdec.protocols import AcceptanceRule, Drafter, Verifier
+from specdec.runlog import TrainLog
+from specdec.sampling import SamplingParams
+from specdec.stopping import StopRule
+from specdec.training.checkpoints import Checkpoints
+from specdec.training.saving import save_drafter
+from specdec.training.schedule import Reports, Schedule
+from specdec.training.store import TextStore
+from specdec.training.trainer import Measure, Trainer, validation_texts
+
+FREE_TO_CHANGE = ("tracker", "folder", "keep", "data")  # of a run that is resumed; what the data is stands in its place
+
+
+@dataclass
+class Measurement:
+    prompts: int
+    max_new_tokens: int
+
+
+@dataclass
+class Options:
+    data: str
+    folder: str
+    measure: Measurement
+    keep: int
+    precision: str
+    training: Schedule = field(default_factory=Schedule)
+    reports: Reports = field(default_factory=Reports)
+
+
+@hydra.main(config_path=CONF, config_name="train", version_base="1.3")
+@one_line_errors()
+def main(cfg: DictConfig) -> None:
+    options = checked(cfg)
+    logging.getLogger("accelerate").setLevel(logging.WARNING)  # Hydra would show its notes on every checkpoint
+    recipe = instantiate(cfg.recipe, _convert_="all")
+    store = TextStore(Path(options.data))
+    cpu = resolve_device(cfg.target.get("device", "auto")).type == "cpu"
+    accelerator = Accelerator(cpu=cpu, mixed_precision=precision(options.precision, cpu))
+    target = instantiate(cfg.target)
+    measure = tokens_per_step(
+        instantiate(cfg.verifier, target=target), instantiate(cfg.acceptance), store, options.measure
+    )
+    trainer = Trainer(recipe, target, store, options.training, options.reports, accelerator, measure)
+
+    folder = Path(options.folder)
+    checkpoints = Checkpoints(folder, accelerator, run_config(cfg, store), options.keep)
+    begun = checkpoints.latest or 0
+    names = {group: HydraConfig.get().runtime.choices[group] for group in ("target", "drafter", "recipe")}
+    log = None
+    if accelerator.is_main_process:
+        config = {"names": names, **run_config(cfg, store)}
+        log = TrainLog(folder, instantiate(cfg.tracker), config, begun)
+        say(f"{'resumed' if begun else 'begun'} at step {begun} of {trainer.steps}: {len(trainer.training):,} texts")
+    try:
+        with progress("steps", trainer.steps - begun) as advance:
+            figures = trainer.run(checkpoints, log, lambda words: advance(1, words))
+    except BaseException as error:
+        status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        if log is not None:
+            log.stop(status)
+            say(f"{status}: run the same command again to go on at step {checkpoints.latest or 0}")
+        if isinstance(error, KeyboardInterrupt):
+            raise SystemExit(INTERRUPTED) from error
+        raise
+    module = trainer.plain_module()
+    if log is not None and module is not None:
+        save_drafter(recipe, module, target, folder / "drafter")
+        log.finish({**names, "steps": trainer.steps, **figures, "peak_memory_mb": peak_memory_mb(accelerator.device)})
+        say("  ".join(f"{name} {value:.3f}" for name, value in figures.items() if isinstance(value, float)))
+        say(f"drafter: {folder / 'drafter'}")
+    accelerator.end_training()
+
+
+def tokens_per_step(verifier: Verifier, rule: AcceptanceRule, store: TextStore, how: Measurement) -> Measure:
+    """Greedy decoding of validation prompts with the drafter as it stands."""
+    texts = validation_texts(store)[: how.prompts]
+    prompts = [store.tokens(text)[: text.answers[0][0]].tolist() for text in texts]
+    stop = StopRule(how.max_new_tokens, verifier.target.eos)
+
+    def measure(drafter: Drafter) -> Mapping[str, float]:
+        if not prompts:
+            return {}
+        seeds = [[0, row] for row in range(len(prompts))]
+        done = speculative(prompts, drafter, verifier, rule, SamplingParams(), stop, seeds)
+        metrics = StepMetrics.of(done.steps)
+        at_depth = {f"acceptance_at_depth/{d}": rate for d, rate in enumerate(metrics.acceptance_at_depth, 1)}
+        return {"tokens_per_step": metrics.tokens_per_step or 1.0, **at_depth}
+
+    return measure
+
+
+def run_config(cfg: DictConfig, store: TextStore) -> dict[str, Any]:
+    """What the results depend on: the config, and what the data is (not where)."""
+    plain: Any = OmegaConf.to_container(cfg, resolve=True)
+    texts, tokens = len(store.texts), sum(text.tokens for text in store.texts)
+    data = {"target": store.origin.target, "weights": store.origin.weights, "texts": texts, "tokens": tokens}
+    return {**{key: value for key, value in plain.items() if key not in FREE_TO_CHANGE}, "data": data}
+
+
+def precision(name: str, cpu: bool) -> str:
+    known = ("auto", "no", "bf16", "fp16")
+    if name not in known:
+        raise InputError("precision", expected=f"one of {', '.join(known)}", got=repr(name), fix="use precision=auto")
+    if name != "auto":
+        return name
+    return "bf16" if not cpu and torch.cuda.is_bf16_supported() else "no"
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def checked(cfg: DictConfig) -> Options:
+    """The typed part of the config, before anything is loaded.
+
+    Raises:
+        omegaconf.ValidationError: a value of the wrong type.
+        InputError: a value out of range.
+    """
+    plain = OmegaConf.masked_copy(cfg, [f.name for f in fields(Options)])
+    typed = OmegaConf.structured(Options)
+    for part in (typed.training, typed.reports):  # OmegaConf takes frozen dataclasses for read-only configs
+        OmegaConf.set_readonly(part, False)
+    options = OmegaConf.to_object(OmegaConf.merge(typed, plain))
+    assert isinstance(options, Options)
+    return options
+
+
+if __name__ == "__main__":
+    launch(main)

@@ -1,0 +1,69 @@
+"""A folder's token ids as one small file, for shipping: everything else can be computed from them again.
+
+An xz stream: a line of JSON (whose text it is, and the sequences), then the ids, 16 or 32 bits each.
+"""
+
+from __future__ import annotations
+
+import json
+import lzma
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+
+from specdec.errors import InputError
+from specdec.training.store import FORMAT, Origin, Shard, Text, TextStore, committed, index_of
+
+_ALIGNED = {"lc": 2, "lp": 1, "pb": 1}  # the ids' bytes alternate between low and high
+
+
+def export_text(folder: Path, file: Path) -> int:
+    """Write a folder's sequences to `file`, whole or not at all; returns its size in bytes."""
+    store = TextStore(folder)
+    kind = "<u2" if store.origin.vocab_size <= 1 << 16 else "<u4"
+    texts, start = [], 0
+    for text in store.texts:
+        texts.append({**asdict(text), "start": start, "shard": 0})
+        start += text.tokens
+    head = {
+        "format": FORMAT, "origin": asdict(store.origin), "sources": index_of(folder)["sources"], "ids": kind,
+        "texts": texts,
+    }  # fmt: skip
+    ids = np.concatenate([store.tokens(text) for text in store.texts] or [np.empty(0, "<i4")]).astype(kind)
+    filters = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, **_ALIGNED}]
+    data = lzma.compress(json.dumps(head).encode() + b"\n" + ids.tobytes(), filters=filters)
+    unfinished = file.with_name(file.name + ".unfinished")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    unfinished.write_bytes(data)
+    unfinished.replace(file)
+    return len(data)
+
+
+def import_text(file: Path, shard: Shard) -> int:
+    """Append the sequences of a file that a folder does not have to one of its shards, as token ids without features;
+    returns how many were new.
+
+    Raises:
+        InputError: a file that cannot be read, or one of another target or chat template.
+    """
+    try:
+        first, _, rest = lzma.decompress(file.read_bytes()).partition(b"\n")
+        head = json.loads(first)
+        ids = np.frombuffer(rest, head["ids"]).astype("<i4")
+        origin, texts = Origin(**head["origin"]), [Text(**text) for text in head["texts"]]
+        if head["format"] != FORMAT or len(ids) != sum(text.tokens for text in texts):
+            raise ValueError(f"format {head['format']}, {len(ids)} ids")
+    except (OSError, lzma.LZMAError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            str(file), expected="a file written with export_to=", got=str(error) or type(error).__name__,
+            fix="check the path, or export it again",
+        ) from error  # fmt: skip
+    origin.require_same(shard.origin, file)
+    have, new = {(text.key, text.sample) for text in committed(shard.folder)}, 0
+    for text in texts:
+        if (text.key, text.sample) not in have:
+            here = replace(text, start=shard.end, shard=shard.number)
+            shard.append(here, ids[text.start : text.start + text.tokens].tolist(), {})
+            new += 1
+    return new

@@ -1,0 +1,109 @@
+"""Prompts from nothing at all: an aligned model continues its chat template's opening with a user's turn (Magpie, arXiv
+2406.08464)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from specdec.errors import InputError
+from specdec.prompts import Prompt, PromptEncoder
+from specdec.sampling import SamplingParams
+from specdec.stopping import StopRule
+from specdec.target import TargetModel
+from specdec.training.distill import prompt_key
+from specdec.training.refill import Finished, Refill, Request
+
+SHORTEST = 12  # characters: shorter turns are greetings and fragments
+_MARK = "\u2402user\u2403"
+
+
+def user_opening(tokenizer: PreTrainedTokenizerBase) -> str:
+    """What the chat template writes before a user's first words.
+
+    Raises:
+        InputError: there is no chat template.
+    """
+    if tokenizer.chat_template is None:
+        raise InputError(
+            "self_written",
+            expected="a target with a chat template",
+            got="a tokenizer without one",
+            fix="give prompts instead (prompts=jsonl)",
+        )
+    text = tokenizer.apply_chat_template([{"role": "user", "content": _MARK}], tokenize=False)
+    return str(text).partition(_MARK)[0]
+
+
+def write_prompts(
+    target: TargetModel,
+    file: Path,
+    count: int,
+    openings: Sequence[str],
+    sampling: SamplingParams,
+    *,
+    longest: int = 160,
+    places: int = 32,
+    seed: int = 0,
+    part: int = 0,
+    parts: int = 1,
+    on_prompt: Callable[[Prompt], Any] = lambda prompt: None,
+) -> list[Prompt]:
+    """Let the target write user turns until `file` (JSONL, the prompts' format) holds `count`; returns all of them.
+
+    openings: first words, dealt in turn ("" leaves them to the model): they steer what is asked for. What does not end
+    within `longest` tokens, says next to nothing or was written before is left out. Each prompt is appended as it ends,
+    so that an interrupted run goes on where it stopped. part of parts: as in `SelfDistillation`.
+
+    Raises:
+        InputError: a target without a chat template.
+    """
+    assert target.tokenizer is not None
+    tokenizer, before = target.tokenizer, user_opening(target.tokenizer)
+    prompts, tried = _read(file)
+    encoder = PromptEncoder(tokenizer)
+    known = {prompt_key(prompt) for prompt in prompts}
+    starts = [tokenizer.encode(before + words, add_special_tokens=False) for words in openings]
+
+    with file.open("a", encoding="utf-8") as out:
+
+        def requests() -> Iterator[Request]:
+            number = max(tried, default=part - parts) + parts
+            while len(prompts) < count:
+                yield Request(starts[number % len(starts)], sampling, [seed, number], number)
+                number += parts
+
+        def finished(done: Finished) -> None:
+            number = done.request.tag
+            assert isinstance(number, int)
+            words = openings[number % len(openings)] + encoder.decode(done.answer)
+            prompt = Prompt(f"self-{number}", "self_written", (words.strip(),))
+            ended = done.answer[-1] in target.eos
+            if ended and len(words.strip()) >= SHORTEST and prompt_key(prompt) not in known and len(prompts) < count:
+                known.add(prompt_key(prompt))
+                prompts.append(prompt)
+                line = {"question_id": prompt.id, "category": prompt.category, "turns": prompt.turns}
+                out.write(json.dumps(line, ensure_ascii=False) + "\n")
+                out.flush()
+                on_prompt(prompt)
+
+        if len(prompts) < count:
+            refill = Refill(target, StopRule(longest, target.eos), places, max(map(len, starts)), None, starts[0])
+            refill.run(requests(), finished)
+    return prompts
+
+
+def _read(file: Path) -> tuple[list[Prompt], list[int]]:
+    """The prompts of an earlier run and their numbers; a torn last line is cut off."""
+    if not file.exists():
+        return [], []
+    whole = file.read_bytes().rpartition(b"\n")[0]
+    with file.open("r+b") as handle:
+        handle.truncate(len(whole) + 1 if whole else 0)
+    data = [json.loads(line) for line in whole.decode("utf-8").split("\n") if line]
+    prompts = [Prompt(line["question_id"], line["category"], tuple(line["turns"])) for line in data]
+    return prompts, [int(prompt.id.rpartition("-")[2]) for prompt in prompts]

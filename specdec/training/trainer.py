@@ -1,0 +1,276 @@
+"""One trainer for every trainable drafter: a recipe brings the module and the loss, this brings everything else.
+
+Knows tensors, texts and an `Accelerator`; no drafter, no verifier, no prompts. What is measured through the real
+decoding path comes in as a callable.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, set_seed
+from torch import Tensor, nn
+
+from specdec.errors import InputError
+from specdec.protocols import Drafter
+from specdec.runlog import TrainLog
+from specdec.target import TargetModel
+from specdec.training.batches import Order, deal, make_batch, move
+from specdec.training.checkpoints import Checkpoints
+from specdec.training.recipe import Recipe, TrainBatch
+from specdec.training.schedule import Reports, Schedule
+from specdec.training.store import Origin, Text, TextStore
+from specdec.training.sums import Sums, Window, add, means
+from specdec.training.throughput import counted, product_rate
+
+Measure = Callable[[Drafter], Mapping[str, float]]
+LOSS, TOKENS = "loss", "tokens"
+SHOWN = (LOSS, "validation/loss", "tokens_per_step")
+
+
+class LossModule(nn.Module):
+    """The trained module with its loss as forward, so that DDP and FSDP see one forward and one backward. Plain
+    containers go in and out, which they know how to move and to cast."""
+
+    def __init__(self, recipe: Recipe, module: nn.Module, target: TargetModel) -> None:
+        super().__init__()
+        self.module = module
+        self._recipe, self._target = recipe, target
+
+    def forward(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
+        """The loss's total, which carries the gradient; and all sums, the loss's under LOSS."""
+        loss = self._recipe.loss(self.module, self._target, TrainBatch(**batch))
+        sums = {LOSS: loss.loss, **loss.metrics}
+        return loss.loss.total, {name: (s.total.detach(), s.weight.detach()) for name, s in sums.items()}
+
+
+class Trainer:
+    """Trains a recipe's module on a folder of its target's text.
+
+    measure: what the module is worth as a drafter (tokens per step), through the decoding path that serves.
+
+    Raises:
+        InputError: text of another target or chat template, without the features the recipe reads, or too little of
+            it; a batch that cannot be dealt out evenly.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        target: TargetModel,
+        store: TextStore,
+        schedule: Schedule,
+        reports: Reports,
+        accelerator: Accelerator,
+        measure: Measure,
+    ) -> None:
+        self.recipe, self.target, self.store = recipe, target, store
+        self.schedule, self.reports, self.measure, self.accelerator = schedule, reports, measure, accelerator
+        self.training = [text for text in store.texts if not text.validation]
+        self.validation = validation_texts(store)
+        self._check()
+        self.steps = schedule.steps(len(self.training))
+        self._order = Order(self.training, schedule.batch_size, schedule.seed)
+        self._frequencies = store.frequencies()
+        set_seed(schedule.seed)
+        module = recipe.build(target, self._frequencies)
+        set_seed(schedule.seed, device_specific=True)  # the same module everywhere, but draws of one's own
+        groups = parameter_groups(module, recipe.lr_scale)
+        optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=schedule.weight_decay)
+        self._model, self._optimizer = accelerator.prepare(LossModule(recipe, module, target), optimizer)
+        self._sharded = accelerator.distributed_type is DistributedType.FSDP
+        self._flops_per_token: float | None = None
+        mixed = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision, torch.float32)
+        self._product_rate = product_rate(accelerator.device, mixed)
+
+    def run(
+        self, checkpoints: Checkpoints, log: TrainLog | None, on_step: Callable[[str], None] = lambda words: None
+    ) -> dict[str, Any]:
+        """Train from the latest checkpoint on; log: None in all processes but the main one. Returns the last
+        figures."""
+        begun = checkpoints.latest or 0
+        latest: dict[str, Any] = {}
+
+        def report(step: int, figures: Mapping[str, Any]) -> None:
+            latest.update(figures)
+            if log is not None:
+                log.report(step, figures)
+
+        if begun:
+            checkpoints.load(begun)
+        else:
+            report(0, self.evaluate())
+        window = Window()
+        for step in range(begun, self.steps):
+            window.add(*self._step(step))
+            done, last = step + 1, step + 1 == self.steps
+            if last or done % self.reports.log_every == 0:
+                report(done, self._figures(window, step))
+                window = Window()
+            if last or done % self.reports.evaluate_every == 0:
+                report(done, self.evaluate())
+                window.restart()
+            if last or done % self.reports.checkpoint_every == 0:
+                checkpoints.save(done)
+                window.restart()
+            on_step("  ".join(f"{name} {latest[name]:.3f}" for name in SHOWN if name in latest))
+        return latest
+
+    def evaluate(self) -> dict[str, float]:
+        """Loss and metrics on the first validation texts, and what the module is worth as a drafter. Draws no random
+        number that training would have drawn."""
+        size = max(self.schedule.batch_size // self._parts, 1)
+        texts = self.validation[: self.reports.validation_texts]
+        sums: Sums = {}
+        self._model.eval()
+        with torch.random.fork_rng(), torch.no_grad():
+            # every process all of it: FSDP needs them in step, and nobody would be waiting less
+            for first in range(0, len(texts), size):
+                add(sums, self._model(self._batch(texts[first : first + size], 0.0))[1])
+            figures = {f"validation/{name}": value for name, value in means(sums).items()}
+            plain = self.plain_module()
+            if plain is not None:
+                plain.eval()
+                figures |= self.measure(self.recipe.drafter(plain, self.target))
+        self._model.train()
+        return figures
+
+    def plain_module(self) -> nn.Module | None:
+        """The trained module as the recipe built it; only the main process gets one."""
+        if not self._sharded:
+            module = self.accelerator.unwrap_model(self._model).module
+            return module if self.accelerator.is_main_process else None
+        state = self.accelerator.get_state_dict(self._model)
+        if not self.accelerator.is_main_process:
+            return None
+        module = self.recipe.build(self.target, self._frequencies)
+        module.load_state_dict({name.removeprefix("module."): weight for name, weight in state.items()})
+        return module
+
+    def gradients(self, step: int) -> tuple[Sums, int]:
+        """Leave a step's gradients in the parameters: those of the mean loss over the whole global batch, however it
+        was dealt out. Returns the sums over all processes, and the tokens read.
+
+        Raises:
+            InputError: the loss is not finite.
+        """
+        mine = deal(self._order[step], self._parts)[self.accelerator.process_index :: self.accelerator.num_processes]
+        sums: Sums = {}
+        for number, texts in enumerate(mine, 1):
+            batch = self._batch(texts, step / self.steps)
+            with nullcontext() if number == len(mine) else self.accelerator.no_sync(self._model):
+                add(sums, {**self._backward(batch), TOKENS: (batch["valid"].sum(), torch.zeros(()))})
+        sums = self._over_processes(sums)
+        loss, weight = (float(part) for part in sums[LOSS])
+        if not math.isfinite(loss):
+            raise InputError(
+                "training", expected="a finite loss", got=f"{loss} at step {step + 1}",
+                fix="lower training.learning_rate",
+            )  # fmt: skip
+        for parameter in self._model.parameters():
+            if parameter.grad is not None:  # DDP and FSDP have averaged what is to be summed
+                parameter.grad.mul_(self.accelerator.num_processes / (weight or 1.0))
+        return sums, int(sums.pop(TOKENS)[0])
+
+    def _step(self, step: int) -> tuple[Sums, int, float]:
+        """One optimizer step. Returns the sums over all processes, the tokens read, and the gradient's norm."""
+        sums, tokens = self.gradients(step)
+        norm = self.accelerator.clip_grad_norm_(self._model.parameters(), self.schedule.clip or math.inf)
+        for group in self._optimizer.param_groups:
+            group["lr"] = group["lr_scale"] * self.schedule.rate(step, self.steps)
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        return sums, tokens, float(norm)
+
+    def _backward(self, batch: dict[str, Any]) -> Sums:
+        sums: Sums = {}
+
+        def work() -> None:
+            nonlocal sums
+            total, sums = self._model(batch)
+            self.accelerator.backward(total)
+
+        if self._flops_per_token is None and not self._sharded:
+            self._flops_per_token = counted(work) / int(batch["valid"].sum())
+        else:
+            work()
+        return sums
+
+    def _figures(self, window: Window, step: int) -> dict[str, Any]:
+        rate = window.tokens / window.seconds
+        figures = {
+            **means(window.sums), "learning_rate": self.schedule.rate(step, self.steps), "grad_norm": window.norm,
+            "tokens_per_second": rate,
+        }  # fmt: skip
+        if self._flops_per_token is not None:
+            machines = self.accelerator.num_processes if self.accelerator.device.type == "cuda" else 1
+            figures["product_share"] = rate * self._flops_per_token / (self._product_rate * machines)
+        return figures
+
+    def _batch(self, texts: Sequence[Text], progress: float) -> dict[str, Any]:
+        batch = make_batch(self.store, texts, self.recipe.features, self.schedule.longest, progress)
+        return vars(move(batch, self.accelerator.device)).copy()
+
+    @property
+    def _parts(self) -> int:
+        """Micro-batches of a step, over all processes."""
+        return self.accelerator.num_processes * self.schedule.accumulation
+
+    def _over_processes(self, sums: Sums) -> Sums:
+        table = torch.stack(
+            [torch.stack([t.double(), w.double()]).to(self.accelerator.device) for t, w in sums.values()]
+        )
+        table = self.accelerator.reduce(table, "sum").cpu()
+        return {name: (row[0], row[1]) for name, row in zip(sums, table, strict=True)}
+
+    def _check(self) -> None:
+        self.store.origin.require_same(Origin.of(self.target), self.store.folder)
+        if not self.training or not self.validation:
+            raise InputError(
+                str(self.store.folder), expected="texts to train on and texts to validate with",
+                got=f"{len(self.training)} and {len(self.validation)}", fix="add text with experiments.self_distill",
+            )  # fmt: skip
+        if self.schedule.batch_size % self._parts:
+            raise InputError(
+                "training.batch_size",
+                expected=f"a multiple of {self._parts} (processes x training.accumulation)",
+                got=self.schedule.batch_size,
+                fix="change it",
+            )
+        if self.recipe.live and self.recipe.features:
+            raise InputError(
+                "recipe.features", expected="none of a live recipe", got=self.recipe.features, fix="use []"
+            )
+        for name in self.recipe.features:
+            for text in self.store.texts:
+                self.store.require(text, name)
+
+
+def validation_texts(store: TextStore) -> list[Text]:
+    """The validation split, in the order of the prompts' hashes."""
+    return sorted((text for text in store.texts if text.validation), key=lambda text: (text.key, text.sample))
+
+
+def parameter_groups(module: nn.Module, lr_scale: Mapping[str, float]) -> list[dict[str, Any]]:
+    """The trained parameters, by their factor on the learning rate.
+
+    Raises:
+        InputError: a factor for a part the module does not have, or nothing to train.
+    """
+    groups: dict[float, list[nn.Parameter]] = {}
+    parts = {name.partition(".")[0] for name, _ in module.named_parameters()}
+    if unknown := sorted(set(lr_scale) - parts):
+        raise InputError(
+            "recipe.lr_scale", expected=f"parts of the module ({', '.join(sorted(parts))})", got=unknown, fix="check it"
+        )
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault(lr_scale.get(name.partition(".")[0], 1.0), []).append(parameter)
+    if not groups:
+        raise InputError("recipe", expected="a module with parameters to train", got="none", fix="mend its build()")
+    return [{"params": parameters, "lr_scale": scale, "lr": 0.0} for scale, parameters in groups.items()]

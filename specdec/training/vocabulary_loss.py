@@ -1,0 +1,122 @@
+"""Losses over the vocabulary that never hold rows x vocab in memory.
+
+logits = hidden @ weight.T is made for a chunk of rows at a time, together with its gradients: a row's share of the loss
+needs no other row. So the backward pass only multiplies what the forward pass has summed up; nothing is computed twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+CHUNK = 1 << 24  # logits per chunk: 64 MiB in fp32, a few times that at the peak
+IGNORED = -1
+DIVERGENCES = ("cross_entropy", "forward_kl", "reverse_kl", "total_variation")
+
+
+def cross_entropy(
+    hidden: Float[Tensor, "rows dim"],
+    weight: Float[Tensor, "vocab dim"],
+    labels: Int[Tensor, " rows"],
+    bias: Float[Tensor, " vocab"] | None = None,
+    top: Sequence[int] = (1, 5),
+    chunk: int = CHUNK,
+) -> tuple[Float[Tensor, ""], Float[Tensor, " top"]]:
+    """Cross-entropy of softmax(hidden @ weight.T + bias), summed over rows, in nats; and how many labels stand among
+    the top[i] likeliest tokens. Rows labelled -1 count for nothing (their token is not in a draft vocabulary)."""
+
+    def of_chunk(hidden: Tensor, labels: Tensor, weight: Tensor, *bias: Tensor) -> tuple[Tensor, Tensor]:
+        logits = _wide(F.linear(hidden, weight, *bias))
+        loss = F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
+        own = logits.detach().gather(1, labels.clamp(min=0)[:, None])
+        rank = (logits.detach() > own).sum(-1)
+        return loss, torch.stack([((rank < k) & (labels != IGNORED)).sum() for k in top]).to(loss)
+
+    shared = [weight] if bias is None else [weight, bias]
+    return chunked_sum(of_chunk, [hidden, labels], shared, max(chunk // len(weight), 1))
+
+
+def divergence(
+    hidden: Float[Tensor, "rows dim"],
+    weight: Float[Tensor, "vocab dim"],
+    target_hidden: Float[Tensor, "rows target_dim"],
+    target_weight: Float[Tensor, "vocab target_dim"],
+    kind: str = "forward_kl",
+    temperature: float = 1.0,
+    chunk: int = CHUNK,
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """How far q = softmax(hidden @ weight.T / temperature) is from the target's p, made likewise from its own last
+    hidden states and output layer, which get no gradient; summed over rows, in nats (arXiv 2310.08461).
+
+    kind: forward_kl is sum p log p/q, reverse_kl is sum q log q/p, cross_entropy is -sum p log q, total_variation is
+    sum |p - q| / 2. Also returned: the sum of 1 - total variation, the probability that a token drawn from q is
+    accepted (arXiv 2211.17192). With a draft vocabulary pass the target's rows of it: p is then p given that
+    vocabulary.
+    """
+    assert kind in DIVERGENCES, kind
+
+    def of_chunk(hidden: Tensor, theirs: Tensor, weight: Tensor, target_weight: Tensor) -> tuple[Tensor, Tensor]:
+        log_q = (_wide(F.linear(hidden, weight)) / temperature).log_softmax(-1)
+        log_p = (_wide(F.linear(theirs, target_weight)) / temperature).log_softmax(-1)
+        p, q = log_p.exp(), log_q.exp()
+        variation = (p - q).abs().sum() / 2
+        if kind == "total_variation":
+            loss = variation
+        elif kind == "cross_entropy":
+            loss = -(p * log_q).sum()
+        elif kind == "forward_kl":
+            loss = (p * (log_p - log_q)).sum()
+        else:
+            loss = (q * (log_q - log_p)).sum()
+        return loss, len(hidden) - variation.detach()
+
+    frozen = [target_hidden.detach(), target_weight.detach()]
+    return chunked_sum(of_chunk, [hidden, frozen[0]], [weight, frozen[1]], max(chunk // len(weight), 1))
+
+
+def chunked_sum(
+    function: Callable[..., tuple[Tensor, Tensor]], rows: Sequence[Tensor], shared: Sequence[Tensor], chunk: int
+) -> tuple[Tensor, Tensor]:
+    """`function(*rows, *shared)` for any function whose two results (a loss, and figures without gradient) are sums
+    over rows, called with `chunk` rows at a time. Gradients reach whatever of `rows` and `shared` requires them."""
+    if torch.is_grad_enabled():
+        return _ChunkedSum.apply(function, chunk, len(rows), *rows, *shared)
+    return _ChunkedSum.apply(function, chunk, len(rows), *(tensor.detach() for tensor in (*rows, *shared)))
+
+
+class _ChunkedSum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, function: Callable[..., tuple[Tensor, Tensor]], chunk: int, n: int, *tensors: Tensor) -> Any:
+        needs = [ctx.needs_input_grad[3 + i] for i in range(len(tensors))]
+        grads = [torch.zeros_like(t) if need else None for t, need in zip(tensors, needs, strict=True)]
+        total: Any = 0.0
+        figures: Any = 0.0
+        for start in range(0, max(len(tensors[0]), 1), chunk):  # once for no rows: the results have their shapes
+            here = slice(start, start + chunk)
+            parts = [
+                (t[here] if i < n else t).detach().requires_grad_(need)
+                for i, (t, need) in enumerate(zip(tensors, needs, strict=True))
+            ]
+            with torch.set_grad_enabled(any(needs)):
+                loss, figure = function(*parts)
+            total, figures = total + loss.detach(), figures + figure.detach()
+            wanted = [i for i, need in enumerate(needs) if need]
+            if wanted:
+                for i, grad in zip(wanted, torch.autograd.grad(loss, [parts[i] for i in wanted]), strict=True):
+                    (grads[i][here] if i < n else grads[i]).add_(grad)  # type: ignore[index,union-attr]
+        ctx.save_for_backward(*grads)
+        ctx.mark_non_differentiable(figures)
+        return total, figures
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor, _: Tensor) -> Any:
+        return None, None, None, *(None if grad is None else grad * upstream for grad in ctx.saved_tensors)
+
+
+def _wide(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))

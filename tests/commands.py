@@ -1,0 +1,38 @@
+"""Entry points called in this process, as from a shell."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from experiments.entry import launch
+
+
+@dataclass
+class Done:
+    status: int
+    out: str
+    err: str
+
+
+def command(
+    main: Callable[[], None], folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> Callable[..., Done]:
+    """What calls `main` with overrides; the run folder is `folder`."""
+
+    def call(*overrides: str) -> Done:
+        monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+        monkeypatch.setattr(sys, "argv", ["command", f"hydra.run.dir={folder}", *overrides])
+        capsys.readouterr()
+        try:
+            launch(main)
+            status = 0
+        except SystemExit as end:
+            status = int(end.code or 0)
+        return Done(status, *capsys.readouterr())
+
+    return call

@@ -1,0 +1,23 @@
+"""A folder of the tiny target's text, made once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from specdec.prompts import Prompt
+from specdec.stopping import StopRule
+from specdec.target import TargetModel
+from specdec.training.distill import SelfDistillation
+from specdec.training.store import Origin, Shard
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory, tiny: TargetModel) -> Path:
+    """160 prompts with answers of 40 tokens, two thirds greedy."""
+    folder = tmp_path_factory.mktemp("data")
+    prompts = [Prompt(f"q{i}", "test", (f"tell me number {i}",)) for i in range(160)]
+    with Shard(folder, 0, Origin.of(tiny)) as shard:
+        SelfDistillation(tiny, prompts, StopRule(40, tiny.eos)).run(shard)
+    return folder
