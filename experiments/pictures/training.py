@@ -39,7 +39,7 @@ def pictures(labelled: Mapping[str, Run]) -> list[Picture]:
 
 def _curve(kind: str, lines: Mapping[str, tuple[Run, list[tuple[int, float]]]], runs: int) -> Picture:
     title, unit = TITLES.get(kind, (kind.replace("_", " ").capitalize(), kind.replace("_", " ")))
-    drawn = figure(axis("training step", rangemode="tozero"), axis(unit), height=340)
+    drawn = figure(axis("training step", rangemode="tozero"), axis(words(unit)), height=340)
     rows: list[list[str | int | float]] = []
     figures = list(dict.fromkeys(name.replace("validation/", "") for name in lines))
     for name, (run, points) in lines.items():
