@@ -99,7 +99,7 @@ def test_runs_are_listed_and_compared(
     page = open_page(served, width, mode)
     choose(page, 0, 1, 2)
     page.wait_for_selector("#training_loss .main-svg")
-    assert page.locator(".runs tr").count() == 3
+    page.wait_for_function("() => document.querySelectorAll('.runs tr').length === 3")  # the head, and two that decode
     whole_view(page)
     nothing_is_cut_off(page)
     keep_screenshot(page, f"dashboard-{width}-{mode}")

@@ -62,8 +62,8 @@ def table(labelled: Labelled) -> Table:
     for label, run in labelled.items():
         f = run.figures
         same = identical(f).partition(" ")[0] if "divergence" in f else None
-        loss = {True: " (lossless)", False: " (lossy)"}.get(f.get("lossless"), "")
-        rule = f"{f['acceptance']}{loss}" if "acceptance" in f else None
+        loss = "lossless" if f.get("lossless") else "lossy"
+        rule = f"{f['acceptance']} ({loss})" if {"acceptance", "lossless"} <= set(f) else None
         rows.append(
             [
                 label,
