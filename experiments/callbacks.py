@@ -1,4 +1,4 @@
-"""Hydra callbacks: the tables that compare the jobs of a sweep."""
+"""Hydra callbacks: the tables and the report that compare the jobs of a sweep."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 from plotly.subplots import make_subplots
 
-from experiments.tables import by_category, comparison, stdout, steps
+from experiments.pictures.page import REPORT, write_page
+from experiments.tables import by_category, comparison, print_path, stdout, steps
+from specdec.runs import find_runs
 
 
 class CompareJobs(Callback):
-    """After a `-m` sweep, tables over the summaries of its jobs, named by what they overrode."""
+    """After a `-m` sweep, tables and one report over the summaries of its jobs, named by what they overrode."""
 
     def __init__(self) -> None:
         self._summaries: dict[str, dict[str, Any]] = {}
@@ -41,11 +43,14 @@ class CompareJobs(Callback):
             stdout.print(comparison(short, "job"))
             stdout.print(steps(short, "job"))
             stdout.print(by_category(short, "job"))
+            folder = Path(config.hydra.sweep.dir)
             axis = numbers([part.split(",") for part in short])
             if axis is not None:
                 figures = dict(sorted(zip(axis[1], short.values(), strict=True)))
-                plot(axis[0], figures).write_html(Path(config.hydra.sweep.dir) / "sweep.html", include_plotlyjs=True)
-            stdout.print(f"sweep folder: {config.hydra.sweep.dir}", soft_wrap=True, highlight=False)
+                plot(axis[0], figures).write_html(folder / "sweep.html", include_plotlyjs=True)
+            print_path("sweep folder", folder)
+            if config.report:
+                print_path("report", write_page(find_runs([folder]), folder / REPORT))
 
 
 def numbers(overrides: Sequence[Sequence[str]]) -> tuple[str, list[float]] | None:
