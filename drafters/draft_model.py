@@ -7,97 +7,129 @@ level by level under a tree mask.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from specdec.drafting import TreeShape
+from drafters.distilled import is_student, load_student
+from drafters.shipped import shipped_folder
+from specdec.drafting import DynamicTree, TreeShape, already_read, level_q
 from specdec.models import load, require_same_tokens
-from specdec.protocols import DraftState, Rows, Session
+from specdec.protocols import DraftState, Rows, Session, Weights
+from specdec.students import Student, over_all_tokens
 from specdec.target import TargetModel
-from specdec.tree import TokenTree, histories
+from specdec.training.saving import training_tokens
+from specdec.tree import TokenTree
 
 
 class DraftModel:
-    """model: a loaded model, or a name for `specdec.models.load` with its options; widths, children: see
-    `TreeShape` (at temperature 0, where q is one-hot, children are always the top-k)."""
+    """model: a loaded model, or a name for `specdec.models.load` with its options; or a student of the target: a
+    module, a folder that `experiments.distill` wrote, or `auto` for the one shipped. widths, children: see `TreeShape`
+    (at temperature 0, where q is one-hot, children are always the top-k).
+
+    nodes: draft the most probable nodes instead, so many of them, in a tree that follows the draft model's confidence
+    (`DynamicTree`; depth, beam, threshold as there; children are then the top-k, and widths count for nothing).
+    """
 
     def __init__(
         self,
-        model: TargetModel | str,
-        widths: Sequence[int],
+        model: TargetModel | Student | str = "auto",
+        widths: Sequence[int] = (1, 1, 1, 1),
         children: str = "with_replacement",
+        nodes: int | None = None,
+        depth: int = 6,
+        beam: int = 4,
+        threshold: float = 0.0,
         **load_options: Any,
     ) -> None:
         self.shape = TreeShape(widths, children)
-        self.model = load(model, **load_options) if isinstance(model, str) else model
+        self.dynamic = None if nodes is None else DynamicTree(depth, beam, nodes, threshold)
+        self._student: Student | str | None = None
+        if isinstance(model, TargetModel):
+            self.model = model
+        elif isinstance(model, Student) or model == "auto" or is_student(model):
+            self._student = model  # it needs what the target has
+        else:
+            self.model = load(model, **load_options)
+        self._vocabulary: Tensor | None = None
+        self._target: TargetModel | None = None
+
+    @property
+    def weights(self) -> Weights:
+        return self._weights
 
     @property
     def max_nodes(self) -> int:
-        return self.shape.nodes
+        return self.shape.nodes if self.dynamic is None else self.dynamic.nodes + 1
+
+    @property
+    def _most_read(self) -> int:
+        """Nodes in the cache beside the committed text, at most."""
+        return self.shape.nodes if self.dynamic is None else 1 + self.dynamic.beam * self.dynamic.depth
 
     def start(self, session: Session) -> None:
-        require_same_tokens(session.target, self.model)
+        if session.target is not self._target:  # weights are read once, not for every batch
+            self._bind(session.target)
         self._sampling = session.sampling
-        self._cache = self.model.new_cache(len(session.rows), session.capacity + self.max_nodes)
+        self._cache = self.model.new_cache(len(session.rows), session.capacity + self._most_read)
         self.model.prefill(self._cache, session.rows)
-        self._fed_depth = 0  # levels of the last tree that went through the model
+        self._read: Tensor | None = None  # of each node of the last tree, how many were read before it; -1: it was not
 
     @torch.inference_mode()
     def propose(self, state: DraftState) -> TokenTree:
         self._keep_accepted(state)
         at_root = self._feed_missing(state.rows)
-        how = "top_k" if self._sampling.greedy else self.shape.children
-        depth = max(0, min(self.shape.depth, max(state.room) - 1))
 
         def next_q(known: TokenTree, level: int) -> Tensor:
             logits = at_root if known.nodes == 1 else self._read_level(known, level)
-            return self._q(logits, known, state.rows)
+            logits = over_all_tokens(logits, self._vocabulary, self._vocab)
+            return level_q(logits, known, state.rows, self._sampling)
 
-        self._fed_depth = max(depth - 1, 0)
         root = torch.tensor([row[-1] for row in state.rows], device=self.model.device)
-        return self.shape.grow(root, next_q, state.draws(self.max_nodes), depth, how)
+        if self.dynamic is not None:
+            tree, self._read = self.dynamic.grow(root, next_q, state.room)
+            return tree
+        how = "top_k" if self._sampling.greedy else self.shape.children
+        depth = max(0, min(self.shape.depth, max(state.room) - 1))
+        tree = self.shape.grow(root, next_q, state.draws(self.max_nodes), depth, how)
+        order, leaves = torch.arange(tree.nodes, device=root.device), [1, *self.shape.levels][depth]
+        self._read = order.where(order < tree.nodes - leaves, -1).expand_as(tree.tokens)
+        return tree
+
+    def _bind(self, target: TargetModel) -> None:
+        self._target, self._vocab = target, self.model.vocab_size if self._student is None else target.vocab_size
+        if self._student is None:
+            require_same_tokens(target, self.model)
+            self._weights = Weights.of(self.model.model, None)
+            return
+        student, tokens = self._student, None
+        if isinstance(student, str):
+            shipped = student == "auto"
+            folder = shipped_folder(target, "draft_model", "drafter.model") if shipped else Path(student)
+            student, tokens = load_student(folder, target), training_tokens(folder)
+        self._weights = Weights.of(student, tokens)
+        runtime = "stock" if target.runtime is None and target.device.type == "cpu" else "auto"
+        kernel, self._vocabulary = target.kernel.name, student.vocabulary
+        self.model = TargetModel(student.as_model(target), name="student", kernel=kernel, runtime=runtime)
 
     def _read_level(self, known: TokenTree, level: int) -> Tensor:
         """Logits [batch level vocab] after the last level's nodes; the levels before are cached.
 
-        The root is committed, so the block begins with the nodes of depth 1. Padding is read too, at the
-        place its node would have: shapes stay static, and nobody sees it.
+        The root is committed, so the block begins with the nodes of depth 1. Padding is read too, and nobody sees it.
         """
-        shape = TokenTree(
-            torch.zeros_like(known.tokens), self.shape.parents[: known.nodes].to(known.tokens).expand_as(known.tokens)
-        )
-        positions = self._cache.lengths[:, None] + shape.depth[:, 1:] - 1
-        mask = shape.ancestor_mask[:, -level:, 1:]
+        positions = self._cache.lengths[:, None] + (known.depth[:, 1:] - 1).clamp(min=0)
+        mask = known.ancestor_mask[:, -level:, 1:]
         return self.model.forward(self._cache, known.tokens[:, -level:], positions, mask).logits
 
-    def _q(self, logits: Tensor, known: TokenTree, rows: Rows) -> Tensor:
-        """q after each node of the known tree's last level, from its logits [batch level vocab].
-
-        At temperature 0 the scores, which rank the tokens as the one-hot q would not.
-        """
-        batch, level, vocab = logits.shape
-        before = None
-        if self._sampling.needs_history:
-            every = histories(known, rows)
-            before = [
-                history
-                for r in range(batch)
-                for history in every[(r + 1) * known.nodes - level : (r + 1) * known.nodes]
-            ]
-        q = self._sampling.scores if self._sampling.greedy else self._sampling.probabilities
-        return q(logits.reshape(-1, vocab), before).view(batch, level, vocab)
-
     def _keep_accepted(self, state: DraftState) -> None:
-        """Commit the accepted nodes the model has already read: all but those of the last level."""
-        if self._fed_depth == 0:
+        """Commit the accepted nodes the model has already read: none of the last level, and no other drafter's."""
+        if self._read is None:
             return
-        # block entry i of the cache is tree node i + 1: the root was committed before
-        path = state.verdict.path[:, 1 : 1 + self._fed_depth] - 1
-        grown = [len(row) - length for row, length in zip(state.rows, self._cache.host_lengths, strict=True)]
-        counts = [min(max(new - 1, 0), self._fed_depth) for new in grown]
-        self._cache.keep(path.clamp(min=-1), counts)
+        # block entry i of the cache is the node read as number i + 1: the root was committed before
+        places, counts = already_read(self._read - 1, state.verdict.path[:, 1:])
+        self._cache.keep(places, counts)
 
     def _feed_missing(self, rows: Rows) -> Tensor:
         """Read the committed tokens not yet cached, the root at least; logits [batch 1 vocab] at the root."""

@@ -2,6 +2,7 @@
 
 python -m experiments.profile_target target=smollm2_135m
 python -m experiments.profile_target target=smollm2_135m target.runtime=stock grid.tokens=[] rounds=10
+python -m experiments.profile_target target=smollm2_135m exit_layer=10 grid.tokens=[]
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ class Sweeps:
     buffer_mib: int
     matrix: int
     seed: int
+    exit_layer: int | None
 
 
 @hydra.main(config_path=CONF, config_name="profile_target", version_base="1.3")
@@ -68,7 +70,7 @@ def main(cfg: DictConfig) -> None:
     clip(base, axes, grid, target.context_window)
     points = sweep(base, axes, grid)
     with progress_bar(o.rounds, "rounds") as advance:
-        measured = profile(target, points, o.rounds, o.seed, o.buffer_mib, o.matrix, on_round=advance)
+        measured = profile(target, points, o.rounds, o.seed, o.buffer_mib, o.matrix, advance, o.exit_layer)
     rows = figures(Footprint.of(target), measured)
     ceilings = measured.ceilings
     head = {
@@ -76,6 +78,7 @@ def main(cfg: DictConfig) -> None:
         "device": str(target.device),
         "dtype": str(target.dtype).removeprefix("torch."),
         "kernel": target.kernel.name,
+        "exit_layer": o.exit_layer,
         "ceilings": {
             "gb_per_second": ceilings.bytes_per_second / 1e9,
             "gflop_per_second": ceilings.flops_per_second / 1e9,
@@ -86,7 +89,7 @@ def main(cfg: DictConfig) -> None:
     write_json(folder / "profile.json", {**head, "points": rows, "provenance": origin})
     title = f"a forward of {target.name} ({head['device']}, {head['dtype']}, {origin['threads']} threads)"
     plot(rows, base, grid, title).write_html(folder / "profile.html", include_plotlyjs=True)
-    stdout.print(table(rows, base, title))
+    stdout.print(table(rows, base, title, o.exit_layer))
     stdout.print(
         f"this machine at best: reads {ceilings.bytes_per_second / 1e9:.1f} GB/s, multiplies "
         f"{ceilings.flops_per_second / 1e9:.0f} GFLOP/s"
@@ -107,10 +110,11 @@ def clip(base: dict[str, int], axes: dict[str, list[int]], grid: dict[str, list[
         )
 
 
-def table(rows: Sequence[Figures], base: dict[str, int], title: str) -> Table:
+def table(rows: Sequence[Figures], base: dict[str, int], title: str, exit_layer: int | None) -> Table:
     """The three sweeps around the base point; the grid is in the plot and in `profile.json`."""
     out = Table(title=title)
-    for column in ("tokens", "prefix", "batch", "ms [quartiles]", "min", "GB/s", "of best", "GFLOP/s", "of best"):
+    columns = ["tokens", "prefix", "batch", "ms [quartiles]", "min", "GB/s", "of best", "GFLOP/s", "of best"]
+    for column in columns if exit_layer is None else [*columns, f"from layer {exit_layer} on [95 %]"]:
         out.add_column(column, justify="right", no_wrap=True)
     for axis in AXES:
         out.add_section()
@@ -124,8 +128,13 @@ def table(rows: Sequence[Figures], base: dict[str, int], title: str) -> Table:
                 f"{row['of_read_ceiling']:.0%}",
                 f"{row['gflop_per_second']:.0f}",
                 f"{row['of_product_ceiling']:.0%}",
+                *([] if row["resumed"] is None else [share(*row["resumed"])]),
             )
     return out
+
+
+def share(middle: float, interval: tuple[float, float] | None) -> str:
+    return f"{middle:.0%}" + ("" if interval is None else f" [{interval[0]:.0%}, {interval[1]:.0%}]")
 
 
 def curve(rows: Sequence[Figures], base: dict[str, int], axis: str) -> list[Figures]:

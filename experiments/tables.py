@@ -104,6 +104,40 @@ def comparison(summaries: Mapping[str, Summary], what: str) -> Table:
     return table
 
 
+def steps(summaries: Mapping[str, Summary], what: str) -> Table:
+    """What a step of each costs and gives (time by phase, acceptance by depth), and what its drafter took to make."""
+    table = Table(title="a step, and its drafter")
+    table.add_column(what)
+    for column in (
+        "draft ms",
+        "verify ms",
+        "draft efficiency",
+        "parameters added",
+        "training tokens",
+        "acceptance at depth",
+    ):
+        table.add_column(column, justify="left" if column.startswith("acceptance ") else "right")
+    for name, s in summaries.items():
+        depths = "  ".join(f"{d}: {number(a)}" for d, a in enumerate(s["acceptance_at_depth"], 1)) or "-"
+        draft, verify = (f"{s['phase_ms'][phase]:.1f}" for phase in ("draft", "verify"))
+        tokens = "-" if s["training_tokens"] is None else f"{s['training_tokens']:,}"
+        table.add_row(name, draft, verify, number(s["draft_efficiency"]), f"{s['parameters_added']:,}", tokens, depths)
+    return table
+
+
+def by_category(summaries: Mapping[str, Summary], what: str) -> Table:
+    """τ and speedup of each, category by category."""
+    table = Table(title="τ (speedup) by category")
+    table.add_column("category")
+    for name in summaries:
+        table.add_column(f"{what} {name}", justify="right")
+    for category in dict.fromkeys(category for s in summaries.values() for category in s["by_category"]):
+        figures = [s["by_category"].get(category) for s in summaries.values()]
+        cells = [f"{number(f['tokens_per_step'])} ({f['speedup']:.2f}x)" if f else "-" for f in figures]
+        table.add_row(category, *cells)
+    return table
+
+
 def strays(figures: Mapping[str, Any]) -> str:
     equal = "" if figures["equal_tokens"] is None else f"{figures['equal_tokens']:.0%} of tokens equal greedy text, "
     ours, base = figures["mean_logprob"], figures["autoregressive_mean_logprob"]

@@ -60,6 +60,11 @@ class Options:
 @hydra.main(config_path=CONF, config_name="train", version_base="1.3")
 @one_line_errors()
 def main(cfg: DictConfig) -> None:
+    run(cfg)
+
+
+def run(cfg: DictConfig) -> None:
+    """What the config says, in this process."""
     options = checked(cfg)
     logging.getLogger("accelerate").setLevel(logging.WARNING)  # Hydra would show its notes on every checkpoint
     recipe = instantiate(cfg.recipe, _convert_="all")
@@ -94,7 +99,7 @@ def main(cfg: DictConfig) -> None:
         raise
     module = trainer.plain_module()
     if log is not None and module is not None:
-        save_drafter(recipe, module, target, folder / "drafter")
+        save_drafter(recipe, module, target, folder / "drafter", trainer.tokens)
         log.finish({**names, "steps": trainer.steps, **figures, "peak_memory_mb": peak_memory_mb(accelerator.device)})
         say("  ".join(f"{name} {value:.3f}" for name, value in figures.items() if isinstance(value, float)))
         say(f"drafter: {folder / 'drafter'}")

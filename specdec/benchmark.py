@@ -18,7 +18,7 @@ from specdec.generate import autoregressive, longest_text, speculative
 from specdec.metrics import Interval, StepMetrics, StepRecord, bandwidth_share, bootstrap_speedup
 from specdec.profiling import plain_read_ms
 from specdec.prompts import Prompt, PromptEncoder
-from specdec.protocols import AcceptanceRule, Drafter, Session, Verifier
+from specdec.protocols import AcceptanceRule, Drafter, Session, Verifier, weights_of
 from specdec.reference import Reference
 from specdec.runlog import RunLog
 from specdec.sampling import SamplingParams
@@ -74,7 +74,8 @@ class Benchmark:
             row = self._encoder.encode(prompt.turns[:1], [])
             longest = longest_text([row], self.stop, target.context_window, f"prompt {prompt.id}")
         # a drafter that cannot serve this target says so when it starts
-        self.drafter.start(Session(target, [row], self.sampling, longest + self.drafter.max_nodes))
+        capacity = longest + self.drafter.max_nodes
+        self.drafter.start(Session(target, [row], self.sampling, capacity, self.verifier.begin))
 
     def run(self, log: RunLog, on_trial: Callable[[Trial], None] = lambda _: None) -> dict[str, Any]:
         """Returns the summary; steps and texts go to `log` as they are made."""
@@ -293,8 +294,8 @@ def speedup_over(other: str, method: str, trials: Sequence[Trial]) -> tuple[floa
 
 
 def describe(benchmark: Benchmark, names: Mapping[str, Any]) -> dict[str, Any]:
-    """The head of a summary: what was run, on what."""
-    target = benchmark.verifier.target
+    """The head of a summary: what was run, on what; once the benchmark has been checked."""
+    target, weights = benchmark.verifier.target, weights_of(benchmark.drafter)
     return {
         **names,
         "acceptance": benchmark.rule.name,
@@ -308,4 +309,6 @@ def describe(benchmark: Benchmark, names: Mapping[str, Any]) -> dict[str, Any]:
         "max_new_tokens": benchmark.stop.max_new_tokens,
         "repeats": benchmark.repeats,
         "seed": benchmark.seed,
+        "parameters_added": weights.parameters,
+        "training_tokens": weights.training_tokens,
     }

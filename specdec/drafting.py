@@ -6,6 +6,7 @@ What drafters share that have a q: the shape of the tree, and how children are c
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from operator import mul
 
@@ -14,8 +15,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from specdec.errors import InputError
-from specdec.sampling import Draws, draw_without_replacement
-from specdec.tree import PAD, TokenTree
+from specdec.sampling import Draws, SamplingParams, draw_without_replacement
+from specdec.tree import PAD, TokenTree, histories
 
 CHILDREN = ("with_replacement", "without_replacement", "top_k")
 
@@ -67,18 +68,36 @@ class TreeShape:
         """Root included."""
         return len(self.parents)
 
-    def grow(self, root: Int[Tensor, " batch"], next_q: NextQ, draws: Draws, depth: int, how: str) -> TokenTree:
+    def grow(
+        self,
+        root: Int[Tensor, " batch"],
+        next_q: NextQ,
+        draws: Draws,
+        depth: int,
+        how: str,
+        threshold: float = 0.0,
+    ) -> TokenTree:
         """The tree down to `depth`; `how` overrides `children` (at temperature 0 it must be `top_k`).
 
         Slot i of `draws` decides the token of node i. Where q has fewer tokens than there are children to
-        draw without replacement, the tree has padding.
+        draw without replacement, the tree has padding. A node whose path was drawn with less probability than
+        `threshold` stays, and gets no children: whether it does depends on nothing below it, so that q stays what
+        children were drawn from.
         """
         tokens, q = root[:, None], []
+        path = torch.ones_like(tokens, dtype=torch.float32)
         for width, level in zip(self.widths[:depth], [1, *self.levels][:depth], strict=True):
+            closed = (tokens[:, -level:] == PAD) | (path < threshold)
+            if threshold and bool(closed.all()):
+                break
             q.append(next_q(self._tree(tokens), level))
-            tokens = torch.cat([tokens, _children(q[-1], tokens[:, -level:], width, how, draws, tokens.shape[1])], 1)
+            children = _children(q[-1], closed, width, how, draws, tokens.shape[1])
+            tokens = torch.cat([tokens, children], 1)
+            if threshold:
+                drawn = q[-1].gather(2, children.clamp(min=0).unflatten(1, (level, width)))
+                path = (path[..., None] * drawn).flatten(1)
         tree = self._tree(tokens)
-        if how == "top_k" or depth == 0:
+        if how == "top_k" or not q:
             return tree
         inner = sum(level.shape[1] for level in q)
         leaves = q[-1].new_zeros(()).expand(len(root), tree.nodes - inner, q[-1].shape[-1])
@@ -90,20 +109,140 @@ class TreeShape:
         return TokenTree(tokens, torch.where(tokens >= 0, parents, PAD))
 
 
+class DynamicTree:
+    """A tree that grows where the drafter is sure (EAGLE-2, arXiv 2406.16858).
+
+    A node is worth the probability of its path under q. Level by level the `beam` best nodes are read on and get
+    `beam` children each, the likeliest ones; of all nodes the `nodes` best are proposed. Children are chosen by
+    rank, so the tree is exact to verify at any temperature.
+
+    depth: levels at most; threshold: a node worth less is not read on.
+
+    Raises:
+        InputError: a number out of range.
+    """
+
+    def __init__(self, depth: int, beam: int, nodes: int, threshold: float = 0.0) -> None:
+        for name, value in (("depth", depth), ("beam", beam), ("nodes", nodes)):
+            if value < 1:
+                raise InputError(f"drafter.{name}", expected="an integer >= 1", got=value, fix="raise it")
+        if not 0 <= threshold < 1:
+            raise InputError("drafter.threshold", expected="a probability in [0, 1)", got=threshold, fix="try 0.1")
+        self.depth, self.beam, self.nodes, self.threshold = depth, beam, nodes, threshold
+
+    def grow(
+        self, root: Int[Tensor, " batch"], next_q: NextQ, room: Sequence[int], keep_read: bool = False
+    ) -> tuple[TokenTree, Int[Tensor, "batch nodes"]]:
+        """The tree, and of each of its nodes how many had been read before it (-1: it was not read). Nodes that were
+        read come first, in that order; `keep_read`: all of them, padding too, however little they are worth.
+
+        next_q gets the tree of the nodes read so far, and how many of them are its last level, and returns what ranks
+        their children: probabilities, at temperature 0 too. room: as in `DraftState`; a row's tree is what it would be
+        alone.
+        """
+        known = TokenTree.root_only(root)
+        worth = torch.ones_like(known.tokens, dtype=torch.float32)  # of the level that is read next
+        deepest = torch.tensor([max(tokens - 1, 0) for tokens in room], device=root.device)[:, None]
+        depth = max(0, min(self.depth, max(room) - 1))
+        pool = _Pool.of(root)
+        for level in range(1, depth + 1):
+            q = next_q(known, worth.shape[1])
+            children = q.topk(min(self.beam, q.shape[-1]), dim=-1)
+            value = (worth[..., None] * children.values).where(level <= deepest[..., None], 0.0)
+            parent = torch.arange(known.nodes - worth.shape[1], known.nodes, device=root.device)
+            pool = pool.with_level(children.indices, value, parent)
+            if level == depth:
+                break
+            best = value.flatten(1).topk(min(self.beam, value[0].numel()))
+            open_ = (best.values >= max(self.threshold, TINY)) & (level < deepest)
+            worth = best.values.where(open_, 0.0)
+            if self.threshold and not bool(open_.any()):
+                break
+            at = best.indices + pool.size - value[0].numel()
+            places = torch.arange(at.shape[1], device=at.device).expand_as(at) + known.nodes
+            pool.read.scatter_(1, at, places.where(worth > 0, -1))
+            tokens = pool.tokens.gather(1, at).where(worth > 0, PAD)
+            parents = pool.parents.gather(1, at).where(worth > 0, PAD)
+            known = TokenTree(torch.cat([known.tokens, tokens], 1), torch.cat([known.parents, parents], 1))
+        return pool.beside(known, self.nodes + 1) if keep_read else pool.best(self.nodes + 1)
+
+
+TINY = torch.finfo(torch.float32).tiny
+
+
+@dataclass
+class _Pool:
+    """Everything that could be proposed, in the order it was found; the root first.
+
+    parents: number of the parent among the nodes read; read: a node's own number among them, -1; worth: 0 where
+    there is nothing.
+    """
+
+    tokens: Int[Tensor, "batch found"]
+    parents: Int[Tensor, "batch found"]
+    read: Int[Tensor, "batch found"]
+    worth: Float[Tensor, "batch found"]
+
+    @classmethod
+    def of(cls, root: Int[Tensor, " batch"]) -> _Pool:
+        tokens = root[:, None]
+        zero = torch.zeros_like(tokens)
+        return cls(tokens, zero - 1, zero, torch.full_like(tokens, 2, dtype=torch.float32))  # before all others
+
+    @property
+    def size(self) -> int:
+        return self.tokens.shape[1]
+
+    def with_level(
+        self,
+        tokens: Int[Tensor, "batch level width"],
+        worth: Float[Tensor, "batch level width"],
+        parent: Int[Tensor, " level"],
+    ) -> _Pool:
+        new = [tokens, parent[:, None].expand_as(tokens), torch.full_like(tokens, -1), worth.to(self.worth.dtype)]
+        old = [self.tokens, self.parents, self.read, self.worth]
+        return _Pool(*(torch.cat([a, b.flatten(1)], 1) for a, b in zip(old, new, strict=True)))
+
+    def best(self, count: int) -> tuple[TokenTree, Int[Tensor, "batch nodes"]]:
+        """The `count` most valuable nodes. A child is worth no more than its parent and was found later, so that
+        with every node its parent is chosen."""
+        chosen = self.worth.argsort(dim=1, descending=True, stable=True)[:, :count]
+        read = self.read.gather(1, chosen)
+        order = read.where(read >= 0, self.size).argsort(dim=1, stable=True)
+        chosen, read = chosen.gather(1, order), read.gather(1, order)
+        there = self.worth.gather(1, chosen) > 0
+        number = torch.zeros_like(self.read)  # of every node read: its number in the tree
+        numbers = torch.arange(chosen.shape[1], device=chosen.device).expand_as(chosen)
+        number.scatter_(1, read.where(read >= 0, self.size - 1), numbers)
+        parents = self.parents.gather(1, chosen)
+        parents = number.gather(1, parents.clamp(min=0)).where(there & (parents >= 0), PAD)
+        return TokenTree(self.tokens.gather(1, chosen).where(there, PAD), parents), read
+
+    def beside(self, known: TokenTree, count: int) -> tuple[TokenTree, Int[Tensor, "batch nodes"]]:
+        """The nodes that were read as they stand, and the most valuable of the others up to `count` in all."""
+        left = self.worth.where(self.read < 0, 0.0)
+        free = (count - known.valid.sum(1)).clamp(min=0).minimum((left > 0).sum(1))
+        chosen = left.argsort(dim=1, descending=True, stable=True)[:, : int(free.max())]
+        there = torch.arange(chosen.shape[1], device=chosen.device) < free[:, None]
+        tokens, parents = (table.gather(1, chosen).where(there, PAD) for table in (self.tokens, self.parents))
+        read = torch.arange(known.nodes, device=tokens.device).expand_as(known.tokens)
+        tree = TokenTree(torch.cat([known.tokens, tokens], 1), torch.cat([known.parents, parents], 1))
+        return tree, torch.cat([read, torch.full_like(tokens, -1)], 1)
+
+
 def _children(
     q: Float[Tensor, "batch level vocab"],
-    parents: Int[Tensor, "batch level"],
+    closed: Bool[Tensor, "batch level"],
     width: int,
     how: str,
     draws: Draws,
     first: int,
 ) -> Int[Tensor, "batch children"]:
-    """Tokens of the next level, whose nodes are numbered from `first`; padding has no children."""
+    """Tokens of the next level, whose nodes are numbered from `first`; a closed node has no children."""
     groups = []
-    for place, (q_parent, parent) in enumerate(zip(q.unbind(1), parents.unbind(1), strict=True)):
+    for place, (q_parent, is_closed) in enumerate(zip(q.unbind(1), closed.unbind(1), strict=True)):
         tokens = choose_children(q_parent, width, how, draws, first + place * width)
-        is_padding: Bool[Tensor, " batch"] = parent == PAD
-        groups.append(tokens.masked_fill(is_padding[:, None], PAD))
+        groups.append(tokens.masked_fill(is_closed[:, None], PAD))
     return torch.cat(groups, 1)
 
 
@@ -116,3 +255,33 @@ def choose_children(
     if how == "without_replacement":
         return draw_without_replacement(q, width, draws, first)
     return torch.stack([draws.categorical(q, first + i) for i in range(width)], 1)
+
+
+def level_q(
+    logits: Float[Tensor, "batch level vocab"],
+    known: TokenTree,
+    rows: Sequence[Sequence[int]],
+    sampling: SamplingParams,
+) -> Float[Tensor, "batch level vocab"]:
+    """q after each node of the known tree's last level: what children are drawn from, penalties for each node's own
+    text included. At temperature 0, where that would be one-hot, what ranks them: q at temperature 1."""
+    batch, level, vocab = logits.shape
+    before = None
+    if sampling.needs_history:
+        every, last = histories(known, rows), range(known.nodes - level, known.nodes)
+        before = [every[r * known.nodes + node] for r in range(batch) for node in last]
+    flat = logits.reshape(-1, vocab)
+    q = sampling.scores(flat, before).softmax(-1) if sampling.greedy else sampling.probabilities(flat, before)
+    return q.view(batch, level, vocab)
+
+
+def already_read(
+    read: Int[Tensor, "batch nodes"], path: Int[Tensor, "batch kept"]
+) -> tuple[Int[Tensor, "batch kept"], list[int]]:
+    """How far a drafter's own cache reaches along an accepted path: the place in its block of each node it has read, -1
+    from the first it has not; and how many that are. read: each node's place, -1. Nodes on the path that are not of its
+    tree (a union's other drafters proposed them) are numbered beyond it."""
+    inside = (path >= 0) & (path < read.shape[1])
+    places = read.gather(1, path.clamp(0, read.shape[1] - 1)).where(inside, PAD)
+    places = places.where((places >= 0).int().cumprod(1).bool(), PAD)
+    return places, (places >= 0).sum(1).tolist()

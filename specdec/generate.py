@@ -16,7 +16,17 @@ from torch import Tensor
 from specdec.checks import require_finite
 from specdec.errors import InputError
 from specdec.metrics import PhaseClock, StepRecord
-from specdec.protocols import AcceptanceRule, Drafter, DraftState, Rows, Scores, Session, Verdict, Verifier
+from specdec.protocols import (
+    AcceptanceRule,
+    Drafter,
+    DraftState,
+    Rows,
+    Scores,
+    Session,
+    Verdict,
+    Verifier,
+    exit_layer_of,
+)
 from specdec.sampling import SamplingParams, Streams
 from specdec.stopping import StopRule
 from specdec.target import TargetModel, TargetOutput
@@ -60,12 +70,12 @@ def speculative(
     streams = Streams(seeds, sampling, target.device)
     clock = PhaseClock(target.device)
 
-    scores = verifier.prefill(progress.rows, sampling, capacity)
+    scores = verifier.prefill(progress.rows, sampling, capacity, exit_layer_of(drafter))
     first = _next_token(scores, streams, progress)
-    verdict = Verdict(_positions(prompts, target.device), first, scores.hidden)
+    verdict = Verdict(_positions(prompts, target.device), first, scores.hidden, scores.stream)
     progress.emit([[token] for token in first.tolist()])
     prefill_seconds = time.perf_counter() - begun
-    drafter.start(Session(target, prompts, sampling, capacity))
+    drafter.start(Session(target, prompts, sampling, capacity, verifier.begin))
 
     clock.start()
     while any(progress.room):
@@ -227,8 +237,13 @@ def _kept(verdict: Verdict, scores: Scores, counts: Sequence[int]) -> Verdict:
     order = torch.arange(width, device=verdict.path.device)
     within = order < torch.tensor(list(counts), device=verdict.path.device)[:, None]
     path = torch.where(within, verdict.path[:, :width], PAD)
-    index = path.clamp(min=0)[..., None].expand(-1, -1, scores.hidden.shape[-1])
-    return Verdict(path, verdict.next_token, scores.hidden.gather(1, index))
+    index = path.clamp(min=0)[..., None]
+
+    def of_path(features: Tensor) -> Tensor:
+        return features.gather(1, index.expand(-1, -1, features.shape[-1]))
+
+    stream = None if scores.stream is None else of_path(scores.stream)
+    return Verdict(path, verdict.next_token, of_path(scores.hidden), stream)
 
 
 def _positions(prompts: Rows, device: torch.device) -> Tensor:

@@ -57,11 +57,12 @@ def load_hub(
     weights: str = "stored",
     revision: str | None = None,
     trust_remote_code: bool = False,
+    layers: str | None = None,
 ) -> TargetModel:
     """Any causal LM by hub id or local folder.
 
     dtype: float32, bfloat16, float16 or auto (float32 on a CPU, the checkpoint's own on CUDA); device: cpu,
-    cuda, cuda:1 or auto (CUDA where there is one); kernel, runtime: see `TargetModel`; weights: see `quantise`.
+    cuda, cuda:1 or auto (CUDA where there is one); kernel, runtime, layers: see `TargetModel`; weights: see `quantise`.
 
     Raises:
         InputError: no such model, dtype or device.
@@ -84,7 +85,7 @@ def load_hub(
             fix="check the spelling and your access to the hub, or use target=smollm2_135m",
         ) from error
     quantise(model, weights)
-    return TargetModel(model, name=name, kernel=kernel, runtime=runtime, tokenizer=tokenizer)
+    return TargetModel(model, name=name, kernel=kernel, runtime=runtime, tokenizer=tokenizer, layers=layers)
 
 
 def load_embedded(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,8 +14,9 @@ from specdec.metrics import Interval, bootstrap
 from specdec.protocols import AcceptanceRule, Drafter, Rows, Verifier
 from specdec.sampling import SamplingParams
 from specdec.stopping import StopRule
-from specdec.target import TargetModel, TargetOutput
+from specdec.target import TargetModel
 
+FORWARDS = ("forward", "lower", "upper", "read_out")  # none of them calls another
 Span = tuple[float, float]  # when something began and ended, by time.perf_counter
 
 
@@ -38,19 +39,25 @@ def share_outside_forwards(
 @contextmanager
 def timed_forwards() -> Iterator[list[Span]]:
     """While open, collects when each forward of any `TargetModel` began and ended; waits for the device both times."""
-    forward, spans = TargetModel.forward, []
+    spans: list[Span] = []
+    before = {name: getattr(TargetModel, name) for name in FORWARDS}
 
-    def timed(self: TargetModel, *args: Any, **options: Any) -> TargetOutput:
-        begun = _now(self.device)
-        out = forward(self, *args, **options)
-        spans.append((begun, _now(self.device)))
-        return out
+    def timed(forward: Callable[..., Any]) -> Callable[..., Any]:
+        def call(self: TargetModel, *args: Any, **options: Any) -> Any:
+            begun = _now(self.device)
+            out = forward(self, *args, **options)
+            spans.append((begun, _now(self.device)))
+            return out
 
-    TargetModel.forward = timed  # type: ignore[method-assign]
+        return call
+
+    for name, forward in before.items():
+        setattr(TargetModel, name, timed(forward))
     try:
         yield spans
     finally:
-        TargetModel.forward = forward  # type: ignore[method-assign]
+        for name, forward in before.items():
+            setattr(TargetModel, name, forward)
 
 
 def _now(device: torch.device) -> float:

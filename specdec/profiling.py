@@ -7,7 +7,7 @@ shapes, so that a roofline can be drawn over any point. Knows targets; no drafte
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import chain, product
 from typing import Any
 
@@ -64,14 +64,23 @@ class Ceilings:
 
 @dataclass(frozen=True)
 class Profile:
-    """rounds_ms: one time per round for each point, all points taking turns; ceilings: measured in the same rounds."""
+    """rounds_ms: one time per round for each point, all points taking turns; ceilings: measured in the same rounds;
+    resumed_ms: right beside each, of the same forward without its first layers, where that was asked for."""
 
     rounds_ms: Mapping[Point, Sequence[float]]
     ceilings: Ceilings
+    resumed_ms: Mapping[Point, Sequence[float]] = field(default_factory=dict)
 
     def ratio(self, point: Point, over: Point) -> tuple[float, tuple[float, float] | None]:
         """How many times as long `point` takes: median over rounds, with its 95 % interval."""
         pairs = zip(self.rounds_ms[point], self.rounds_ms[over], strict=True)
+        return median_interval([a / b for a, b in pairs])
+
+    def resumed(self, point: Point) -> tuple[float, tuple[float, float] | None] | None:
+        """What a forward that goes on at the exit layer takes of a whole one; None where it was not measured."""
+        if point not in self.resumed_ms:
+            return None
+        pairs = zip(self.resumed_ms[point], self.rounds_ms[point], strict=True)
         return median_interval([a / b for a, b in pairs])
 
 
@@ -155,16 +164,21 @@ def profile(
     buffer_mib: int = 1024,
     matrix: int = 2048,
     on_round: Callable[[Any], None] = lambda _: None,
+    exit_layer: int | None = None,
 ) -> Profile:
     """Time every point once a round, in an order drawn anew each round: noise then falls on all of them alike.
 
     A forward is a chain of drafted nodes; any tree of as many nodes costs the same. buffer_mib, matrix: see `Machine`.
+    exit_layer: time also what is left of each forward where the first so many layers have run (early exit).
 
     Raises:
-        InputError: no rounds, or no memory for a KV cache.
+        InputError: no rounds, no memory for a KV cache, or an exit layer out of range.
     """
     if rounds < 1:
         raise InputError("rounds", expected="an integer >= 1", got=rounds, fix="ask for one")
+    if exit_layer is not None:
+        target.require_layer(exit_layer, "exit_layer")
+    exits = [None] if exit_layer is None else [None, exit_layer]
     machine = Machine(target.device, target.dtype, buffer_mib, matrix)
     caches = {
         batch: target.new_cache(batch, max(p.prefix + p.tokens for p in points if p.batch == batch))
@@ -172,32 +186,41 @@ def profile(
     }
     order = np.random.default_rng(seed)
     for point in points:  # once unmeasured: libraries prepare themselves for a shape
-        forward_ms(target, caches[point.batch], point)
-    times: dict[Point, list[float]] = {point: [] for point in points}
+        for at in exits:
+            forward_ms(target, caches[point.batch], point, at)
+    times: dict[int | None, dict[Point, list[float]]] = {at: {point: [] for point in points} for at in exits}
     ceilings = [machine.measure()]
     for number in range(rounds):
         for index in order.permutation(len(points)):
             point = points[index]
-            times[point].append(forward_ms(target, caches[point.batch], point))
+            for at in exits if number % 2 else reversed(exits):
+                times[at][point].append(forward_ms(target, caches[point.batch], point, at))
         ceilings.append(machine.measure())
         on_round(number)
     best = Ceilings(max(c.bytes_per_second for c in ceilings), max(c.flops_per_second for c in ceilings))
-    return Profile(times, best)
+    return Profile(times[None], best, {} if exit_layer is None else times[exit_layer])
 
 
 @torch.inference_mode()
-def forward_ms(target: TargetModel, cache: TreeCache, point: Point) -> float:
-    """Milliseconds of one verify forward over a chain, logits at every node. The prefix holds whatever the cache was
-    created with: the time does not depend on the values."""
+def forward_ms(target: TargetModel, cache: TreeCache, point: Point, exit_layer: int | None = None) -> float:
+    """Milliseconds of one verify forward over a chain, logits at every node; with an exit layer, of the layers behind
+    it. The prefix holds whatever the cache was created with: the time does not depend on the values."""
     cache.crop([0] * point.batch)
     cache.advance([point.prefix] * point.batch)
     parents = [range(-1, point.tokens - 1)] * point.batch
     tree = TokenTree.from_rows([[0] * point.tokens] * point.batch, parents, target.device)
+    if exit_layer is not None:
+        positions = cache.lengths[:, None] + tree.depth
+        stream = target.lower(cache, tree.tokens, positions, tree.ancestor_mask, exit_layer)
     clock = PhaseClock(target.device)
     if target.device.type == "cuda":
         torch.cuda.synchronize()
     clock.start()
-    target.forward_tree(cache, tree)
+    if exit_layer is None:
+        target.forward_tree(cache, tree)
+    else:
+        positions = cache.lengths[:, None] + tree.depth
+        target.upper(cache, tree.tokens, stream, positions, tree.ancestor_mask, exit_layer)
     clock.lap("forward")
     taken = clock.take()
     clock.finish()
@@ -237,8 +260,8 @@ def plain_read_ms(target: TargetModel, rounds: int = 5, most_mib: int = 256) -> 
 
 
 def figures(footprint: Footprint, measured: Profile) -> list[dict[str, Any]]:
-    """One dict a point: its time in ms (median with 95 % interval, quartiles, minimum, all rounds), and what it
-    achieved at the median beside the ceilings."""
+    """One dict a point: its time in ms (median with 95 % interval, quartiles, minimum, all rounds), what it
+    achieved at the median beside the ceilings, and `Profile.resumed`."""
     out = []
     for point, rounds in measured.rounds_ms.items():
         needed, (middle, interval) = footprint.work(point), median_interval(rounds)
@@ -260,6 +283,7 @@ def figures(footprint: Footprint, measured: Profile) -> list[dict[str, Any]]:
                 "of_read_ceiling": needed.bytes / seconds / measured.ceilings.bytes_per_second,
                 "of_product_ceiling": needed.flops / seconds / measured.ceilings.flops_per_second,
                 "limit_ms": measured.ceilings.seconds(needed) * 1e3,
+                "resumed": measured.resumed(point),
             }
         )
     return out

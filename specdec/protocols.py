@@ -7,13 +7,13 @@ At temperature 0 a lossless rule has one choice and is not asked (`generate.gree
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from specdec.runtime.vocabulary import argmaxes
 from specdec.sampling import Draws, SamplingParams, Streams
@@ -31,11 +31,13 @@ class Scores:
     hidden [batch read dim]: the target's last hidden states at every token read: the nodes, or in a prefill
     the whole prompt (logits are then those after its last token only).
     sampling: what makes probabilities of logits.
+    stream [batch read dim]: at the tokens read, the residual stream after the exit layer, where there is one.
     """
 
     logits: Float[Tensor, "batch nodes vocab"]
     hidden: Float[Tensor, "batch read dim"]
     sampling: SamplingParams
+    stream: Float[Tensor, "batch read dim"] | None = None
 
     @cached_property
     def probs(self) -> Float[Tensor, "batch nodes vocab"]:
@@ -54,25 +56,32 @@ class Verdict:
 
     path [batch kept]: accepted nodes, root first, padded with -1. next_token [batch]: the token the
     target sampled after them (recovered or bonus). hidden [batch kept dim]: target features of the kept
-    nodes, for drafters that feed on them; None as a rule returns it, filled in by the loop.
+    nodes, for drafters that feed on them; None as a rule returns it, filled in by the loop. stream [batch kept dim]:
+    likewise, the residual stream after the exit layer of an `ExitingDrafter`.
     """
 
     path: Int[Tensor, "batch kept"]
     next_token: Int[Tensor, " batch"]
     hidden: Float[Tensor, "batch kept dim"] | None = None
+    stream: Float[Tensor, "batch kept dim"] | None = None
+
+
+Begin = Callable[[TokenTree, Rows, int], Tensor]
 
 
 @dataclass(frozen=True)
 class Session:
     """One batch being generated, as a drafter meets it at the start.
 
-    rows: the prompts' token ids; capacity: longest text in tokens, one tree included.
+    rows: the prompts' token ids; capacity: longest text in tokens, one tree included; begin: the verifier's, for an
+    `ExitingDrafter`.
     """
 
     target: TargetModel
     rows: Rows
     sampling: SamplingParams
     capacity: int
+    begin: Begin | None = None
 
 
 @dataclass(frozen=True)
@@ -112,13 +121,62 @@ class Drafter(Protocol):
 
 
 @runtime_checkable
+class ExitingDrafter(Drafter, Protocol):
+    """One that drafts with the target's own first layers: each node it wants to look beyond goes through
+    `session.begin`, and the verifier goes on from there."""
+
+    @property
+    def exit_layer(self) -> int | None:
+        """How many layers; None: it needs none after all."""
+        ...
+
+
+def exit_layer_of(drafter: Drafter) -> int | None:
+    """How many of the target's layers it drafts with, if any."""
+    return drafter.exit_layer if isinstance(drafter, ExitingDrafter) else None
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What a drafter has that the target has not. parameters: how many; training_tokens: answer tokens they were
+    trained on, each epoch counted; None where there was no training, or nobody wrote it down."""
+
+    parameters: int = 0
+    training_tokens: int | None = None
+
+    @classmethod
+    def of(cls, module: nn.Module, training_tokens: int | None) -> Weights:
+        return cls(sum(parameter.numel() for parameter in module.parameters()), training_tokens)
+
+
+@runtime_checkable
+class WeightedDrafter(Drafter, Protocol):
+    """One with weights of its own, known once it has started."""
+
+    @property
+    def weights(self) -> Weights: ...
+
+
+def weights_of(drafter: Drafter) -> Weights:
+    """Of a drafter that has started."""
+    return drafter.weights if isinstance(drafter, WeightedDrafter) else Weights()
+
+
+@runtime_checkable
 class Verifier(Protocol):
     """Owns the target's cache: scores trees and commits paths."""
 
     target: TargetModel
 
-    def prefill(self, rows: Rows, sampling: SamplingParams, capacity: int) -> Scores:
-        """Begin a batch. Returns probs [batch 1 vocab] after each prompt and hidden [batch longest dim]."""
+    def prefill(self, rows: Rows, sampling: SamplingParams, capacity: int, exit_layer: int | None = None) -> Scores:
+        """Begin a batch. Returns logits [batch 1 vocab] after each prompt and hidden [batch longest dim]; with an exit
+        layer, the stream after it likewise."""
+        ...
+
+    def begin(self, tree: TokenTree, rows: Rows, new: int) -> Float[Tensor, "batch new dim"]:
+        """Read the last `new` nodes of a tree that is being grown with the target's first layers, down to the exit
+        layer of the batch: the residual stream there. The tree that is verified next must begin with the nodes that
+        were read, in their order; `rows` as in `verify`."""
         ...
 
     def verify(self, tree: TokenTree, rows: Rows) -> Scores:

@@ -17,7 +17,7 @@ import torch
 
 from specdec.generate import Outcome, autoregressive, longest_text
 from specdec.metrics import StepMetrics, StepRecord, bootstrap_tau
-from specdec.protocols import AcceptanceRule, Drafter, DraftState, Session, Verdict, Verifier
+from specdec.protocols import AcceptanceRule, Drafter, DraftState, Session, Verdict, Verifier, exit_layer_of
 from specdec.sampling import SamplingParams, Streams
 from specdec.stopping import StopRule
 from specdec.tree import TokenTree
@@ -62,12 +62,13 @@ class RuleComparison:
         (text,) = autoregressive([prompt], target, sampling, self.stop, seeds).texts
         capacity = longest_text([prompt], self.stop, target.context_window) + drafter.max_nodes
         streams = Streams(seeds, sampling, target.device)
-        scores = self.verifier.prefill([prompt], sampling, capacity)
-        drafter.start(Session(target, [prompt], sampling, capacity))
+        scores = self.verifier.prefill([prompt], sampling, capacity, exit_layer_of(drafter))
+        drafter.start(Session(target, [prompt], sampling, capacity, self.verifier.begin))
         path = torch.arange(len(prompt), device=target.device)[None]
         for i, token in enumerate(text):
             row = [*prompt, *text[: i + 1]]
-            verdict = Verdict(path, torch.tensor([token], device=target.device), scores.hidden[:, : path.shape[1]])
+            hidden, stream = (None if f is None else f[:, : path.shape[1]] for f in (scores.hidden, scores.stream))
+            verdict = Verdict(path, torch.tensor([token], device=target.device), hidden, stream)
             tree = drafter.propose(DraftState([row], verdict, [drafter.max_nodes + 1], streams))
             scores = self.verifier.verify(tree, [row])
             yield tree, scores.probs

@@ -10,6 +10,8 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -19,6 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from specdec.attention import ATTENTION_NAME, AttentionContext, choose_kernel
 from specdec.cache import LayerShape, TreeCache
 from specdec.errors import InputError
+from specdec.layers import DecoderLayers
 from specdec.runtime import CapturedForwards, FusedDecoder, NotCovered, choose_runtime
 from specdec.tree import TokenTree
 
@@ -29,17 +32,20 @@ PREFILL_CHUNK = 256  # tokens of a prompt per forward: bounds activation memory,
 @dataclass(frozen=True)
 class TargetOutput:
     """logits [batch kept vocab]; hidden [batch new dim]: the decoder's last hidden states, after its final
-    norm (what the output layer, Medusa heads and the like read)."""
+    norm (what the output layer, Medusa heads and the like read). stream [batch new dim]: the residual stream after the
+    exit layer, where one was asked for."""
 
     logits: Float[Tensor, "batch kept vocab"]
     hidden: Float[Tensor, "batch new dim"]
+    stream: Float[Tensor, "batch new dim"] | None = None
 
 
 class TargetModel:
     """Wraps a loaded model; its weights and its modeling code stay as they are.
 
     model: a causal LM in eval mode; name: how it is called in results; kernel: see `choose_kernel`;
-    runtime: see `choose_runtime`; tokenizer: kept beside the model for the entry points and for comparing vocabularies.
+    runtime: see `choose_runtime`; tokenizer: kept beside the model for the entry points and for comparing vocabularies;
+    layers: the name of the list of its decoder layers, where it cannot be found (see `DecoderLayers`).
 
     Raises:
         InputError: the architecture does not route its attention through `AttentionInterface`, or the
@@ -54,8 +60,10 @@ class TargetModel:
         kernel: str = "auto",
         runtime: str = "auto",
         tokenizer: PreTrainedTokenizerBase | None = None,
+        layers: str | None = None,
     ) -> None:
         self.model, self.name, self.tokenizer = model.eval(), name, tokenizer
+        self._layers_path = layers
         self.kernel = choose_kernel(kernel, self.device)
         self._hidden: Tensor | None = None
         self._stock_attention = model.config._attn_implementation  # what transformers chose
@@ -66,6 +74,8 @@ class TargetModel:
         self.model.base_model.register_forward_hook(self._remember_hidden)
         self.fused: FusedDecoder | None = None
         self.graphs: CapturedForwards | None = None
+        self._halves: dict[tuple[str, int], Any] = {}  # views of the model
+        self._captures: dict[tuple[str, int], CapturedForwards] = {}  # forwards of these
         self.layers = self._probe()
         if self.runtime is not None:
             self.fused = self._fused_decoder()
@@ -125,6 +135,80 @@ class TargetModel:
             return TargetOutput(*self.graphs(cache, tokens, positions, mask, logits_at))
         return TargetOutput(*self._modules(cache, tokens, positions, mask, logits_at, prefix))
 
+    @cached_property
+    def parts(self) -> DecoderLayers:
+        """The model's layers, for whoever runs only some of them.
+
+        Raises:
+            InputError: they cannot be found.
+        """
+        with self.stock() as model:
+            return DecoderLayers(model, len(self.layers), self._layers_path)
+
+    @torch.inference_mode()
+    def lower(
+        self,
+        cache: TreeCache,
+        tokens: Int[Tensor, "batch new"],
+        positions: Int[Tensor, "batch block"],
+        mask: Bool[Tensor, "batch new block"] | None,
+        layers: int,
+    ) -> Float[Tensor, "batch new dim"]:
+        """The first half of a `forward`: the residual stream after the first `layers` layers, whose keys and values
+        wait in the block as a whole forward's would. `upper` goes on from there; the two give what `forward` gives."""
+        assert cache.has_room(positions.shape[1]), "the cache is too small for this block"
+        self.require_layer(layers)
+        if self.fused is not None and self.fused.covers(cache):
+            return self.fused.lower(cache, tokens, positions, mask, layers)
+        tokens, prefix = tokens.clamp(min=0), max(cache.host_lengths) > 0
+        if self.graphs is not None and prefix and self.graphs.covers(tokens, mask):
+            return self._captured("lower", layers)(cache, tokens, positions, mask)[0]
+        return self._lower(cache, tokens, positions, mask, layers, prefix)
+
+    @torch.inference_mode()
+    def upper(
+        self,
+        cache: TreeCache,
+        tokens: Int[Tensor, "batch new"],
+        stream: Float[Tensor, "batch new dim"],
+        positions: Int[Tensor, "batch block"],
+        mask: Bool[Tensor, "batch new block"] | None,
+        layers: int,
+        logits_at: Int[Tensor, "batch kept"] | None = None,
+    ) -> TargetOutput:
+        """The second half: all layers but the first `layers`, from the stream these gave. With 0 layers the stream
+        takes the place of the embeddings. tokens: as in `lower`; they say what is padding."""
+        assert cache.has_room(positions.shape[1]), "the cache is too small for this block"
+        if self.fused is not None and self.fused.covers(cache):
+            return TargetOutput(*self.fused.forward(cache, tokens, positions, mask, logits_at, layers, stream))
+        tokens, prefix = tokens.clamp(min=0), max(cache.host_lengths) > 0
+        if self.graphs is not None and prefix and self.graphs.covers(tokens, mask):
+            return TargetOutput(*self._captured("upper", layers)(cache, tokens, stream, positions, mask, logits_at))
+        return TargetOutput(*self._upper(cache, tokens, stream, positions, mask, logits_at, layers, prefix))
+
+    @torch.inference_mode()
+    def read_out(self, stream: Float[Tensor, "batch new dim"]) -> Float[Tensor, "batch new vocab"]:
+        """What the model would say if the residual stream left it here: final norm and output layer."""
+        if self.fused is not None:
+            return self.fused.read_out(stream)
+        ids = torch.zeros(stream.shape[:2], dtype=torch.long, device=self.device)
+        logits: Tensor = self._half("upper", self.parts.count)(
+            input_ids=ids, position_ids=ids, use_cache=False, entering=stream
+        ).logits
+        self._hidden = None
+        return logits
+
+    def require_layer(self, layers: int, what: str = "drafter.exit_layer") -> None:
+        """Refuse to stop where nothing has run, or nothing is left to run.
+
+        Raises:
+            InputError: not within 1 and the number of layers less 1.
+        """
+        last = len(self.layers) - 1
+        if not 1 <= layers <= last:
+            expected = f"1 to {last}, fewer than the {last + 1} layers of the target {self.name}"
+            raise InputError(what, expected=expected, got=layers, fix="choose a layer between")
+
     def _modules(
         self,
         cache: TreeCache,
@@ -136,6 +220,60 @@ class TargetModel:
     ) -> tuple[Tensor, Tensor]:
         """(logits, hidden) by the model's own modules. Waits for nothing and reads no number on the host, so that it
         can be captured once and replayed at other lengths."""
+        return self._whole(self.model, cache, tokens, positions, mask, logits_at, prefix)
+
+    def _lower(
+        self,
+        cache: TreeCache,
+        tokens: Tensor,
+        positions: Tensor,
+        mask: Tensor | None,
+        layers: int,
+        prefix: bool = True,
+    ) -> Tensor:
+        """`lower` by the model's own modules; waits for nothing either."""
+        inputs = self._inputs(cache, tokens, positions, mask, prefix)
+        stream: Tensor = self._half("lower", layers)(input_ids=tokens, **inputs).last_hidden_state
+        self._hidden = None
+        return stream
+
+    def _upper(
+        self,
+        cache: TreeCache,
+        tokens: Tensor,
+        stream: Tensor,
+        positions: Tensor,
+        mask: Tensor | None,
+        logits_at: Tensor | None,
+        layers: int,
+        prefix: bool = True,
+    ) -> tuple[Tensor, Tensor]:
+        """`upper` by the model's own modules; waits for nothing either."""
+        part = self._half("upper", layers)
+        return self._whole(part, cache, tokens, positions, mask, logits_at, prefix, entering=stream)
+
+    def _whole(
+        self,
+        model: PreTrainedModel,
+        cache: TreeCache,
+        tokens: Tensor,
+        positions: Tensor,
+        mask: Tensor | None,
+        logits_at: Tensor | None,
+        prefix: bool,
+        **kwargs: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        kept = 0 if logits_at is None else logits_at
+        inputs = self._inputs(cache, tokens, positions, mask, prefix)
+        out = model(input_ids=tokens, logits_to_keep=kept, **inputs, **kwargs)
+        hidden, self._hidden = self._hidden, None
+        assert hidden is not None
+        return out.logits, hidden
+
+    def _inputs(
+        self, cache: TreeCache, tokens: Tensor, positions: Tensor, mask: Tensor | None, prefix: bool
+    ) -> dict[str, Any]:
+        """What every module of a forward is told; opens the block it writes to."""
         new = tokens.shape[1]
         tree = AttentionContext(
             self.kernel, cache, cache.lengths, cache.host_lengths, positions, new, mask, prefix=prefix
@@ -143,46 +281,68 @@ class TargetModel:
         cache.open_block(tree.block - new, new)
         # tables of learned positions end at the context window; only padding ever stands behind it
         last = (self.context_window or cache.capacity) - 1
-        out = self.model(
-            input_ids=tokens,
-            position_ids=positions[:, -new:].clamp(max=last),
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=0 if logits_at is None else logits_at,
-            tree=tree,
-        )
-        hidden, self._hidden = self._hidden, None
-        assert hidden is not None
-        return out.logits, hidden
+        position_ids = positions[:, -new:].clamp(max=last)
+        return {"position_ids": position_ids, "past_key_values": cache, "use_cache": True, "tree": tree}
+
+    def _captured(self, half: str, layers: int) -> CapturedForwards:
+        """The captured half forwards at this layer."""
+        self._half(half, layers)  # made outside of what is captured
+        if (half, layers) not in self._captures:
+
+            def lower(cache: TreeCache, tokens: Tensor, positions: Tensor, mask: Tensor | None) -> tuple[Tensor, ...]:
+                return (self._lower(cache, tokens, positions, mask, layers),)
+
+            def upper(
+                cache: TreeCache, tokens: Tensor, stream: Tensor, positions: Tensor, mask: Tensor | None,
+                logits_at: Tensor | None,
+            ) -> tuple[Tensor, ...]:  # fmt: skip
+                return self._upper(cache, tokens, stream, positions, mask, logits_at, layers)
+
+            assert self.graphs is not None
+            self._captures[half, layers] = CapturedForwards(lower if half == "lower" else upper, self.graphs.capture)
+        return self._captures[half, layers]
+
+    def _half(self, half: str, layers: int) -> Any:
+        if (half, layers) not in self._halves:
+            view = self.parts.lower if half == "lower" else self.parts.upper
+            self._halves[half, layers] = view(self.model, layers)
+        return self._halves[half, layers]
 
     def forward_tree(self, cache: TreeCache, tree: TokenTree) -> TargetOutput:
         """Logits and hidden states at every node of the tree; its KV waits for `cache.keep(path)`."""
         positions = cache.lengths[:, None] + tree.depth
         return self.forward(cache, tree.tokens, positions, tree.ancestor_mask)
 
-    def prefill(self, cache: TreeCache, rows: Sequence[Sequence[int]]) -> TargetOutput:
+    def prefill(self, cache: TreeCache, rows: Sequence[Sequence[int]], exit_layer: int | None = None) -> TargetOutput:
         """Append `rows` (token lists of any lengths >= 1) to the cache and commit them.
 
         Returns logits [batch 1 vocab] at each row's last token, and hidden [batch longest dim] of all
-        appended tokens, padded on the right.
+        appended tokens, padded on the right; with an exit layer, the residual stream after it likewise.
         """
         left = [list(row) for row in rows]
         last: list[Tensor | None] = [None] * len(left)
-        hidden = []
+        hidden, streams = [], []
         while any(left):
             new = min(max(map(len, left)), PREFILL_CHUNK)
             chunk = [row[:new] for row in left]
             tokens = torch.tensor([row + [-1] * (new - len(row)) for row in chunk], device=self.device)
             positions = cache.lengths[:, None] + torch.arange(new, device=self.device)
             ends = torch.tensor([[max(len(row) - 1, 0)] for row in chunk], device=self.device)
-            out = self.forward(cache, tokens, positions, None, ends)
+            if exit_layer is None:
+                out = self.forward(cache, tokens, positions, None, ends)
+            else:
+                streams.append(self.lower(cache, tokens, positions, None, exit_layer))
+                out = self.upper(cache, tokens, streams[-1], positions, None, exit_layer, ends)
             for r, row in enumerate(left):
                 if row:
                     last[r] = out.logits[r]
             hidden.append(out.hidden)
             cache.advance([len(row) for row in chunk])
             left = [row[new:] for row in left]
-        return TargetOutput(torch.stack([logits for logits in last if logits is not None]), torch.cat(hidden, 1))
+        stream = torch.cat(streams, 1) if streams else None
+        return TargetOutput(
+            torch.stack([logits for logits in last if logits is not None]), torch.cat(hidden, 1), stream
+        )
 
     @contextmanager
     def stock(self) -> Iterator[PreTrainedModel]:

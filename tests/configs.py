@@ -8,8 +8,10 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
-REQUIRED = {"drafter.model": "tiny", "target.name": "tiny", "prompts.path": "prompts.jsonl"}
-UNTRAINED = {"drafter.heads": "fresh"}  # instead of `auto`: no weights are shipped for the tiny target
+REQUIRED = {"target.name": "tiny", "prompts.path": "prompts.jsonl"}
+# instead of `auto`: no weights are shipped for the tiny target
+UNTRAINED = {"heads": "fresh", "adapter": "plain", "model": "tiny"}
+TINY = {"exit_layer": 1}  # it has two layers
 
 
 def group(name: str) -> list[str]:
@@ -25,7 +27,11 @@ def composed(*overrides: str) -> DictConfig:
         node = OmegaConf.select(cfg, key.rpartition(".")[0])
         if OmegaConf.is_missing(node, key.rpartition(".")[2]):
             OmegaConf.update(cfg, key, value)
-    for key, value in UNTRAINED.items():
-        if OmegaConf.select(cfg, key) == "auto":
-            OmegaConf.update(cfg, key, value)
+    for drafter in ("drafter", "drafter.drafters.first", "drafter.drafters.second"):
+        for key, value in UNTRAINED.items():
+            if OmegaConf.select(cfg, f"{drafter}.{key}") == "auto":
+                OmegaConf.update(cfg, f"{drafter}.{key}", value)
+        for key, value in TINY.items():
+            if OmegaConf.select(cfg, f"{drafter}.{key}") is not None:
+                OmegaConf.update(cfg, f"{drafter}.{key}", value)
     return cfg

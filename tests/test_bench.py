@@ -187,6 +187,18 @@ def test_a_sweep_leaves_a_folder_per_job_and_one_table(
     assert table.rstrip().endswith(f"report: {tmp_path / 'report.html'}")
     assert "drafter=none" in table
     assert "drafter=ngram" in table
+    assert "acceptance at depth" in table
+    assert "by category" in table
+    assert not (tmp_path / "sweep.html").exists()
+
+
+def test_a_sweep_over_a_number_ends_in_a_plot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drafter = ["drafter=early_exit", "drafter.adapter=plain", "target.layers=3", "drafter.exit_layer=2,1"]
+    monkeypatch.setattr(sys, "argv", ["bench", "-m", f"hydra.sweep.dir={tmp_path}", *TINY, *drafter, "prompts.limit=1"])
+    launch(bench.main)
+    page = (tmp_path / "sweep.html").read_text("utf-8")
+    assert '"x":[1.0,2.0]' in page
+    assert "drafter.exit_layer" in page
 
 
 BAD = [
@@ -209,7 +221,8 @@ BAD = [
         "target.name: expected the hub id or the folder of a causal language model",
     ),
     (["target=hf"], "target.name: expected a value, got none; pass target.name=..."),
-    (["drafter=draft_model"], "drafter.model: expected a value, got none; pass drafter.model=..."),
+    (["drafter=draft_model"], "drafter.model=auto: expected a target that draft_model weights are shipped for"),
+    (["drafter=early_exit"], "drafter.exit_layer: expected 1 to 1, fewer than the 2 layers of the target tiny, got 10"),
     (["prompts=jsonl", "prompts.path=/nowhere.jsonl"], "prompts.path: expected a readable JSONL file"),
     (["generation.max_new_tokens=4090"], "expected prompt and new tokens within the context window of 4096 tokens"),
     (["drafter.depth=0"], "drafter.depth: expected an integer >= 1, got 0"),

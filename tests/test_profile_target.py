@@ -41,6 +41,7 @@ def test_a_profile_leaves_its_figures_and_a_plot(call: Callable[..., tuple], tmp
         (["axes.tokens=[5000]"], "error: tokens: expected at most the context window, 4096"),
         (["axes.tokens=[many]"], "Value 'many' of type 'str' could not be converted to Integer"),
         (["axes.toknes=[1]"], "error: axes.toknes: expected an option that exists (tokens, prefix, batch)"),
+        (["exit_layer=2"], "error: exit_layer: expected 1 to 1, fewer than the 2 layers of the target tiny, got 2"),
         (["rounds=0"], "error: rounds: expected an integer >= 1, got 0"),
         (["rounds=few"], "Value 'few' of type 'str' could not be converted to Integer"),
     ],
@@ -53,6 +54,15 @@ def test_bad_input_is_one_clear_line(
     assert message in out
     assert "Traceback" not in out
     assert not (tmp_path / "profile.json").exists()
+
+
+def test_what_a_resumed_verification_takes_is_told_as_a_share(call: Callable[..., tuple], tmp_path: Path) -> None:
+    status, _, out = call(profile_target.main, *TINY, *SMALL, "exit_layer=1")
+    assert status == 0
+    assert "from layer 1 on" in out
+    data = json.loads((tmp_path / "profile.json").read_text("utf-8"))
+    assert data["exit_layer"] == 1
+    assert all(point["resumed"][0] > 0 for point in data["points"])
 
 
 def test_the_grid_can_be_left_out(call: Callable[..., tuple], tmp_path: Path) -> None:

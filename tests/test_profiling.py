@@ -73,6 +73,7 @@ def test_every_point_is_timed_in_every_round(tiny: TargetModel) -> None:
     assert rounds == [0, 1, 2]
     assert set(measured.rounds_ms) == set(points)
     assert all(len(times) == 3 and min(times) > 0 for times in measured.rounds_ms.values())
+    assert not measured.resumed_ms
     rows = figures(Footprint.of(tiny), measured)
     assert [Point(row["tokens"], row["prefix"], row["batch"]) for row in rows] == points
     for row in rows:
@@ -95,6 +96,16 @@ def test_the_limit_is_the_slower_of_reading_and_computing() -> None:
     ceilings = Ceilings(bytes_per_second=10.0, flops_per_second=100.0)
     assert ceilings.seconds(Work(bytes=50, flops=100)) == 5.0
     assert ceilings.seconds(Work(bytes=5, flops=100)) == 1.0
+
+
+def test_fewer_layers_take_less_time() -> None:
+    """Seven of eight layers, and of as many nodes that they are what takes the time."""
+    target, point = load_tiny(device="cpu", layers=8), Point(64, 64, 1)
+    measured = profile(target, [point], rounds=9, buffer_mib=1, matrix=16, exit_layer=7)
+    assert len(measured.resumed_ms[point]) == 9
+    share = measured.resumed(point)
+    assert share is not None
+    assert share[0] < 0.9
 
 
 def test_a_ratio_is_taken_round_by_round() -> None:

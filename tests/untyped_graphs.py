@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from drafters.draft_model import DraftModel
+from drafters.early_exit import EarlyExit
 from drafters.ngram import Ngram
 from specdec.attention.dense import Dense
 from specdec.generate import autoregressive, speculative
@@ -79,7 +80,7 @@ def test_a_verify_forward_is_one_graph_that_replays_at_other_lengths(family: str
     assert captures.made == 1
 
 
-@pytest.mark.parametrize(("kind", "temperature"), [("ngram", 0.0), ("draft_model", 1.0)])
+@pytest.mark.parametrize(("kind", "temperature"), [("ngram", 0.0), ("draft_model", 1.0), ("early_exit", 0.0)])
 def test_generation_with_captured_forwards_gives_the_same_text(kind: str, temperature: float) -> None:
     """Target and draft model captured, through many steps and two batches: few captures, no other text."""
     sampling, stop = SamplingParams(temperature=temperature), StopRule(14)
@@ -88,7 +89,12 @@ def test_generation_with_captured_forwards_gives_the_same_text(kind: str, temper
         target = load_tiny(device="cpu", kernel="dense", runtime="stock")
         draft = tiny_draft()
         draft.fused, draft.kernel = None, Dense()
-        drafter: Drafter = Ngram(3, 1, 5, 2, 10) if kind == "ngram" else DraftModel(draft, [2, 1])
+        drafters = {
+            "ngram": Ngram(3, 1, 5, 2, 10),
+            "draft_model": DraftModel(draft, [2, 1]),
+            "early_exit": EarlyExit(1),
+        }
+        drafter: Drafter = drafters[kind]
         captures = [captured(model) for model in (target, draft)] if graphs else []
         verifier = TreeAttention(target)
         for prompts in ([[1, 2, 3, 1, 2], [7] * 9], [[5, 6, 5, 6, 5], [8, 9]]):

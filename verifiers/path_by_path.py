@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from specdec.protocols import Rows, Scores
@@ -21,32 +21,47 @@ class PathByPath:
     def __init__(self, target: TargetModel) -> None:
         self.target = target
         self._sampling = SamplingParams()
+        self._exit_layer: int | None = None
 
-    def prefill(self, rows: Rows, sampling: SamplingParams, capacity: int) -> Scores:
-        self._sampling = sampling
-        outputs = [self._stock(row) for row in rows]
-        logits = torch.stack([logits[-1] for logits, _ in outputs])
-        hidden = torch.nn.utils.rnn.pad_sequence([hidden for _, hidden in outputs], batch_first=True)
-        return Scores(sampling.scores(logits, rows)[:, None], hidden, sampling)
+    def prefill(self, rows: Rows, sampling: SamplingParams, capacity: int, exit_layer: int | None = None) -> Scores:
+        self._sampling, self._exit_layer = sampling, exit_layer
+        logits, hidden, stream = zip(*(self._stock(row) for row in rows), strict=True)
+        last = torch.stack([row[-1] for row in logits])
+        scores = sampling.scores(last, rows)[:, None]
+        return Scores(scores, _padded(hidden), sampling, self._of_exit(_padded(stream)))
+
+    def begin(self, tree: TokenTree, rows: Rows, new: int) -> Float[Tensor, "batch new dim"]:
+        paths = histories(tree, rows)
+        wanted = [
+            paths[r * tree.nodes + node] for r in range(tree.batch) for node in range(tree.nodes - new, tree.nodes)
+        ]
+        return torch.stack([self._stock(path)[2][-1] for path in wanted]).view(tree.batch, new, -1)
 
     def verify(self, tree: TokenTree, rows: Rows) -> Scores:
         before = histories(tree, rows)
-        outputs = [self._stock(path) for path in before]
-        logits = torch.stack([logits[-1] for logits, _ in outputs])
-        hidden = torch.stack([hidden[-1] for _, hidden in outputs])
+        at_end = [[states[-1] for states in self._stock(path)] for path in before]
+        logits, hidden, stream = (torch.stack(states) for states in zip(*at_end, strict=True))
         shape = (tree.batch, tree.nodes, -1)
-        return Scores(self._sampling.scores(logits, before).view(shape), hidden.view(shape), self._sampling)
+        scores = self._sampling.scores(logits, before).view(shape)
+        return Scores(scores, hidden.view(shape), self._sampling, self._of_exit(stream.view(shape)))
 
     def commit(self, path: Int[Tensor, "batch kept"], counts: Sequence[int]) -> None:
         """Nothing to do: no cache, every call reads the whole text again."""
 
+    def _of_exit(self, stream: Tensor) -> Tensor | None:
+        return None if self._exit_layer is None else stream
+
     @torch.inference_mode()
-    def _stock(self, tokens: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Logits [seq vocab] and last hidden states [seq dim] of one text."""
+    def _stock(self, tokens: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits [seq vocab], last hidden states and those after the exit layer [seq dim] of one text."""
         with self.target.stock() as model:
             out = model(
                 input_ids=torch.tensor([list(tokens)], device=self.target.device),
                 use_cache=False,
                 output_hidden_states=True,
             )
-        return out.logits[0], out.hidden_states[-1][0]
+        return out.logits[0], out.hidden_states[-1][0], out.hidden_states[self._exit_layer or 0][0]
+
+
+def _padded(rows: Sequence[Tensor]) -> Tensor:
+    return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)

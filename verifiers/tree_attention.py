@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from jaxtyping import Int
+import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from specdec.cache import TreeCache
 from specdec.protocols import Rows, Scores
 from specdec.sampling import SamplingParams
-from specdec.target import TargetModel
+from specdec.target import TargetModel, TargetOutput
 from specdec.tree import TokenTree, histories
 
 ROOM = 256  # a cache's capacity is a multiple of it, so that one serves many prompts
@@ -21,22 +22,42 @@ class TreeAttention:
         self.target = target
         self._cache: TreeCache | None = None
         self._sampling = SamplingParams()
+        self._exit_layer: int | None = None
+        self._begun: list[Tensor] = []  # the residual stream at the exit layer, of the tree's first nodes
 
-    def prefill(self, rows: Rows, sampling: SamplingParams, capacity: int) -> Scores:
-        self._sampling = sampling
+    def prefill(self, rows: Rows, sampling: SamplingParams, capacity: int, exit_layer: int | None = None) -> Scores:
+        self._sampling, self._exit_layer, self._begun = sampling, exit_layer, []
         if self._cache is not None and self._cache.fits(len(rows), capacity):
             self._cache.crop([0] * len(rows))  # the same addresses again: what was captured stays valid
         else:
             self._cache = self.target.new_cache(len(rows), -(-capacity // ROOM) * ROOM)
-        out = self.target.prefill(self._cache, rows)
-        return Scores(sampling.scores(out.logits[:, 0], rows)[:, None], out.hidden, sampling)
+        out = self.target.prefill(self._cache, rows, exit_layer)
+        return Scores(sampling.scores(out.logits[:, 0], rows)[:, None], out.hidden, sampling, out.stream)
+
+    def begin(self, tree: TokenTree, rows: Rows, new: int) -> Float[Tensor, "batch new dim"]:
+        assert self._cache is not None, "prefill() begins a batch"
+        assert self._exit_layer is not None, "the batch was begun without an exit layer"
+        positions, mask = self._cache.lengths[:, None] + tree.depth, tree.ancestor_mask[:, -new:]
+        self._begun.append(self.target.lower(self._cache, tree.tokens[:, -new:], positions, mask, self._exit_layer))
+        return self._begun[-1]
 
     def verify(self, tree: TokenTree, rows: Rows) -> Scores:
         assert self._cache is not None, "prefill() begins a batch"
-        out = self.target.forward_tree(self._cache, tree)
+        out = self.target.forward_tree(self._cache, tree) if self._exit_layer is None else self._resumed(tree, rows)
         before = histories(tree, rows) if self._sampling.needs_history else None
         logits = self._sampling.scores(out.logits.flatten(0, 1), before).view_as(out.logits)
-        return Scores(logits, out.hidden, self._sampling)
+        return Scores(logits, out.hidden, self._sampling, out.stream)
+
+    def _resumed(self, tree: TokenTree, rows: Rows) -> TargetOutput:
+        """All nodes from the exit layer on; those that nobody has begun yet are read that far first."""
+        assert self._cache is not None
+        assert self._exit_layer is not None
+        if left := tree.nodes - sum(stream.shape[1] for stream in self._begun):
+            self.begin(tree, rows, left)
+        stream, self._begun = torch.cat(self._begun, 1), []
+        positions = self._cache.lengths[:, None] + tree.depth
+        out = self.target.upper(self._cache, tree.tokens, stream, positions, tree.ancestor_mask, self._exit_layer)
+        return TargetOutput(out.logits, out.hidden, stream)
 
     def commit(self, path: Int[Tensor, "batch kept"], counts: Sequence[int]) -> None:
         assert self._cache is not None

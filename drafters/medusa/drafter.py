@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from drafters.medusa.formats import read_heads
+from drafters.medusa.formats import HeadsFile, read_heads
 from drafters.medusa.heads import MedusaHeads, fresh_heads, output_layer
 from drafters.medusa.trees import GUESSED_HEADS, first_paths, read_tree
 from drafters.shipped import shipped_folder
 from specdec.drafting import choose_children, require_children
 from specdec.errors import InputError
-from specdec.protocols import DraftState, Rows, Session, Verdict
+from specdec.protocols import DraftState, Rows, Session, Verdict, Weights
 from specdec.runtime import linear
 from specdec.sampling import Draws
 from specdec.target import TargetModel
@@ -56,6 +55,10 @@ class Medusa:
     def max_nodes(self) -> int:
         return self._tree + 1 if isinstance(self._tree, int) else self._tree.nodes
 
+    @property
+    def weights(self) -> Weights:
+        return self._weights
+
     def start(self, session: Session) -> None:
         self._sampling = session.sampling
         if session.target is not self._target:  # weights are read once, not for every batch
@@ -73,7 +76,8 @@ class Medusa:
 
     def _bind(self, target: TargetModel) -> None:
         fresh = GUESSED_HEADS if isinstance(self._tree, int) else self._tree.depth
-        heads, tree_file = load_heads(self._heads, target, fresh)
+        heads, file = load_heads(self._heads, target, fresh)
+        tree_file = None if file is None else file.tree
         topology = self._tree if isinstance(self._tree, Topology) else first_paths(self._tree, tree_file, heads.heads)
         if topology.depth > heads.heads:
             expected, got = f"paths of at most {heads.heads}, one for each head", f"one of {topology.depth}"
@@ -83,6 +87,7 @@ class Medusa:
             raise InputError("drafter.tree", expected=expected, got=got, fix="choose a narrower tree")
         self._products = Products(heads, target, topology)
         self._module, self._topology, self._target = heads, topology, target
+        self._weights = Weights.of(heads, None if file is None else file.training_tokens)
         self._parents, self._candidates = topology.parents.to(target.device), topology.candidates.to(target.device)
         self._drawn_from = topology.drawn_from.to(target.device)
 
@@ -142,23 +147,23 @@ class Products:
         return torch.stack([output(x[:, head]) for head, output in enumerate(self._outputs)], 1)
 
 
-def load_heads(heads: str | MedusaHeads, target: TargetModel, fresh: int) -> tuple[MedusaHeads, Path | None]:
-    """Heads as `Medusa` names them, on the target's device, and the tree file beside them; `fresh`: how many untrained
+def load_heads(heads: str | MedusaHeads, target: TargetModel, fresh: int) -> tuple[MedusaHeads, HeadsFile | None]:
+    """Heads as `Medusa` names them, on the target's device, and the file they are from; `fresh`: how many untrained
     ones are meant. A config that contradicts the weights is warned of.
 
     Raises:
         InputError: none there, or not for this target.
     """
-    tree = None
+    file = None
     if heads == "fresh":
         heads = fresh_heads(target, fresh).to(target.dtype)
     elif isinstance(heads, str):
-        found = read_heads(str(shipped_folder(target, "medusa", "drafter.heads")) if heads == "auto" else heads)
-        heads, tree = found.heads.to(target.device, target.dtype), found.tree
-        for note in found.notes:
+        file = read_heads(str(shipped_folder(target, "medusa", "drafter.heads")) if heads == "auto" else heads)
+        heads = file.heads.to(target.device, target.dtype)
+        for note in file.notes:
             warnings.warn(note, stacklevel=2)
     heads.require_fits(target)
-    return heads, tree
+    return heads, file
 
 
 def _last(verdict: Verdict) -> Float[Tensor, "batch dim"]:

@@ -22,6 +22,7 @@ from drafters.medusa.trees import TREE_FILE
 from specdec.errors import InputError
 from specdec.runlog import write_json
 from specdec.target import TargetModel
+from specdec.training.saving import TRAINING, training_tokens
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class HeadsFile:
 
     layout: see `LAYOUTS`; mapped, dropped: (key in the file, what it became, or why it was left out); notes: where a
     config contradicts the weights, which are believed; tree: the tree file beside the heads, if there is one;
-    base_model: what the config says they were trained for.
+    base_model: what the config says they were trained for; training_tokens: as in `Weights`.
     """
 
     heads: MedusaHeads
@@ -40,6 +41,7 @@ class HeadsFile:
     notes: list[str]
     tree: Path | None
     base_model: str | None
+    training_tokens: int | None
 
 
 def read_heads(name: str, what: str = "drafter.heads") -> HeadsFile:
@@ -73,7 +75,9 @@ def read_heads(name: str, what: str = "drafter.heads") -> HeadsFile:
     mapped += [(TOKEN_MAP, "draft vocabulary")] if vocabulary is not None else []
     notes = [f"{name}: {note}" for note in _contradictions(config, heads, parts, layout)]
     base_model = config.get("base_model_name_or_path")
-    return HeadsFile(heads, layout, mapped, dropped, notes, source.file(TREE_FILE), base_model)
+    record = source.file(TRAINING)
+    tokens = None if record is None else training_tokens(record.parent)
+    return HeadsFile(heads, layout, mapped, dropped, notes, source.file(TREE_FILE), base_model, tokens)
 
 
 def write_official(

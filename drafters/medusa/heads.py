@@ -135,16 +135,3 @@ def fresh_heads(
     rows = weight if vocabulary is None else weight[vocabulary]
     output = rows.expand(heads, -1, -1).clone() if own_output else None
     return MedusaHeads(heads, layers, weight.shape[1], output, vocabulary).to(target.device)
-
-
-def frequent_tokens(frequencies: Int[Tensor, " vocab"], rows: int) -> Int[Tensor, " rows"]:
-    """The ids of the `rows` most frequent tokens, ascending; of equally frequent ones the lower id.
-
-    Raises:
-        InputError: fewer than 1 or more than there are.
-    """
-    if not 0 < rows <= len(frequencies):
-        raise InputError(
-            "recipe.vocabulary", expected=f"1 to {len(frequencies)}, or null for all", got=rows, fix="choose another"
-        )
-    return frequencies.argsort(descending=True, stable=True)[:rows].sort().values

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from drafters.medusa.heads import MedusaHeads, output_weight
 from specdec.target import TargetModel
+from specdec.training.draft_vocabulary import rows_of
 from specdec.training.recipe import Loss, Sum, TrainBatch
 from specdec.training.vocabulary_loss import CHUNK, IGNORED, chunked_sum
 
@@ -34,7 +35,7 @@ def medusa_loss(
     """
     heads = module.heads
     at, tokens = _positions(batch, heads)
-    labels = _rows_of(module, target.vocab_size, tokens)
+    labels = rows_of(module.vocabulary, target.vocab_size, tokens)
     states = hidden.flatten(0, 1)
     weights = module.output_rows(target)
     weights = weights[:1] if module.output is None else weights
@@ -82,15 +83,6 @@ def _positions(batch: TrainBatch, heads: int) -> tuple[Tensor, Tensor]:
     labels = torch.stack(wanted, -1).flatten(0, 1)
     at = (labels[:, 0] != IGNORED).nonzero()[:, 0]
     return at, labels[at]
-
-
-def _rows_of(module: MedusaHeads, vocab: int, tokens: Tensor) -> Tensor:
-    """The output rows of tokens; -1 for those the heads do not know."""
-    if module.vocabulary is None:
-        return tokens
-    rows = torch.full((vocab + 1,), IGNORED, device=tokens.device)  # the last is token -1
-    rows[module.vocabulary] = torch.arange(len(module.vocabulary), device=tokens.device)
-    return rows[tokens]
 
 
 class _SoftLabels:

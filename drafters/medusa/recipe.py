@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from drafters.medusa.drafter import Medusa, load_heads
 from drafters.medusa.formats import write_official
-from drafters.medusa.heads import MedusaHeads, frequent_tokens, fresh_heads
+from drafters.medusa.heads import MedusaHeads, fresh_heads
 from drafters.medusa.loss import medusa_loss
 from specdec.errors import InputError
 from specdec.target import TargetModel
+from specdec.training.draft_vocabulary import frequent_tokens
 from specdec.training.recipe import Loss, TrainBatch
 
 

@@ -76,19 +76,50 @@ class FusedDecoder:
         positions: Int[Tensor, "batch block"],
         mask: Bool[Tensor, "batch new block"] | None,
         logits_at: Int[Tensor, "batch kept"] | None,
+        first: int = 0,
+        stream: Float[Tensor, "batch new dim"] | None = None,
     ) -> tuple[Float[Tensor, "batch kept vocab"], Float[Tensor, "batch new dim"]]:
-        """(logits, hidden) as in `TargetModel.forward`. Padding (token -1) is not computed: its results are zeros."""
+        """(logits, hidden) as in `TargetModel.forward`; from the stream that enters layer `first`, if one is given.
+        Padding (token -1) is not computed: its results are zeros."""
         batch, new = tokens.shape
-        real = (tokens >= 0).flatten()
-        rows = real.nonzero()[:, 0]
-        full = len(rows) == len(real)
-        x = self._embed(tokens.flatten()[rows])
-        cos, sin = (part.flatten(0, 1)[rows] for part in self._cos_sin(positions[:, -new:]))
-        mask = None if mask is None else mask.contiguous()
+        real = tokens >= 0
+        x = self._embed(tokens[real]) if stream is None else stream[real]
         wanted = torch.arange(batch)[:, None] * new + (torch.arange(new) if logits_at is None else logits_at)
-        kept = real[wanted]
-        keep = (real.cumsum(0) - 1)[wanted[kept]]  # where they stand among the computed ones
-        hidden, logits = torch.empty_like(x), torch.empty(len(keep), self._vocabulary)
+        kept = real.flatten()[wanted]
+        keep = (real.flatten().cumsum(0) - 1)[wanted[kept]]  # where they stand among the computed ones
+        logits, hidden = self._run(cache, x, real, positions, mask, (first, len(self._layers)), keep)
+        return _spread(logits, kept), _spread(hidden, real)
+
+    def lower(
+        self,
+        cache: TreeCache,
+        tokens: Int[Tensor, "batch new"],
+        positions: Int[Tensor, "batch block"],
+        mask: Bool[Tensor, "batch new block"] | None,
+        layers: int,
+    ) -> Float[Tensor, "batch new dim"]:
+        """The residual stream after the first `layers` layers, as in `TargetModel.lower`; zeros for padding."""
+        real = tokens >= 0
+        x = self._embed(tokens[real])
+        self._run(cache, x, real, positions, mask, (0, layers), None)
+        return _spread(x, real)
+
+    def _run(
+        self,
+        cache: TreeCache,
+        x: Float[Tensor, "rows dim"],
+        real: Bool[Tensor, "batch new"],
+        positions: Int[Tensor, "batch block"],
+        mask: Bool[Tensor, "batch new block"] | None,
+        layers: tuple[int, int],
+        keep: Int[Tensor, " kept"] | None,
+    ) -> tuple[Float[Tensor, "kept vocab"], Float[Tensor, "rows dim"]]:
+        """Layers [first, last) on the stream `x` of the real nodes, in place; then, unless `keep` is None, final norm
+        and the logits of the rows it names."""
+        batch, new = real.shape
+        at = real.flatten().nonzero()[:, 0]
+        cos, sin = (part.flatten(0, 1)[at] for part in self._cos_sin(positions[:, -new:]))
+        mask = None if mask is None else mask.contiguous()
         texts = lib.Texts(
             batch,
             positions.shape[1],
@@ -96,41 +127,59 @@ class FusedDecoder:
             cache.lengths.data_ptr(),
             lib.address(mask),
             cache.capacity,
-            len(rows),
-            rows.data_ptr(),
+            len(at),
+            at.data_ptr(),
         )
+        return self._call(texts, layers, x, (cos.data_ptr(), sin.data_ptr(), self._table(cache)), keep)
+
+    def read_out(self, stream: Float[Tensor, "batch new dim"]) -> Float[Tensor, "batch new vocab"]:
+        """Final norm and output layer, as in `TargetModel.read_out`."""
+        x = stream.flatten(0, 1).contiguous()
+        rows, lengths, end = torch.arange(len(x)), torch.zeros(1, dtype=torch.long), len(self._layers)
+        texts = lib.Texts(1, 0, len(x), lengths.data_ptr(), None, 0, len(x), rows.data_ptr())  # nothing to attend to
+        logits, _ = self._call(texts, (end, end), x, (None, None, None), rows)
+        return logits.view(*stream.shape[:2], -1)
+
+    def _call(
+        self,
+        texts: lib.Texts,
+        layers: tuple[int, int],
+        x: Float[Tensor, "rows dim"],
+        tables: tuple[Any, Any, Any],
+        keep: Int[Tensor, " kept"] | None,
+    ) -> tuple[Float[Tensor, "kept vocab"], Float[Tensor, "rows dim"]]:
+        """tables: cosines, sines and the cache's. Reads all of them in place: the caller holds what they point to."""
+        hidden = torch.empty_like(x)
+        logits = torch.empty(0 if keep is None else len(keep), self._vocabulary)
         forward = lib.Forward(
             texts,
-            0,
-            len(self._layers),
+            *layers,
             x.data_ptr(),
-            cos.data_ptr(),
-            sin.data_ptr(),
-            ctypes.addressof(self._table(cache)),
-            hidden.data_ptr(),
-            len(keep),
-            keep.data_ptr(),
+            *tables,
+            None if keep is None else hidden.data_ptr(),
+            len(logits),
+            lib.address(keep),
             logits.data_ptr(),
         )
         self._decode(self._struct, forward)
-        if full:
-            return logits.view(*kept.shape, -1), hidden.view(batch, new, -1)
-        return _spread(logits, kept), _spread(hidden, real.view(batch, new))
+        return logits, hidden
 
     def _cos_sin(self, positions: Int[Tensor, "batch new"]) -> tuple[Tensor, Tensor]:
         cos, sin = self._rotary(torch.empty(0), positions)
         return cos.contiguous(), sin.contiguous()
 
-    def _table(self, cache: TreeCache) -> Any:
-        """Where the cache keeps every layer's keys and values."""
+    def _table(self, cache: TreeCache) -> int:
+        """The address of the list of where the cache keeps every layer's keys and values."""
         if cache not in self._cache_tables:
             tensors = [tensor for i in range(len(self._layers)) for tensor in cache.layer(i)]
             self._cache_tables[cache] = (ctypes.c_void_p * len(tensors))(*[t.data_ptr() for t in tensors])
-        return self._cache_tables[cache]
+        return ctypes.addressof(self._cache_tables[cache])
 
 
 def _spread(rows: Float[Tensor, "rows dim"], places: Bool[Tensor, "batch nodes"]) -> Float[Tensor, "batch nodes dim"]:
     """`rows` at the true `places`, zeros at the others."""
+    if len(rows) == places.numel():
+        return rows.view(*places.shape, rows.shape[-1])
     spread = rows.new_zeros(*places.shape, rows.shape[-1])
     spread[places] = rows
     return spread

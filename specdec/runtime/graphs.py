@@ -49,7 +49,7 @@ class CapturedForwards:
     """
 
     def __init__(self, forward: Callable[..., Outputs], capture: Capture = cuda_graph) -> None:
-        self._forward, self._capture = forward, capture
+        self._forward, self.capture = forward, capture
         self._replays: WeakKeyDictionary[TreeCache, dict[Any, _Replay]] = WeakKeyDictionary()
         self._impossible = False
 
@@ -64,7 +64,7 @@ class CapturedForwards:
         shapes = tuple(None if tensor is None else tensor.shape for tensor in tensors)
         if shapes not in replays:
             try:
-                replays[shapes] = _Replay(self._forward, self._capture, cache, tensors)
+                replays[shapes] = _Replay(self._forward, self.capture, cache, tensors)
             except RuntimeError as error:
                 self._impossible = True
                 why = str(error).splitlines()[0]

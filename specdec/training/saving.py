@@ -1,21 +1,44 @@
-"""The trained drafter, in its own format: whole or absent."""
+"""The trained drafter, in its own format, and what it was trained on: whole or absent."""
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
 from torch import nn
 
+from specdec.errors import InputError
+from specdec.runlog import write_json
 from specdec.target import TargetModel
 from specdec.training.recipe import Recipe
 
+TRAINING = "training.json"
 
-def save_drafter(recipe: Recipe, module: nn.Module, target: TargetModel, folder: Path) -> None:
-    """Written beside its place, then renamed; an earlier one goes."""
+
+def save_drafter(recipe: Recipe, module: nn.Module, target: TargetModel, folder: Path, tokens: int) -> None:
+    """Written beside its place, then renamed; an earlier one goes. tokens: as in `Weights.training_tokens`."""
     unfinished = folder.with_name(folder.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     recipe.save(module, target, unfinished)
+    write_json(unfinished / TRAINING, {"tokens": tokens})
     shutil.rmtree(folder, ignore_errors=True)
     unfinished.rename(folder)
+
+
+def training_tokens(folder: Path) -> int | None:
+    """What `save_drafter` wrote of its training; None where nothing is written.
+
+    Raises:
+        InputError: a file that says something else.
+    """
+    file = folder / TRAINING
+    if not file.exists():
+        return None
+    try:
+        return int(json.loads(file.read_text("utf-8"))["tokens"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        got = f"{type(error).__name__}: {error}"
+        fix = "write it, or delete the file"
+        raise InputError(str(file), expected='{"tokens": NUMBER}', got=got, fix=fix) from error

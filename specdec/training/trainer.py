@@ -75,6 +75,7 @@ class Trainer:
         self.validation = validation_texts(store)
         self._check()
         self.steps = schedule.steps(len(self.training))
+        self.tokens = round(schedule.epochs * sum(text.answer_tokens for text in self.training))  # to learn from
         self._order = Order(self.training, schedule.batch_size, schedule.seed)
         self._frequencies = store.frequencies()
         set_seed(schedule.seed)

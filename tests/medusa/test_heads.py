@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from drafters.medusa.drafter import Products
-from drafters.medusa.heads import MedusaHeads, frequent_tokens, fresh_heads, output_weight
+from drafters.medusa.heads import MedusaHeads, fresh_heads, output_weight
 from specdec.errors import InputError
 from specdec.models import load_tiny
 from specdec.target import TargetModel
 from specdec.topology import Topology
+from specdec.training.draft_vocabulary import frequent_tokens
 from tests.medusa.made import logits_by_hand, random_heads
 
 CHAIN = Topology.of([[0], [0, 0], [0, 0, 0]])

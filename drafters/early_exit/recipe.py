@@ -1,0 +1,73 @@
+"""Training an exit adapter on a frozen target (arXiv 2404.18911, section 3.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from drafters.early_exit.adapter import ExitAdapter, fresh_adapter, save_adapter
+from drafters.early_exit.drafter import EarlyExit
+from specdec.errors import InputError
+from specdec.target import TargetModel
+from specdec.training.draft_vocabulary import frequent_tokens
+from specdec.training.features import teacher_forced
+from specdec.training.imitation import next_token_loss, require_kind
+from specdec.training.recipe import Loss, TrainBatch
+
+
+class EarlyExitRecipe:
+    """exit_layer: how many of the target's layers draft. blocks: an adapter of that many residual blocks; 0: one of
+    copies of the target's `layers` (-1: its last). vocabulary: guess only that many of the most frequent tokens, null
+    for all. loss: see `next_token_loss`. stored: the data folder has the feature `layer:EXIT_LAYER`; false: a forward
+    of the target makes it in every step, which costs time instead of disk. draft: how tokens per step are measured.
+    """
+
+    live = False
+    lr_scale: Mapping[str, float] = {}
+
+    def __init__(
+        self,
+        exit_layer: int,
+        blocks: int = 0,
+        layers: Sequence[int] = (-1,),
+        vocabulary: int | None = None,
+        loss: str = "forward_kl",
+        stored: bool = True,
+        depth: int = 4,
+        threshold: float = 0.0,
+    ) -> None:
+        if blocks < 0:
+            raise InputError("recipe.blocks", expected="an integer >= 0", got=blocks, fix="use 0 for layers")
+        require_kind(loss)
+        self.exit_layer, self.blocks, self.layers, self.vocabulary = exit_layer, blocks, layers, vocabulary
+        self.kind, self.depth, self.threshold = loss, depth, threshold
+        self._names = [f"layer:{exit_layer}", "hidden"]
+        self.features: Sequence[str] = self._names if stored else ()
+
+    def build(self, target: TargetModel, frequencies: Int[Tensor, " vocab"]) -> nn.Module:
+        vocabulary = None
+        if self.vocabulary is not None:
+            vocabulary = frequent_tokens(frequencies, self.vocabulary).to(target.device)
+        return fresh_adapter(target, self.exit_layer, self.blocks, self.layers, vocabulary)
+
+    def loss(self, module: nn.Module, target: TargetModel, batch: TrainBatch) -> Loss:
+        """At position t, the stream of token t guesses token t + 1, where that is an answer's."""
+        assert isinstance(module, ExitAdapter)
+        features = batch.features
+        if not self.features:
+            made = teacher_forced(target, batch.tokens, self._names)
+            features = {name: values.clone() for name, values in made.items()}  # usable where gradients are made
+        states = module(features[f"layer:{self.exit_layer}"].to(module.dtype))
+        return next_token_loss(states, features["hidden"], batch, target, self.kind, module.vocabulary)
+
+    def save(self, module: nn.Module, target: TargetModel, folder: Path) -> None:
+        assert isinstance(module, ExitAdapter)
+        save_adapter(module, target, folder)
+
+    def drafter(self, module: nn.Module, target: TargetModel) -> EarlyExit:
+        assert isinstance(module, ExitAdapter)
+        module = module.in_precision_of(target)
+        return EarlyExit(self.exit_layer, module, self.depth, nodes=self.depth, threshold=self.threshold)

@@ -1,0 +1,23 @@
+"""A small draft model for any target: some of its layers, distilled on its text. `experiments.train` does the work.
+
+python -m experiments.distill data=data/smollm2 recipe.layers=[0,1,28,29] recipe.vocabulary=8000
+accelerate launch --num_processes 8 -m experiments.distill target=hf target.name=... data=...
+"""
+
+from __future__ import annotations
+
+import hydra
+from omegaconf import DictConfig
+
+from experiments import train
+from experiments.entry import CONF, launch, one_line_errors
+
+
+@hydra.main(config_path=CONF, config_name="distill", version_base="1.3")
+@one_line_errors()
+def main(cfg: DictConfig) -> None:
+    train.run(cfg)
+
+
+if __name__ == "__main__":
+    launch(main)

@@ -1,0 +1,144 @@
+"""Where a model's decoder layers are, and the model that runs only some of them.
+
+Found by structure, not by a list of classes: the layers are the `nn.ModuleList` with one module per KV layer, the
+final norm is the module whose output the base model returns. A part of a model is a view: other containers
+around the very same modules, with stand-ins for the layers that are left out. The model itself is not touched.
+
+    layers     0  1  2  3  4  5          lower(3)   0 1 2 - - -   no norm: the residual stream comes out
+                                         upper(3)   - - - 3 4 5   the stream is put in where layer 3 begins
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from specdec.errors import InputError
+
+
+class DecoderLayers:
+    """Of a model as transformers runs it.
+
+    count: layers with a KV cache; path: the name of their list ("model.decoder.layers"); None: it is looked for.
+
+    Raises:
+        InputError: no such list, or none that is one module per layer.
+    """
+
+    def __init__(self, model: PreTrainedModel, count: int, path: str | None = None) -> None:
+        self.count = count
+        self.path = self._find(model) if path is None else path
+        try:
+            found = model.get_submodule(self.path)
+        except AttributeError:
+            found = None
+        if not isinstance(found, nn.ModuleList) or len(found) != count:
+            got = "nothing there" if found is None else f"{type(found).__name__} there"
+            raise self._lost(model, f"{got} ({self.path!r})")
+        self.norm = self._final_norm(model)
+
+    def lower(self, model: PreTrainedModel, layers: int) -> nn.Module:
+        """The base model with its first `layers` layers only, whose last hidden state is the residual stream."""
+        kept = [layer if i < layers else _Skipped() for i, layer in enumerate(self.of(model))]
+        changes: dict[str, nn.Module] = {self.path: nn.ModuleList(kept)}
+        if self.norm is not None:
+            changes[self.norm] = nn.Identity()
+        return view(model, changes).base_model
+
+    def upper(self, model: PreTrainedModel, layers: int) -> PreTrainedModel:
+        """The model without its first `layers` layers; called with `entering`, the residual stream before the next."""
+        kept = [_Skipped() if i < layers else layer for i, layer in enumerate(self.of(model))]
+        at = min(layers, self.count - 1)
+        kept[at] = _Entrance(kept[at])
+        return view(model, {self.path: nn.ModuleList(kept)})
+
+    def of(self, model: PreTrainedModel) -> nn.ModuleList:
+        """The layers themselves."""
+        layers: Any = model.get_submodule(self.path)
+        return layers
+
+    def _find(self, model: PreTrainedModel) -> str:
+        lists = [
+            name
+            for name, module in model.named_modules()
+            if isinstance(module, nn.ModuleList) and len(module) == self.count and all(map(_caches, module))
+        ]
+        if len(lists) != 1:
+            raise self._lost(model, f"{len(lists) or 'no'} such lists in {type(model).__name__}")
+        return lists[0]
+
+    @torch.inference_mode()
+    def _final_norm(self, model: PreTrainedModel) -> str | None:
+        """The name of the sibling of the layers that makes the last hidden state; None where a layer makes it."""
+        prefix = self.path.rpartition(".")[0]
+        made: dict[str, Tensor] = {}  # held, so that no address is used twice
+
+        def note(name: str) -> Any:
+            def hook(_module: nn.Module, _args: object, output: object) -> None:
+                if isinstance(output, Tensor):
+                    made[name] = output
+
+            return hook
+
+        siblings = model.get_submodule(prefix).named_children()
+        hooks = [child.register_forward_hook(note(name)) for name, child in siblings]
+        try:
+            token = torch.zeros(1, 1, dtype=torch.long, device=model.device)
+            out = model.base_model(input_ids=token, use_cache=False).last_hidden_state
+        finally:
+            for hook in hooks:
+                hook.remove()
+        names = [name for name, output in made.items() if output.data_ptr() == out.data_ptr()]
+        return f"{prefix}.{names[-1]}" if names else None
+
+    def _lost(self, model: PreTrainedModel, got: str) -> InputError:
+        lists = [name for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
+        return InputError(
+            "target.layers",
+            expected=f"one nn.ModuleList of {self.count} decoder layers, as in Llama, Qwen3, GPT-NeoX or Mixtral",
+            got=got,
+            fix=f"name it, for instance target.layers={lists[0] if lists else 'model.layers'}",
+        )
+
+
+def view(module: Any, changes: Mapping[str, nn.Module]) -> Any:
+    """`module` with other submodules under the given names; everything else is shared with it."""
+    shown = copy.copy(module)
+    shown._modules = dict(module._modules)
+    inside: dict[str, dict[str, nn.Module]] = {}
+    for name, new in changes.items():
+        head, _, rest = name.partition(".")
+        if rest:
+            inside.setdefault(head, {})[rest] = new
+        else:
+            shown._modules[head] = new
+    for head, deeper in inside.items():
+        shown._modules[head] = view(module._modules[head], deeper)
+    return shown
+
+
+class _Skipped(nn.Module):
+    def forward(self, hidden: Tensor, *_: object, **__: object) -> Tensor:
+        return hidden
+
+
+class _Entrance(nn.Module):
+    """The first layer that runs: it reads the stream that is given, not what stands before it."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, _hidden: Tensor, *args: object, entering: Tensor, **kwargs: object) -> Tensor:
+        out: Tensor = self.layer(entering, *args, **kwargs)
+        return out
+
+
+def _caches(layer: nn.Module) -> bool:
+    """Whether an attention with a KV cache of its own is in it."""
+    return len({getattr(module, "layer_idx", None) for module in layer.modules()} - {None}) == 1
