@@ -8,17 +8,20 @@ from specdec.generate import autoregressive
 from specdec.sampling import SamplingParams
 from specdec.stopping import StopRule
 from specdec.target import TargetModel
+from specdec.training.features import teacher_forced
 from specdec.training.recipe import TrainBatch
+from specdec.training.store import HIDDEN
 
 PROMPTS = [[i, 2 * i + 1, 7] for i in range(12)]
 NEW = 40
 
 
 def own_text(target: TargetModel, temperature: float = 0.0) -> TrainBatch:
-    """Its answers to PROMPTS, without features."""
+    """Its answers to PROMPTS, with its last hidden states."""
     seeds = [[0, row] for row in range(len(PROMPTS))]
     texts = autoregressive(PROMPTS, target, SamplingParams(temperature), StopRule(NEW), seeds).texts
     tokens = torch.tensor([p + t for p, t in zip(PROMPTS, texts, strict=True)])
     answer = torch.ones_like(tokens, dtype=torch.bool)
     answer[:, : len(PROMPTS[0])] = False
-    return TrainBatch(tokens, answer, torch.ones_like(answer), {})
+    hidden = teacher_forced(target, tokens, [HIDDEN])[HIDDEN].clone()  # usable where gradients are made
+    return TrainBatch(tokens, answer, torch.ones_like(answer), {HIDDEN: hidden})

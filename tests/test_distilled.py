@@ -39,10 +39,7 @@ def target() -> TargetModel:
 @pytest.fixture(scope="module")
 def batch(target: TargetModel) -> TrainBatch:
     """Sampled text of the target's own, with its hidden states."""
-    text = own_text(target, temperature=1.0)
-    with target.stock() as model, torch.no_grad():
-        hidden = model.base_model(input_ids=text.tokens).last_hidden_state
-    return replace(text, features={"hidden": hidden})
+    return own_text(target, temperature=1.0)
 
 
 def recipe(**options) -> DistillRecipe:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
@@ -13,7 +14,6 @@ from drafters.early_exit.drafter import EarlyExit
 from specdec.errors import InputError
 from specdec.target import TargetModel
 from specdec.training.draft_vocabulary import frequent_tokens
-from specdec.training.features import teacher_forced
 from specdec.training.imitation import next_token_loss, require_kind
 from specdec.training.recipe import Loss, TrainBatch
 
@@ -21,8 +21,8 @@ from specdec.training.recipe import Loss, TrainBatch
 class EarlyExitRecipe:
     """exit_layer: how many of the target's layers draft. blocks: an adapter of that many residual blocks; 0: one of
     copies of the target's `layers` (-1: its last). vocabulary: guess only that many of the most frequent tokens, null
-    for all. loss: see `next_token_loss`. stored: the data folder has the feature `layer:EXIT_LAYER`; false: a forward
-    of the target makes it in every step, which costs time instead of disk. draft: how tokens per step are measured.
+    for all. loss: see `next_token_loss`. stored: the data folder has the feature `layer:EXIT_LAYER`; false: those
+    layers make it in every step, which costs time instead of disk. draft: how tokens per step are measured.
     """
 
     live = False
@@ -44,8 +44,8 @@ class EarlyExitRecipe:
         require_kind(loss)
         self.exit_layer, self.blocks, self.layers, self.vocabulary = exit_layer, blocks, layers, vocabulary
         self.kind, self.depth, self.threshold = loss, depth, threshold
-        self._names = [f"layer:{exit_layer}", "hidden"]
-        self.features: Sequence[str] = self._names if stored else ()
+        self._stream = f"layer:{exit_layer}"
+        self.features: Sequence[str] = [self._stream, "hidden"] if stored else ["hidden"]
 
     def build(self, target: TargetModel, frequencies: Int[Tensor, " vocab"]) -> nn.Module:
         vocabulary = None
@@ -56,12 +56,13 @@ class EarlyExitRecipe:
     def loss(self, module: nn.Module, target: TargetModel, batch: TrainBatch) -> Loss:
         """At position t, the stream of token t guesses token t + 1, where that is an answer's."""
         assert isinstance(module, ExitAdapter)
-        features = batch.features
-        if not self.features:
-            made = teacher_forced(target, batch.tokens, self._names)
-            features = {name: values.clone() for name, values in made.items()}  # usable where gradients are made
-        states = module(features[f"layer:{self.exit_layer}"].to(module.dtype))
-        return next_token_loss(states, features["hidden"], batch, target, self.kind, module.vocabulary)
+        stream = batch.features.get(self._stream)
+        if stream is None:
+            with target.stock() as model, torch.no_grad():
+                lower = target.parts.lower(model, self.exit_layer)
+                stream = lower(input_ids=batch.tokens, use_cache=False).last_hidden_state
+        states = module(stream.to(module.dtype))
+        return next_token_loss(states, batch.features["hidden"], batch, target, self.kind, module.vocabulary)
 
     def save(self, module: nn.Module, target: TargetModel, folder: Path) -> None:
         assert isinstance(module, ExitAdapter)
