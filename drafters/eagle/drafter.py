@@ -94,8 +94,8 @@ class Eagle:
         return joined
 
     def _read_kept(self, state: DraftState) -> TargetOutput:
-        """Commit an entry for every token of the text that has none, the root the last: each node kept in the step before
-        brings its hidden state and the token after it. Logits and hidden state at the root."""
+        """Commit an entry for every token of the text that has none, the root the last: each node kept in the step
+        before brings its hidden state and the token after it. Logits and hidden state at the root."""
         counts = (state.verdict.path >= 0).sum(1).tolist()  # none where a row has finished
         width, device = max(counts), self._layers.device
         new = [list(row[len(row) - count :]) for row, count in zip(state.rows, counts, strict=True)]

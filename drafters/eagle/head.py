@@ -1,5 +1,6 @@
-"""What is trained: a product that joins a token's embedding to the target's hidden state before it, a transformer layer
-with keys and values of its own, and a final norm (EAGLE, arXiv 2401.15077). Embeddings and output layer are the target's.
+"""What is trained: a product that joins a token's embedding to the target's hidden state before it, a transformer
+layer with keys and values of its own, and a final norm (EAGLE, arXiv 2401.15077). Embeddings and output layer are the
+target's.
 
     entry t     (h_t, token t + 1)  ->  a stand-in for h_{t+1}  ->  output layer  ->  q of token t + 2
     h_t         the target's last hidden state; where the target has not been yet, the stand-in
@@ -43,8 +44,8 @@ class EagleHead(nn.Module):
     ) -> list[Float[Tensor, "batch seq dim"]]:
         """The stand-ins for the hidden states after each entry (hidden before, token), of texts from their beginning.
 
-        Pass j of the `steps` passes gives them as they come out where the entry and the j - 1 before it are drafted: made
-        of stand-ins, which see each other and the true entries before them (training-time test, arXiv 2503.01840).
+        The first of the `steps` passes is over true entries. In pass j an entry and the j - 2 before it are drafted:
+        made of stand-ins, they see each other and the true entries before them (training-time test, arXiv 2503.01840).
         The first j - 1 positions of pass j mean nothing.
         """
         model = self.student.model
@@ -99,13 +100,13 @@ def load_head(folder: Path, target: TargetModel, what: str = "drafter.head") -> 
 
 
 def _sees(seq: int, number: int, device: torch.device) -> Bool[Tensor, "seq keys"]:
-    """Which of the entries of passes 0 to `number`, one pass after the other, an entry of pass `number` sees: the true ones
-    up to `number` places before it, and on the way to itself one of each pass."""
+    """Which of the entries of passes 0 to `number`, one pass after the other, an entry of pass `number` sees: the true
+    ones up to `number` places before it, and on the way to itself one of each pass."""
     ago = torch.arange(seq, device=device)[:, None] - torch.arange(seq, device=device)
     return torch.cat([ago >= number, *(ago == number - later for later in range(1, number + 1))], 1)
 
 
 def _additive(sees: Bool[Tensor, "seq keys"], dtype: torch.dtype) -> Float[Tensor, "1 1 seq keys"]:
-    """As every attention of transformers takes it. A position before the first of a pass sees itself, and is not used."""
+    """As every attention of transformers takes it."""
     blind = torch.zeros_like(sees, dtype=dtype).masked_fill(~sees, torch.finfo(dtype).min)
     return blind[None, None]

@@ -20,9 +20,10 @@ from specdec.training.recipe import Loss, Sum, TrainBatch
 
 
 class EagleRecipe:
-    """layers: copies of the target's layers the head begins with (-1: its last). vocabulary: guess only that many of the most
-    frequent tokens, null for all. loss: see `next_token_loss`. steps: how many levels of a draft are practised; the k-th
-    level's loss weighs decay^(k - 1). depth: of the chain by which tokens per step are measured while training.
+    """layers: copies of the target's layers the head begins with (-1: its last). vocabulary: guess only that many of
+    the most frequent tokens, null for all. loss: see `next_token_loss`. steps: how many levels of a draft are
+    practised; the k-th level's loss weighs decay^(k - 1). depth: of the chain by which tokens per step are measured
+    while training.
     """
 
     live = False
@@ -55,12 +56,13 @@ class EagleRecipe:
         return fresh_head(target, self.layers, vocabulary)
 
     def loss(self, module: nn.Module, target: TargetModel, batch: TrainBatch) -> Loss:
-        """Level k at position t guesses token t + 2 behind the root, token t + 2 - k: both are the answer's, as they are
-        when the head is used. The weight counts the first level's guesses."""
+        """Level k at position t guesses token t + 2 behind the root, token t + 2 - k: both are the answer's, as they
+        are when the head is used. The weight counts the first level's guesses."""
         assert isinstance(module, EagleHead)
         hidden, after = batch.features["hidden"], batch.tokens[:, 1:]
         text = TrainBatch(after, batch.answer[:, 1:], batch.valid[:, 1:], {}, batch.progress)
-        total, metrics, weight = hidden.new_zeros(()), {}, None
+        total, weight = hidden.new_zeros(()), None
+        metrics: dict[str, Sum] = {}
         for number, states in enumerate(module(hidden[:, :-1], after, self.steps)):
             rooted = torch.zeros_like(text.answer)
             rooted[:, number + 1 :] = text.answer[:, : text.answer.shape[1] - number - 1]

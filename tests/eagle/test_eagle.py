@@ -66,7 +66,7 @@ def test_a_row_is_what_it_would_be_alone(verifier: type) -> None:
 
 
 def test_drafting_is_what_was_practised() -> None:
-    """Every logit drafted from equals that of the training passes over the whole text: a level of the tree is a pass."""
+    """Every state drafted from is that of the training passes over the whole text: a level of the tree is a pass."""
     tiny = load_tiny(device="cpu", layers=3)
     head, checked = noisy(fresh_head(tiny, layers=[0, 2])), []
 
@@ -176,7 +176,7 @@ def test_a_head_comes_back_from_its_folder(target: TargetModel, tmp_path: Path) 
     ("make", "message"),
     [
         (lambda: Eagle("nowhere"), "drafter.head: expected a folder with drafter.json"),
-        (lambda: Eagle(), "drafter.head=auto: expected a target that eagle weights are shipped for"),
+        (Eagle, "drafter.head=auto: expected a target that eagle weights are shipped for"),
         (lambda: Eagle("fresh", depth=0), "drafter.depth: expected an integer >= 1, got 0"),
         (lambda: Eagle("fresh", children="best"), "drafter.children: expected one of"),
         (lambda: EagleRecipe(steps=0), "recipe.steps: expected an integer >= 1, got 0"),
