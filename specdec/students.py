@@ -86,15 +86,19 @@ class Student(nn.Module):
         return next(self.norm.parameters()).dtype
 
     def forward(
-        self, tokens: Int[Tensor, "batch seq"], entering: Float[Tensor, "batch seq dim"] | None = None
+        self,
+        tokens: Int[Tensor, "batch seq"],
+        entering: Float[Tensor, "batch seq dim"] | None = None,
+        use_cache: bool = False,
+        **options: Any,
     ) -> Float[Tensor, "batch seq dim"]:
         """What the output layer reads, of texts from their first token on; `entering` takes the place of what the
-        tokens' embeddings give."""
+        tokens' embeddings give. options: the model's own."""
         if entering is None:
-            states: Tensor = self.model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
+            states: Tensor = self.model.base_model(input_ids=tokens, use_cache=use_cache, **options).last_hidden_state
             return states
         part: Any = self._parts.upper(self.model, 0).base_model
-        states = part(input_ids=tokens, use_cache=False, entering=entering).last_hidden_state
+        states = part(input_ids=tokens, use_cache=use_cache, entering=entering, **options).last_hidden_state
         return states
 
     def as_model(self, target: TargetModel) -> PreTrainedModel:

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 CONF = Path(__file__).resolve().parents[1] / "conf"
 REQUIRED = {"target.name": "tiny", "prompts.path": "prompts.jsonl"}
 # instead of `auto`: no weights are shipped for the tiny target
-UNTRAINED = {"heads": "fresh", "adapter": "plain", "model": "tiny"}
+UNTRAINED = {"heads": "fresh", "head": "fresh", "adapter": "plain", "model": "tiny"}
 TINY = {"exit_layer": 1}  # it has two layers
 
 
