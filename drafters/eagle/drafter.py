@@ -11,11 +11,12 @@ from torch import Tensor
 from drafters.eagle.head import DRAFTER, EagleHead, fresh_head, load_head
 from drafters.shipped import shipped_folder
 from specdec.drafting import DynamicTree, TreeShape, level_q, require_children
-from specdec.protocols import DraftState, Session
+from specdec.protocols import DraftState, Session, Weights
 from specdec.runtime import linear
 from specdec.students import over_all_tokens
 from specdec.target import PREFILL_CHUNK, TargetModel, TargetOutput
-from specdec.tree import TokenTree
+from specdec.training.saving import training_tokens
+from specdec.tree import PAD, TokenTree
 
 
 class Eagle:
@@ -46,6 +47,10 @@ class Eagle:
     def max_nodes(self) -> int:
         return 1 + max(self.tree.nodes, self.tree.depth)
 
+    @property
+    def weights(self) -> Weights:
+        return self._weights
+
     def start(self, session: Session) -> None:
         if session.target is not self._target:  # weights are read once, not for every batch
             self._bind(session.target)
@@ -75,12 +80,13 @@ class Eagle:
         return self._chain.grow(root, next_q, draws, depth, "with_replacement", self.tree.threshold)
 
     def _bind(self, target: TargetModel) -> None:
-        head = self.head
+        head, learnt = self.head, None
         if head == "fresh":
             head = fresh_head(target)
         elif isinstance(head, str):
             folder = shipped_folder(target, DRAFTER, "drafter.head") if head == "auto" else Path(head)
-            head = load_head(folder, target)
+            head, learnt = load_head(folder, target), training_tokens(folder)
+        self._weights = Weights.of(head, learnt)
         head = head.in_precision_of(target)
         fast = target.runtime is not None
         runtime = "stock" if target.device.type == "cpu" and not fast else "auto"
@@ -106,9 +112,11 @@ class Eagle:
         for begin in range(0, width, PREFILL_CHUNK):
             part = entering[:, begin : begin + PREFILL_CHUNK]
             inside = torch.tensor([min(max(count - begin, 0), part.shape[1]) for count in counts], device=device)
-            positions = self._cache.lengths[:, None] + torch.arange(part.shape[1], device=device)
             ends = (inside[:, None] - 1).clamp(min=0)
-            out = self._layers.upper(self._cache, part, positions, None, 0, ends)
+            order = torch.arange(part.shape[1], device=device)
+            positions = self._cache.lengths[:, None] + order
+            there = order < inside[:, None].clamp(min=1)  # one of a row that has none here, not to be kept
+            out = self._layers.upper(self._cache, torch.where(there, 0, PAD), part, positions, None, 0, ends)
             self._cache.advance(inside.tolist())
             reached = torch.ones_like(ends, dtype=torch.bool) if begin == 0 else inside[:, None] > 0
             at_end = out.hidden.gather(1, ends[..., None].expand(-1, -1, out.hidden.shape[-1]))
@@ -121,4 +129,5 @@ class Eagle:
         parents = known.parents[:, -level:].clamp(min=0)[..., None].expand(-1, -1, hidden.shape[-1])
         entering = self._entries(known.tokens[:, -level:], hidden.gather(1, parents))
         positions = self._cache.lengths[:, None] + (known.depth[:, 1:] - 1).clamp(min=0)
-        return self._layers.upper(self._cache, entering, positions, known.ancestor_mask[:, -level:, 1:], 0)
+        tokens, mask = known.tokens[:, -level:], known.ancestor_mask[:, -level:, 1:]
+        return self._layers.upper(self._cache, tokens, entering, positions, mask, 0)
