@@ -1,7 +1,7 @@
 """What a model's config says of its cost: elements, KV cache, attention, experts. No weights are needed.
 
 The model is built as transformers builds it on the meta device: its modules, with shapes and no memory. So every
-family is counted by its own modules and not by a formula of ours; what the attention looks like is read from the config.
+family is counted by its own modules, not by a formula of ours; what its attention looks like is read from the config.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The time of a forward on a machine: reading its bytes or doing its arithmetic, whichever takes longer, and talking.
 
 Weights and attention are done one after the other and bound by different things (at a large batch and a long context,
-arithmetic bounds the first and memory the second), so the limit is taken of each and added up. What kernels do not reach
-of a peak, and what a message costs however short, are options: 1 and 0 give the limit that no forward can beat.
+arithmetic bounds the first and memory the second), so the limit is taken of each and added up. What kernels do not
+reach of a peak, and what a message costs however short, are options: 1 and 0 give the limit no forward can beat.
 """
 
 from __future__ import annotations
