@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 FLASH  := $(VENV)/flash-attn-sources
 
-.PHONY: setup demo test check bench format clean
+.PHONY: setup demo test browser check bench format clean
 
 setup: $(READY)
 
@@ -21,11 +21,16 @@ $(READY): pyproject.toml constraints.txt requirements-embedded.txt Makefile
 		|| echo "flash-attn sources could not be had; the test that needs them will skip"
 	touch $@
 
-demo: $(READY)  ## a real model, decoded faster with the same text
+demo: $(READY)  ## a real model, decoded faster with the same text; ends with the report it wrote
 	$(BIN)/python -m experiments.bench -m experiment=demo drafter=ngram,medusa
 
 test: $(READY)  ## all tests
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n auto
+
+browser:  ## a Chromium for the tests of pages, where there is none; they skip where it cannot be had
+	command -v chromium >/dev/null || command -v google-chrome >/dev/null \
+		|| { apt-get -qq update && apt-get -qq install -y --no-install-recommends chromium >/dev/null; } \
+		|| echo "no Chromium could be had; the tests of pages will skip"
 
 check: $(READY)  ## what CI runs
 	$(BIN)/ruff format --check .

@@ -17,11 +17,13 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.entry import CONF, INTERRUPTED, launch, one_line_errors, stderr
+from experiments.pictures.page import REPORT, write_page
 from experiments.settings import Settings, settings
-from experiments.tables import print_summary, progress_bar
+from experiments.tables import print_summary, progress_bar, stdout
 from specdec.benchmark import Benchmark, describe
 from specdec.reference import runnable
 from specdec.runlog import RunLog
+from specdec.runs import Run
 
 
 @hydra.main(config_path=CONF, config_name="bench", version_base="1.3")
@@ -33,8 +35,15 @@ def main(cfg: DictConfig) -> None:
     log = RunLog(folder, instantiate(cfg.tracker), config(cfg, names))
     with closing(log), progress_bar(benchmark.turns) as advance:
         summary = {**describe(benchmark, names), **benchmark.run(log, advance), "missing_references": missing}
-    log.finish(summary)
+    log.finish(summary, report if options.report else None)
     print_summary(summary, folder)
+    if (folder / REPORT).exists():
+        stdout.print(f"report: {folder / REPORT}", soft_wrap=True, highlight=False)
+
+
+def report(folder: Path) -> Path:
+    """The run's pictures, written into its folder."""
+    return write_page([Run(folder)], folder / REPORT)
 
 
 def assembled(cfg: DictConfig, options: Settings) -> tuple[Benchmark, dict[str, str], dict[str, str]]:

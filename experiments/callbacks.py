@@ -10,7 +10,9 @@ from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
+from experiments.pictures.page import REPORT, write_page
 from experiments.tables import comparison, stdout
+from specdec.runs import find_runs
 
 
 class CompareJobs(Callback):
@@ -36,4 +38,9 @@ class CompareJobs(Callback):
         }
         if short:
             stdout.print(comparison(short, "job"))
+            if config.report:
+                folder = Path(config.hydra.sweep.dir)
+                stdout.print(
+                    f"report: {write_page(find_runs([folder]), folder / REPORT)}", soft_wrap=True, highlight=False
+                )
             stdout.print(f"sweep folder: {config.hydra.sweep.dir}", soft_wrap=True, highlight=False)

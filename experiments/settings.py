@@ -29,6 +29,7 @@ class Settings:
     generation: Generation = field(default_factory=Generation)
     repeats: int = 1
     seed: int = 0
+    report: bool = False
 
     def sampling(self) -> SamplingParams:
         g = self.generation

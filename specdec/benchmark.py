@@ -15,7 +15,8 @@ from typing import Any
 import torch
 
 from specdec.generate import autoregressive, longest_text, speculative
-from specdec.metrics import Interval, StepMetrics, StepRecord, bootstrap_speedup
+from specdec.metrics import Interval, StepMetrics, StepRecord, bandwidth_share, bootstrap_speedup
+from specdec.profiling import plain_read_ms
 from specdec.prompts import Prompt, PromptEncoder
 from specdec.protocols import AcceptanceRule, Drafter, Session, Verifier
 from specdec.reference import Reference
@@ -165,7 +166,9 @@ class Benchmark:
             "turn": trial.turn,
             "repeat": trial.repeat,
             "prompt_tokens": len(trial.ids),
+            "prompt_text": trial.prompt.turns[trial.turn],
             "text": self._encoder.decode(trial.texts[OURS]),
+            "pieces": self._encoder.pieces(trial.texts[OURS]),
             "tokens": trial.texts[OURS],
             "identical": trial.texts[OURS] == trial.texts[BASE] if self.sampling.greedy else None,
             "seconds": trial.seconds,
@@ -178,7 +181,9 @@ class Benchmark:
         for name in dict.fromkeys(trial.prompt.category for trial in trials):
             of_name = [step for step, category in zip(steps, categories, strict=True) if category == name]
             by_category[name] = self._figures([t for t in trials if t.prompt.category == name], of_name)
-        return {**self._figures(trials, steps), "by_category": by_category, "peak_memory_mb": self._peak_memory_mb()}
+        whole, peak_memory_mb = self._figures(trials, steps), self._peak_memory_mb()
+        share = bandwidth_share(plain_read_ms(self.verifier.target), whole["phase_ms"]["verify"])
+        return {**whole, "bandwidth_share": share, "by_category": by_category, "peak_memory_mb": peak_memory_mb}
 
     def _figures(self, trials: Sequence[Trial], steps: Sequence[StepRecord]) -> dict[str, Any]:
         speedup, interval = speedup_over(BASE, OURS, trials)

@@ -157,12 +157,13 @@ class Progress:
 @dataclass(frozen=True)
 class Outcome:
     """A step's decision, on the host. Per row: path (nodes, root first), block (accepted tokens and the next
-    one), offered depth and number of drafted nodes."""
+    one), offered depth, number of drafted nodes, and the tree's parents."""
 
     paths: list[list[int]]
     blocks: list[list[int]]
     offered: list[int]
     nodes: list[int]
+    parents: list[list[int]]
 
     @classmethod
     def read(cls, tree: TokenTree, verdict: Verdict) -> Outcome:
@@ -170,10 +171,11 @@ class Outcome:
         width = verdict.path.shape[1]
         tokens = tree.tokens.gather(1, verdict.path.clamp(min=0))
         counts = torch.stack([verdict.next_token, tree.offered, tree.valid.sum(-1) - 1], 1)
-        table = torch.cat([verdict.path, tokens, counts], 1).tolist()
+        table = torch.cat([verdict.path, tokens, tree.parents, counts], 1).tolist()
         paths = [[node for node in row[:width] if node != PAD] for row in table]
         blocks = [[*row[width + 1 : width + len(path)], row[-3]] for row, path in zip(table, paths, strict=True)]
-        return cls(paths, blocks, [row[-2] for row in table], [row[-1] for row in table])
+        parents = [row[2 * width : -3] for row in table]
+        return cls(paths, blocks, [row[-2] for row in table], [row[-1] for row in table], parents)
 
     def records(
         self, step: int, live: Sequence[int], emitted: Sequence[list[int]], ms: dict[str, float]
@@ -183,9 +185,11 @@ class Outcome:
             accepted = min(len(self.paths[r]) - 1, len(emitted[r]))
             whole = len(emitted[r]) == len(self.blocks[r])
             offered = self.offered[r] if whole else accepted  # nobody judged what lies past the end of a text
-            path = self.paths[r][: accepted + 1]
+            kept, parents = self.paths[r][: accepted + 1], self.parents[r]
             records.append(
-                StepRecord(r, step, len(live), self.nodes[r], offered, accepted, len(emitted[r]), path, emitted[r], ms)
+                StepRecord(
+                    r, step, len(live), self.nodes[r], offered, accepted, len(emitted[r]), kept, emitted[r], ms, parents
+                )
             )
         return records
 

@@ -10,6 +10,9 @@ Words (per step and row unless said otherwise):
     acceptance at depth d        P(accepted >= d, given accepted >= d - 1 and offered >= d)
     acceptance rate              sum of accepted / sum of offered (a chain: accepted / drafted)
     draft efficiency             sum of accepted / sum of nodes drafted (the root is not drafted)
+    a node's frequency           how often it was accepted / how often it was offered
+    a node's contribution        how often it was accepted / steps; over all nodes they make accepted tokens per step
+    bandwidth share              time of a plain read of as many bytes as the weights / time of the verify phase
     speedup                      tokens/s over tokens/s of our autoregressive loop, side by side
 
 The first token of a text comes from the prompt's forward and belongs to no step.
@@ -18,8 +21,9 @@ The first token of a text comes from the prompt's forward and belongs to no step
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from typing import Any
 
@@ -32,7 +36,8 @@ PHASES = ("draft", "verify", "accept", "commit")
 @dataclass(frozen=True)
 class StepRecord:
     """One step of one row. nodes: drafted nodes; path: kept nodes of the tree, root first; tokens: emitted
-    token ids; live: rows that were still generating; ms: the step's time by phase, shared by its rows."""
+    token ids; live: rows that were still generating; ms: the step's time by phase, shared by its rows; parents: of the
+    tree's nodes, as in `TokenTree` (empty in runs of versions that did not record them)."""
 
     row: int
     step: int
@@ -44,11 +49,24 @@ class StepRecord:
     path: list[int]
     tokens: list[int]
     ms: dict[str, float]
+    parents: list[int] = field(default_factory=list)
+
+    @property
+    def closing(self) -> str | None:
+        """Whose the one token after the accepted ones is: "recovered" after a rejection, "bonus" after a full path,
+        "undrafted" where nothing was drafted; None when the text ended before it."""
+        if self.emitted == self.accepted:
+            return None
+        if not self.nodes:
+            return "undrafted"
+        rejected = self.path[-1] in self.parents if self.parents else self.accepted < self.offered
+        return "recovered" if rejected else "bonus"
 
 
 @dataclass(frozen=True)
 class StepMetrics:
-    """What a set of step records says; None where nothing was offered."""
+    """What a set of step records says; None where nothing was offered. emitted_histogram: entry n - 1 counts the steps
+    that emitted n tokens."""
 
     tokens: int
     steps: int
@@ -57,6 +75,8 @@ class StepMetrics:
     acceptance_rate: float | None
     acceptance_at_depth: list[float]
     draft_efficiency: float | None
+    nodes_per_step: float | None
+    emitted_histogram: list[int]
     phase_ms: dict[str, float]
 
     @classmethod
@@ -71,6 +91,8 @@ class StepMetrics:
             acceptance_rate=_ratio(accepted, sum(r.offered for r in records)),
             acceptance_at_depth=acceptance_at_depth(records),
             draft_efficiency=_ratio(accepted, sum(r.nodes for r in records)),
+            nodes_per_step=_ratio(sum(r.nodes for r in records), len(records)),
+            emitted_histogram=emitted_histogram(records),
             phase_ms=phase_ms(records),
         )
 
@@ -87,6 +109,82 @@ def acceptance_at_depth(records: Sequence[StepRecord]) -> list[float]:
             break
         rates.append(sum(r.accepted >= depth for r in tried) / len(tried))
     return rates
+
+
+def emitted_histogram(records: Sequence[StepRecord]) -> list[int]:
+    counts = Counter(r.emitted for r in records)
+    return [counts[n] for n in range(1, max(counts, default=0) + 1)]
+
+
+@dataclass(frozen=True)
+class NodeUse:
+    """What became of the node at a place of the drafted trees. place: which child is taken at each depth, counted from
+    0 in the order of the nodes; so (0, 1) is the second child of the first child of the root, in whatever tree."""
+
+    place: tuple[int, ...]
+    offered: int
+    accepted: int
+    frequency: float
+    contribution: float
+
+
+def tree_use(records: Sequence[StepRecord]) -> list[NodeUse]:
+    """Every place at which a node was offered, parents before children, siblings in order. What lies past the end of a
+    text was offered to nobody."""
+    offered: Counter[tuple[int, ...]] = Counter()
+    accepted: Counter[tuple[int, ...]] = Counter()
+    alike = Counter((tuple(r.parents), tuple(r.path), r.offered) for r in records)  # trees repeat: look at each once
+    for (parents, path, depth), times in alike.items():
+        places = _places(parents)
+        for node, place in places.items():
+            if 0 < len(place) <= depth:
+                offered[place] += times
+                accepted[place] += times * (node in path)
+    order = sorted(offered, key=lambda place: (len(place), place))
+    return [NodeUse(p, offered[p], accepted[p], accepted[p] / offered[p], accepted[p] / len(records)) for p in order]
+
+
+def _places(parents: Sequence[int]) -> dict[int, tuple[int, ...]]:
+    """Place of each real node; the root's is ()."""
+    places: dict[int, tuple[int, ...]] = {0: ()}
+    children: Counter[int] = Counter()
+    for node, parent in enumerate(parents):
+        if parent >= 0:
+            places[node] = (*places[parent], children[parent])
+            children[parent] += 1
+    return places
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Steps that began between two places of their texts. first, last: new tokens before the step, both included."""
+
+    first: int
+    last: int
+    steps: int
+    tokens_per_step: float
+    tokens_per_second: float
+
+
+def along_text(texts: Iterable[Sequence[StepRecord]], stretches: int = 16) -> list[Stretch]:
+    """How fast texts grew from their beginning to their end; the prompt's forward is left out. texts: each text's
+    records in order; stretches: at most so many, of equal width."""
+    rows = []
+    for records in texts:
+        before = 1  # the first token comes from the prompt's forward
+        for r in records:
+            rows.append((before, r.emitted, sum(r.ms.values()) / r.live))
+            before += r.emitted
+    if not rows:
+        return []
+    width = -(-(max(before for before, _, _ in rows) + 1) // stretches)
+    data = np.array(rows, dtype=np.float64)
+    bins = (data[:, 0] // width).astype(int)
+    steps, tokens, ms = (np.bincount(bins, weights) for weights in (None, data[:, 1], data[:, 2]))
+    return [
+        Stretch(b * width, (b + 1) * width - 1, int(steps[b]), tokens[b] / steps[b], 1e3 * tokens[b] / ms[b])
+        for b in np.flatnonzero(steps).tolist()
+    ]
 
 
 def phase_ms(records: Sequence[StepRecord]) -> dict[str, float]:
@@ -133,6 +231,10 @@ def median_interval(values: Sequence[float], resamples: int = 2000) -> tuple[flo
     picks = np.random.default_rng(0).integers(len(data), size=(resamples, len(data)))
     low, high = np.quantile(np.median(data[picks], axis=1), [0.025, 0.975])
     return float(np.median(data)), (float(low), float(high))
+
+
+def bandwidth_share(read_ms: float, verify_ms: float) -> float | None:
+    return _ratio(read_ms, verify_ms)
 
 
 def _ratio(part: float, whole: float) -> float | None:

@@ -227,6 +227,15 @@ class Machine:
         return Ceilings(self._buffer.nbytes / taken["read"] * 1e3, flops / taken["product"] * 1e3)
 
 
+def plain_read_ms(target: TargetModel, rounds: int = 5, most_mib: int = 256) -> float:
+    """What a forward cannot beat while memory bounds it: the time of a plain read of as many bytes as its weights,
+    the best of some rounds. Of large models, `most_mib` MiB are read and scaled up."""
+    size = Footprint.of(target).weight_bytes
+    buffer_mib = min(max(size // 2**20, 1), most_mib)
+    machine = Machine(target.device, target.dtype, buffer_mib, matrix=1)
+    return 1e3 * size / max(machine.measure().bytes_per_second for _ in range(rounds))
+
+
 def figures(footprint: Footprint, measured: Profile) -> list[dict[str, Any]]:
     """One dict a point: its time in ms (median with 95 % interval, quartiles, minimum, all rounds), and what it
     achieved at the median beside the ceilings."""

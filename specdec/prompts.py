@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from specdec.errors import InputError
 
+UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # how a tokenizer shows the first bytes of a character
 FIELDS = ("question_id", "category", "turns")
 
 
@@ -175,3 +176,16 @@ class PromptEncoder:
 
     def decode(self, ids: Sequence[int]) -> str:
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """What each token adds to the text; joined they are `decode(ids)`. A character of several tokens stands at its
+        last one."""
+        pieces: list[str] = []
+        begin = end = 0  # ids[begin:end]: the last whole characters; tokens read alone would lose the space before them
+        for i in range(1, len(ids) + 1):
+            known, now = self.decode(ids[begin:end]), self.decode(ids[begin:i])
+            whole = i == len(ids) or not now.endswith(UNFINISHED)
+            pieces.append(now[len(known) :] if whole else "")
+            if whole:
+                begin, end = end, i
+        return pieces

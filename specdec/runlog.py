@@ -4,6 +4,7 @@ steps.jsonl        one record per step and row
 generations.jsonl  one record per prompt, turn and repeat: the text, and how long each method took
 train.jsonl        a training run's figures, one line per report (instead of steps and generations)
 summary.json       the figures, written last
+report.html        the pictures of it, on one page (drawn by `experiments.report` from the files above)
 provenance.json    command, commit, uncommitted changes, versions, machine, and how the run ended
 """
 
@@ -16,19 +17,20 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import psutil
 import torch
 
 from specdec.errors import InputError
 from specdec.metrics import StepRecord
 
-RUN_FILES = ("steps.jsonl", "generations.jsonl", "summary.json", "provenance.json")
+RUN_FILES = ("steps.jsonl", "generations.jsonl", "summary.json", "provenance.json", "report.html")
 PACKAGES = ("torch", "transformers", "accelerate", "hydra-core", "wandb", "numpy", "flash-attn")
 
 
@@ -39,7 +41,7 @@ class Tracker(Protocol):
     def start(self, folder: Path, config: Mapping[str, Any]) -> None: ...
     def steps(self, records: Sequence[Mapping[str, Any]]) -> None: ...
     def training(self, record: Mapping[str, Any]) -> None: ...
-    def finish(self, summary: Mapping[str, Any]) -> None: ...
+    def finish(self, summary: Mapping[str, Any], report: Path | None = None) -> None: ...
 
 
 class NoTracker:
@@ -48,7 +50,7 @@ class NoTracker:
     def start(self, folder: Path, config: Mapping[str, Any]) -> None: ...
     def steps(self, records: Sequence[Mapping[str, Any]]) -> None: ...
     def training(self, record: Mapping[str, Any]) -> None: ...
-    def finish(self, summary: Mapping[str, Any]) -> None: ...
+    def finish(self, summary: Mapping[str, Any], report: Path | None = None) -> None: ...
 
 
 class WandbTracker:
@@ -65,6 +67,8 @@ class WandbTracker:
         import wandb
 
         settings = wandb.Settings(silent=True, console="off")
+        if (folder.parent / "multirun.yaml").exists():  # a job of a sweep
+            self._options["group"] = self._options["group"] or "/".join(folder.parts[-3:-1])
         self._run = wandb.init(dir=folder, config=dict(config), settings=settings, **self._options)
 
     def steps(self, records: Sequence[Mapping[str, Any]]) -> None:
@@ -85,16 +89,46 @@ class WandbTracker:
     def training(self, record: Mapping[str, Any]) -> None:
         self._run.log({name: value for name, value in record.items() if name != "step"}, step=record["step"])
 
-    def finish(self, summary: Mapping[str, Any]) -> None:
+    def finish(self, summary: Mapping[str, Any], report: Path | None = None) -> None:
+        """The summary, its charts, and the report's page as an artifact: docs/wandb-board.md builds a board of them."""
         import wandb
 
-        by_depth = list(enumerate(summary.get("acceptance_at_depth", []), 1))
-        if by_depth:
-            table = wandb.Table(columns=["depth", "acceptance"], data=[list(row) for row in by_depth])
-            self._run.log({"acceptance_at_depth": wandb.plot.bar(table, "depth", "acceptance", "Acceptance at depth")})
-            self._run.log({"acceptance_at_depth_table": table})
-        self._run.summary.update(dict(summary))
+        scalars: dict[str, Any] = {}
+        for name, (columns, rows) in _tables(summary).items():
+            table = wandb.Table(columns=list(columns), data=rows)
+            label, value = columns[:2]
+            self._run.log({name: wandb.plot.bar(table, label, value, name.replace("_", " "))})
+            if name != "by_category":
+                scalars |= {f"{name}/{row[0]}": row[1] for row in rows}
+        if counts := summary.get("emitted_histogram"):
+            histogram = np.array(counts), np.arange(len(counts) + 1) + 0.5
+            self._run.log({"emitted_tokens_per_step": wandb.Histogram(np_histogram=histogram)})
+        if report is not None:
+            artifact = wandb.Artifact(f"report-{self._run.id}", type="report")
+            artifact.add_file(str(report))
+            self._run.log_artifact(artifact)
+        self._run.summary.update({**summary, **scalars})
         self._run.finish()
+
+
+def _tables(summary: Mapping[str, Any]) -> dict[str, tuple[list[str], list[list[Any]]]]:
+    """What is charted of a summary: columns and rows by name; the first column is the bar's label, the second its
+    length."""
+    tables = {
+        "acceptance_at_depth": (
+            ["depth", "acceptance"],
+            [list(row) for row in enumerate(summary.get("acceptance_at_depth", []), 1)],
+        ),
+        "phase_ms": (["phase", "ms per step"], [list(row) for row in summary.get("phase_ms", {}).items()]),
+        "by_category": (
+            ["category", "speedup", "tokens per step", "acceptance rate", "tokens/s"],
+            [
+                [name, *(c[key] for key in ("speedup", "tokens_per_step", "acceptance_rate", "tokens_per_second"))]
+                for name, c in summary.get("by_category", {}).items()
+            ],
+        ),
+    }
+    return {name: table for name, table in tables.items() if table[1]}
 
 
 class Mirror:
@@ -136,7 +170,7 @@ class RunLog:
                 "hydra.run.dir", expected="a folder that can be written", got=f"{str(folder)!r} ({error.strerror})",
                 fix="choose another folder with hydra.run.dir=...",
             ) from error  # fmt: skip
-        self._provenance = {**provenance(), "status": "running"}
+        self._provenance = {**provenance(), "names": config.get("names", {}), "status": "running"}
         write_json(folder / "provenance.json", self._provenance)
         self._mirror("start", folder, config)
 
@@ -150,11 +184,18 @@ class RunLog:
     def generations(self, records: Sequence[Mapping[str, Any]]) -> None:
         _append(self._generations, records)
 
-    def finish(self, summary: Mapping[str, Any]) -> None:
-        """Write the summary: the run is complete."""
+    def finish(self, summary: Mapping[str, Any], report: Callable[[Path], Path] | None = None) -> None:
+        """Write the summary: the run is complete. report: draws its pictures, now that its files are whole, and returns
+        their file; where it fails the run is complete all the same."""
         write_json(self.folder / "summary.json", summary)
         self._end("finished")
-        self._mirror("finish", summary)
+        file = None
+        if report is not None:
+            try:
+                file = report(self.folder)
+            except Exception as error:
+                warnings.warn(f"the report could not be drawn, the JSON files are whole: {error!r}", stacklevel=2)
+        self._mirror("finish", summary, file)
 
     def stop(self, status: str) -> None:
         """The run ended early: what was written stays, and says so."""
@@ -200,7 +241,7 @@ class TrainLog:
                 "folder", expected="a folder that can be written", got=f"{str(folder)!r} ({error.strerror})",
                 fix="choose another folder",
             ) from error  # fmt: skip
-        self._provenance = {**provenance(), "resumed_at": step}
+        self._provenance = {**provenance(), "names": config.get("names", {}), "resumed_at": step}
         write_json(folder / "provenance.json", {**self._provenance, "status": "running"})
         self._mirror("start", folder, config)
 

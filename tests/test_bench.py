@@ -21,7 +21,14 @@ from specdec import benchmark
 from specdec.metrics import StepMetrics, StepRecord
 
 ROOT = Path(__file__).resolve().parents[1]
-TINY = ["target=tiny", "target.device=cpu", "tracker=none", "generation.max_new_tokens=12", "prompts.limit=3"]
+TINY = [
+    "target=tiny",
+    "target.device=cpu",
+    "tracker=none",
+    "generation.max_new_tokens=12",
+    "prompts.limit=3",
+    "report=false",
+]
 SUMMARY_KEYS = {
     "target", "drafter", "verifier", "acceptance", "device", "dtype", "threads", "temperature", "batch_size",
     "max_new_tokens", "prompts", "repeats", "tokens", "steps", "tokens_per_step", "acceptance_length",

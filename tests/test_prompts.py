@@ -14,6 +14,17 @@ from specdec.models import byte_tokenizer
 from specdec.prompts import Prompt, PromptEncoder, builtin, dataset, even_share, jsonl
 
 
+@pytest.mark.parametrize("text", ["plain words,  two spaces\n", "héllo 日本語 👩‍👩‍👧", ""])
+def test_pieces_join_to_the_text_and_characters_stay_whole(text: str) -> None:
+    encoder, ids = PromptEncoder(byte_tokenizer()), byte_tokenizer().encode(text)
+    pieces = encoder.pieces(ids)
+    assert len(pieces) == len(ids)
+    assert "".join(pieces) == encoder.decode(ids)
+    assert [piece for piece in pieces if piece] == list(text)
+    cut = ids[:-1]  # in the middle of a character, perhaps
+    assert "".join(encoder.pieces(cut)) == encoder.decode(cut)
+
+
 def test_builtin_prompts_cover_six_categories() -> None:
     prompts = builtin()
     assert len(prompts) >= 48

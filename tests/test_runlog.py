@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import struct
 from pathlib import Path
 
 import pytest
+from wandb.proto import wandb_internal_pb2 as pb
 
 from specdec.errors import InputError
 from specdec.metrics import StepRecord
@@ -15,7 +17,14 @@ STEP = StepRecord(
     0, 1, 1, 3, 3, 2, 3, [0, 1, 2], [7, 8, 9], {"draft": 1.0, "verify": 2.0, "accept": 0.1, "commit": 0.1}
 )
 CONTEXT = [{"prompt": "p1", "category": "math", "turn": 0, "repeat": 0}]
-SUMMARY = {"tokens_per_step": 3.0, "acceptance_at_depth": [1.0, 1.0, 0.0]}
+OF_CATEGORY = {"speedup": 1.5, "tokens_per_step": 3.0, "acceptance_rate": 0.5, "tokens_per_second": 9.0}
+SUMMARY = {
+    "tokens_per_step": 3.0,
+    "acceptance_at_depth": [1.0, 1.0, 0.0],
+    "emitted_histogram": [0, 1, 5],
+    "phase_ms": {"draft": 1.0, "verify": 2.0},
+    "by_category": {"math": OF_CATEGORY},
+}
 
 
 def lines(file: Path) -> list[dict]:
@@ -83,17 +92,71 @@ def test_a_tracker_that_fails_warns_and_the_run_goes_on(tmp_path: Path, call: st
     assert len(lines(tmp_path / "steps.jsonl")) == 1
 
 
+def wandb_records(file: Path) -> list[pb.Record]:
+    """What W&B wrote, from its file: records in blocks of 32 KiB, in the format of LevelDB's log."""
+    data, place, records, whole = file.read_bytes(), 7, [], b""
+    while place + 7 <= len(data):
+        if 2**15 - place % 2**15 < 7:  # no room for a header at the end of a block
+            place += 2**15 - place % 2**15
+            continue
+        _, length, kind = struct.unpack("<IHB", data[place : place + 7])
+        whole += data[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):  # a whole record, or the last part of one
+            records.append(pb.Record.FromString(whole))
+            whole = b""
+    return records
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 def test_wandb_mirrors_a_run_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WANDB_MODE", raising=False)
-    log = RunLog(tmp_path, WandbTracker(), {"seed": 0})
+    (tmp_path / "sweep" / "0").mkdir(parents=True)
+    (tmp_path / "sweep" / "multirun.yaml").touch()  # what Hydra leaves in a sweep's folder
+    log = RunLog(tmp_path / "sweep" / "0", WandbTracker(), {"seed": 0})
     log.steps([STEP, STEP], CONTEXT)
-    log.finish(SUMMARY)
+
+    def report(folder: Path) -> Path:
+        (folder / "report.html").write_text("<!doctype html>", "utf-8")
+        return folder / "report.html"
+
+    log.finish(SUMMARY, report)
     assert log._mirror.tracker is not None, "the tracker was switched off"
-    (file,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
-    content = file.read_bytes()
-    for word in (b"step/accepted", b"step/tokens_per_second", b"acceptance_at_depth", b"tokens_per_step"):
-        assert word in content
+    (file,) = tmp_path.glob("sweep/0/wandb/offline-run-*/run-*.wandb")
+    records = wandb_records(file)
+    logged = [
+        {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
+        for record in records
+        if record.HasField("history")
+    ]
+    assert [line["step/accepted"] for line in logged if "step/accepted" in line] == [2, 2]
+    charts = {name: value for line in logged for name, value in line.items()}
+    assert charts["emitted_tokens_per_step/values"] == [0, 1, 5]
+    assert [charts[f"{name}_table/nrows"] for name in ("acceptance_at_depth", "phase_ms", "by_category")] == [3, 2, 1]
+    summary = {
+        item.key or "/".join(item.nested_key): json.loads(item.value_json)
+        for record in records
+        if record.HasField("summary")
+        for item in record.summary.update
+    }
+    assert summary["tokens_per_step"] == 3.0
+    assert summary["acceptance_at_depth/3"] == 0.0
+    assert summary["phase_ms/verify"] == 2.0
+    (artifact,) = [
+        record.artifact for record in records if record.HasField("artifact") and record.artifact.type == "report"
+    ]
+    assert [entry.path for entry in artifact.manifest.contents] == ["report.html"]
+    assert {record.run.run_group for record in records if record.HasField("run")} == {f"{tmp_path.name}/sweep"}
+
+
+def test_a_report_that_fails_leaves_the_run_whole(tmp_path: Path) -> None:
+    def report(folder: Path) -> Path:
+        raise RuntimeError("no pictures")
+
+    log = RunLog(tmp_path, NoTracker(), {})
+    with pytest.warns(UserWarning, match="the report could not be drawn, the JSON files are whole: .*no pictures"):
+        log.finish(SUMMARY, report)
+    assert json.loads((tmp_path / "provenance.json").read_text())["status"] == "finished"
 
 
 def test_a_resumed_training_run_goes_on_in_its_files(tmp_path: Path) -> None:

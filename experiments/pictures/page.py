@@ -1,0 +1,151 @@
+"""One self-contained HTML page of runs: no network, no file beside it."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from urllib.parse import quote
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+from plotly.offline import get_plotlyjs
+
+from experiments.pictures import one_run, several_runs, training
+from experiments.pictures.picture import Picture, Table, Tile
+from experiments.pictures.reader import reader
+from experiments.pictures.style import CONFIG
+from specdec.runs import Run
+
+REPORT = "report.html"
+ASSETS = Path(__file__).parent / "assets"
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a page or the dashboard shows of some runs."""
+
+    title: str
+    head: list[str]
+    notes: list[str]
+    made: list[tuple[str, str]]
+    pictures: list[Picture]
+    tiles: list[Tile] = field(default_factory=list)
+    table: Table | None = None
+
+    @classmethod
+    def of(cls, runs: Sequence[Run]) -> Contents:
+        """One run: its own figures. Several: their comparison."""
+        if len(runs) == 1:
+            return cls._one(runs[0])
+        labelled = several_runs.labels(runs)
+        measured = {label: run for label, run in labelled.items() if not run.trains}
+        notes = several_runs.warnings(labelled) + [
+            f"{label}: {n}" for label, run in labelled.items() for n in run.notes
+        ]
+        return cls(
+            title=f"{len(runs)} runs",
+            head=[" · ".join(dict.fromkeys(_where(run) for run in runs))],
+            notes=notes,
+            made=list(dict.fromkeys((run.command, run.commit) for run in runs)),
+            pictures=several_runs.pictures(measured)
+            + training.pictures({n: r for n, r in labelled.items() if r.trains}),
+            table=several_runs.table(measured) if measured else None,
+        )
+
+    @classmethod
+    def _one(cls, run: Run) -> Contents:
+        names = run.names
+        return cls(
+            title=f"{'training ' if run.trains else ''}{names['drafter']} on {names['target']}",
+            head=[_where(run)],
+            notes=run.notes,
+            made=[(run.command, run.commit)],
+            pictures=training.pictures({str(run.folder): run}) if run.trains else one_run.pictures(run),
+            tiles=[] if run.trains else one_run.headline(run),
+        )
+
+
+def page(runs: Sequence[Run]) -> str:
+    """The report of one run, or the comparison of several."""
+    contents = Contents.of(runs)
+    return _render(
+        **{name: getattr(contents, name) for name in Contents.__dataclass_fields__},
+        reader=reader(runs[0]) if len(runs) == 1 else None,
+        figures={"figures": {picture.name: picture.json() for picture in contents.pictures}, "config": CONFIG},
+        scripts=[get_plotlyjs(), _asset("report.js"), _asset("reader.js")],
+        framed=False,
+    )
+
+
+def write_page(runs: Sequence[Run], file: Path) -> Path:
+    """Whole or not at all."""
+    for run in runs:
+        run.refresh()
+    unfinished = file.with_name(file.name + ".unfinished")
+    unfinished.write_text(page(runs), "utf-8")
+    return unfinished.replace(file)
+
+
+def reader_page(run: Run) -> str:
+    """The reader alone, for a frame of the dashboard."""
+    return _render(
+        title=run.folder.name,
+        framed=True,
+        head=[],
+        notes=[],
+        made=[],
+        pictures=[],
+        tiles=[],
+        table=None,
+        reader=reader(run),
+        figures={},
+        scripts=[_asset("reader.js")],
+    )
+
+
+def _render(scripts: Sequence[str], **values: object) -> str:
+    hashes = (base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts)
+    policy = " ".join(f"'sha256-{digest}'" for digest in hashes)
+    return _template().render(scripts=scripts, policy=policy, style=_asset("style.css"), **values)
+
+
+@cache
+def _asset(name: str) -> str:
+    return (ASSETS / name).read_text("utf-8")
+
+
+@cache
+def _template():  # type: ignore[no-untyped-def]
+    environment = Environment(
+        loader=FileSystemLoader(ASSETS),
+        autoescape=select_autoescape(),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["csv"] = csv_link
+    return environment.get_template("page.html")
+
+
+def csv_link(table: Table) -> str:
+    """The table as a link that needs no file."""
+    return "data:text/csv;charset=utf-8," + quote(table.csv())
+
+
+def _where(run: Run) -> str:
+    """On what it ran."""
+    f, machine = run.figures, run.provenance.get("machine") or {}
+    parts = [
+        ", ".join(machine.get("gpu") or []) or machine.get("cpu"),
+        f"{f['threads']} threads" if "threads" in f else None,
+        f.get("dtype"),
+        f"kernel {f['kernel']}" if "kernel" in f else None,
+        f"temperature {f['temperature']}" if "temperature" in f else None,
+        f"batch {f['batch_size']}" if "batch_size" in f else None,
+        f"{f['prompts']} prompts" if "prompts" in f else None,
+        run.provenance.get("started"),
+    ]
+    return ", ".join(str(part) for part in parts if part)

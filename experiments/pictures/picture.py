@@ -1,0 +1,82 @@
+"""A picture, and the table it was drawn from."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import plotly.graph_objects as go
+
+Cell = str | int | float | None
+
+
+@dataclass(frozen=True)
+class Table:
+    """Columns with their units, and rows."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+
+    def csv(self) -> str:
+        out = io.StringIO()
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerows([self.columns, *self.rows])
+        return out.getvalue()
+
+    def shown(self) -> list[list[str]]:
+        """The rows as people read them."""
+        return [[shown(cell) for cell in row] for row in self.rows]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """name: its id and its file's name; says: how to read it, in a sentence; wide: over the whole width."""
+
+    name: str
+    title: str
+    says: str
+    figure: go.Figure
+    table: Table
+    wide: bool = False
+
+    def json(self) -> dict[str, Any]:
+        """The figure as Plotly's own JSON, numbers in plain lists."""
+        drawn: dict[str, Any] = json.loads(self.figure.to_json())
+        return drawn
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One figure of the headline."""
+
+    label: str
+    value: str
+    note: str = ""
+
+
+def shown(cell: Cell) -> str:
+    if cell is None:
+        return "–"
+    if isinstance(cell, float):
+        return f"{cell:.3f}" if abs(cell) < 10 else f"{cell:,.1f}"
+    return str(cell)
+
+
+def bars(interval: Sequence[Sequence[float] | None], values: Sequence[float]) -> dict[str, Any] | None:
+    """Error bars from 95 % intervals, where there are any."""
+    if not any(interval):
+        return None
+    both = list(zip([i or (v, v) for i, v in zip(interval, values, strict=True)], values, strict=True))
+    return {
+        "type": "data",
+        "symmetric": False,
+        "thickness": 1.4,
+        "width": 4,
+        "color": "#8A919C",
+        "array": [high - value for (_, high), value in both],
+        "arrayminus": [value - low for (low, _), value in both],
+    }

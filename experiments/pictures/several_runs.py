@@ -1,0 +1,206 @@
+"""The pictures that compare runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from experiments.pictures.picture import Picture, Table, bars
+from experiments.pictures.style import GREY, SCALE, axis, drafter_style, figure, words
+from experiments.tables import identical
+from specdec.runs import Run
+
+UNCOMPARED = ("tracker", "hydra", "reference", "report")  # options that change no text and no speed
+MOST_PARAMETERS = 6
+
+Labelled = Mapping[str, Run]
+
+
+def labels(runs: Sequence[Run]) -> dict[str, Run]:
+    """Runs by a short name each: the drafter, then what differs between the runs, then the folder if it must be."""
+    differing = parameters(runs)
+    names = []
+    for run in runs:
+        own = [f"{key.rpartition('.')[2]}={run.options[key]}" for key in differing if key in run.options]
+        names.append(" ".join([run.names["drafter"], *own]))
+    return {
+        name if names.count(name) == 1 else f"{name} ({'/'.join(run.folder.parts[-2:])})": run
+        for name, run in zip(names, runs, strict=True)
+    }
+
+
+def parameters(runs: Sequence[Run]) -> list[str]:
+    """Options that differ between the runs that have them; which drafter it is, its name says."""
+    keys = dict.fromkeys(key for run in runs for key in run.options)
+    return [
+        key
+        for key in keys
+        if key.partition(".")[0] not in UNCOMPARED
+        and not key.endswith("_target_")
+        and len({str(run.options[key]) for run in runs if key in run.options}) > 1
+    ][:MOST_PARAMETERS]
+
+
+def table(labelled: Labelled) -> Table:
+    """One run a row; intervals are 95 %."""
+    columns = (
+        "run",
+        "target",
+        "status",
+        "prompts",
+        "τ (tokens per step)",
+        "acceptance rate",
+        "nodes (per step)",
+        "tokens/s",
+        "speedup",
+        "95 % from",
+        "to",
+        "texts identical",
+        "rule",
+    )
+    rows = []
+    for label, run in labelled.items():
+        f = run.figures
+        same = identical(f).partition(" ")[0] if "divergence" in f else None
+        rule = f"{f['acceptance']} ({'lossless' if f['lossless'] else 'lossy'})" if "acceptance" in f else None
+        rows.append(
+            [
+                label,
+                run.names["target"],
+                run.status,
+                f.get("prompts"),
+                f.get("tokens_per_step"),
+                f.get("acceptance_rate"),
+                f.get("nodes_per_step"),
+                f.get("tokens_per_second"),
+                f.get("speedup"),
+                *(f.get("speedup_ci95") or (None, None)),
+                same,
+                rule,
+            ]
+        )
+    return Table(columns, rows)
+
+
+def pictures(labelled: Labelled) -> list[Picture]:
+    """All there is to compare; a picture without data is left out."""
+    return list(_pictures(labelled))
+
+
+def _pictures(labelled: Labelled) -> Iterator[Picture]:
+    timed = {label: run for label, run in labelled.items() if run.figures.get("speedup") is not None}
+    for name, axis_title, key, says in (
+        (
+            "tau",
+            "tokens per step τ",
+            "tokens_per_step",
+            "What acceptance is worth: above the dashed line drafting pays.",
+        ),
+        ("nodes", "drafted nodes per step", "nodes_per_step", "What a larger tree costs and brings."),
+    ):
+        points = {label: run for label, run in timed.items() if run.figures.get(key) is not None}
+        if points:
+            title = f"Speedup against {'τ' if name == 'tau' else 'drafted nodes'}"
+            places = [run.figures[key] for run in points.values()]
+            yield against(f"speedup_against_{name}", title, says, axis_title, places, points)
+    for key in parameters(list(timed.values())):
+        points = {label: run for label, run in timed.items() if key in run.options}
+        yield over_parameter(key, points)
+    yield from heat_maps(labelled)
+
+
+def against(name: str, title: str, says: str, axis_title: str, places: Sequence[Any], points: Labelled) -> Picture:
+    """Speedup with its interval over some figure, one mark a run."""
+    drawn = figure(axis(axis_title), axis("speedup (ratio)", rangemode="tozero"), height=380)
+    drawn.add_hline(y=1, line={"color": GREY, "dash": "dash", "width": 1.4})
+    shown = set()
+    for place, (label, run) in zip(places, points.items(), strict=True):
+        drafter = run.names["drafter"]
+        colour, symbol = drafter_style(drafter)
+        value, interval = run.figures["speedup"], run.figures["speedup_ci95"]
+        drawn.add_scatter(
+            x=[place],
+            y=[value],
+            error_y=bars([interval], [value]),
+            mode="markers",
+            name=words(drafter),
+            legendgroup=drafter,
+            showlegend=drafter not in shown,
+            marker={"color": colour, "symbol": symbol, "size": 12},
+            text=[words(label)],
+            hovertemplate="%{text}<br>%{x}: %{y:.2f}x<extra></extra>",
+        )
+        shown.add(drafter)
+    columns = ("run", "drafter", axis_title, "speedup", "95 % from", "to")
+    rows = [
+        [label, run.names["drafter"], place, run.figures["speedup"], *(run.figures["speedup_ci95"] or (None, None))]
+        for place, (label, run) in zip(places, points.items(), strict=True)
+    ]
+    return Picture(name, title, says, drawn, Table(columns, rows))
+
+
+def over_parameter(key: str, points: Labelled) -> Picture:
+    """Numbers in their order along the axis; anything else as names."""
+    values = [run.options[key] for run in points.values()]
+    numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+    places = values if numeric else [str(value) for value in values]
+    order = sorted(zip(places, points, strict=True)) if numeric else list(zip(places, points, strict=True))
+    ordered = {label: points[label] for _, label in order}
+    says = f"The runs that set {key}, whatever else differs between them."
+    slug = "".join(letter if letter.isalnum() else "_" for letter in key)
+    return against(f"speedup_over_{slug}", f"Speedup over {key}", says, key, [place for place, _ in order], ordered)
+
+
+def heat_maps(labelled: Labelled) -> Iterator[Picture]:
+    for key, title, unit in (("tokens_per_step", "τ", "τ (tokens/step)"), ("speedup", "Speedup", "speedup (ratio)")):
+        values: dict[str, dict[str, float]] = {}
+        for label, run in labelled.items():
+            of_run = {n: c[key] for n, c in run.figures.get("by_category", {}).items() if c.get(key) is not None}
+            if of_run:
+                values[label] = of_run
+        categories = list(dict.fromkeys(name for of_run in values.values() for name in of_run))
+        if len(categories) < 2:
+            continue
+        grid = [[of_run.get(name) for of_run in values.values()] for name in categories]
+        drawn = figure(
+            axis("", side="top", tickangle=-35 if len(values) > 2 else 0, showgrid=False, type="category"),
+            axis("", autorange="reversed", showgrid=False, type="category"),
+            height=210 + 34 * len(categories),
+        )
+        drawn.add_heatmap(
+            z=grid,
+            x=[words(n) for n in values],
+            y=[words(n) for n in categories],
+            colorscale=SCALE,
+            texttemplate="%{z:.2f}",
+            xgap=2,
+            ygap=2,
+            colorbar={
+                "orientation": "h",
+                "y": -0.03,
+                "yanchor": "top",
+                "thickness": 10,
+                "outlinewidth": 0,
+                "title": {"text": unit, "side": "bottom", "font": {"size": 13}},
+            },
+            hovertemplate="%{x}<br>%{y}: %{z:.3f}<extra></extra>",
+        )
+        rows = [[name, *row] for name, row in zip(categories, grid, strict=True)]
+        table = Table(("category", *(f"{label}, {unit}" for label in values)), rows)
+        says = "Each run on each category."
+        yield Picture(f"{key}_heat_map", f"{title} by category and run", says, drawn, table, wide=True)
+
+
+def warnings(labelled: Labelled) -> list[str]:
+    """What makes the comparison unfair."""
+    out = []
+    for what, of in (
+        ("targets", lambda run: run.names["target"]),
+        ("machines", lambda run: (run.provenance.get("machine") or {}).get("cpu")),
+        ("numeric types", lambda run: run.figures.get("dtype")),
+        ("temperatures", lambda run: run.figures.get("temperature")),
+    ):
+        known = list(dict.fromkeys(str(of(run)) for run in labelled.values() if of(run) is not None))
+        if len(known) > 1:
+            out.append(f"These runs have different {what} ({', '.join(known)}): their figures do not compare.")
+    return out

@@ -1,0 +1,74 @@
+"""One self-contained page of pictures of a run, or of the comparison of several.
+
+python -m experiments.report outputs/2026-11-23/12-00-00
+python -m experiments.report outputs/2026-11-23/12-30-00 outputs/2026-11-23/12-40-00 --write comparison.html
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.markup import escape
+from rich.table import Table as RichTable
+
+from experiments.entry import one_line_errors
+from experiments.pictures.page import REPORT, Contents, write_page
+from experiments.pictures.picture import Table
+from experiments.tables import stdout
+from specdec.errors import InputError
+from specdec.runs import Run, find_runs
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m experiments.report", description=__doc__)
+    parser.add_argument("folders", nargs="+", type=Path, help="run folders, or folders of runs (a sweep)")
+    parser.add_argument("--write", type=Path, help=f"the page; default: {REPORT} in the folder, if it is one")
+    options = parser.parse_args(arguments)
+    with one_line_errors():
+        file = options.write or (options.folders[0] if len(options.folders) == 1 else Path()) / REPORT
+        write(find_runs(options.folders), file)
+
+
+def write(runs: Sequence[Run], file: Path) -> None:
+    """Write the page, print its figures.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    try:
+        write_page(runs, file)
+    except OSError as error:
+        raise InputError(
+            "--write", expected="a file that can be written", got=f"{str(file)!r} ({error.strerror})",
+            fix="choose another with --write",
+        ) from error  # fmt: skip
+    print_figures(Contents.of(runs))
+    stdout.print(f"report: {file}", soft_wrap=True, highlight=False)
+
+
+def print_figures(contents: Contents) -> None:
+    """The pictures' own tables, as text."""
+    for line in (contents.title, *contents.head, *contents.notes):
+        stdout.print(escape(line), soft_wrap=True, highlight=False)
+    if contents.tiles:
+        tiles = Table(("figure", "value", ""), [(tile.label, tile.value, tile.note) for tile in contents.tiles])
+        stdout.print(rich(tiles, "headline"))
+    if contents.table:
+        stdout.print(rich(contents.table, "the runs"))
+    for picture in contents.pictures:
+        stdout.print(rich(picture.table, picture.title))
+
+
+def rich(table: Table, title: str) -> RichTable:
+    out = RichTable(title=escape(title), title_justify="left")
+    for place, column in enumerate(table.columns):
+        out.add_column(escape(column), justify="right" if place else "left")
+    for row in table.shown():
+        out.add_row(*map(escape, row))
+    return out
+
+
+if __name__ == "__main__":
+    main()

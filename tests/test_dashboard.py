@@ -1,0 +1,127 @@
+"""`python -m experiments.dashboard`: the list, a run that grows, and nothing from outside the folder."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+import pytest
+from werkzeug.serving import make_server
+
+from experiments import dashboard
+from specdec.metrics import StepMetrics
+from tests.browser import chromium, keep_screenshot, nothing_is_cut_off, open_page, whole_view
+from tests.runs_on_disk import add_text, begin, finished, training
+
+__all__ = ["chromium", "open_page"]  # fixtures
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[str]:
+    """The dashboard of `tmp_path / "outputs"`, and its address."""
+    (tmp_path / "outputs").mkdir()
+    server = make_server(dashboard.HOST, 0, dashboard.dashboard(tmp_path / "outputs").server, threaded=True)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://{dashboard.HOST}:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def choose(page: Any, *rows: int) -> None:
+    page.wait_for_selector("#runs input[type=checkbox]")
+    for row in rows:
+        page.locator("#runs input[type=checkbox]").nth(row).click()
+    page.wait_for_selector(".main-svg")
+
+
+def test_a_live_run_is_followed(tmp_path: Path, served: str, open_page: Callable[..., Any]) -> None:
+    log = begin(tmp_path / "outputs" / "live")
+    records = add_text(log, 0)
+    page = open_page(served)
+    choose(page, 0)
+    tau = page.locator(".tile b >> nth=0")
+    assert tau.inner_text() == f"{StepMetrics.of(records).tokens_per_step:.2f}"
+    assert "the run is under way" in page.inner_text("#shown")
+    steps = "() => document.querySelector('#emitted_tokens .js-plotly-plot').data[0].customdata.reduce((a, b) => a + b)"
+    assert page.evaluate(steps) == 12
+    records += add_text(log, 1, steps=30)
+    page.wait_for_function(f"{steps.replace('() => ', '() => 42 === ')}")
+    page.wait_for_function(
+        f"() => document.querySelector('.tile b').innerText === '{StepMetrics.of(records).tokens_per_step:.2f}'"
+    )
+    log.stop("interrupted")
+    page.wait_for_function("() => document.querySelector('#shown').innerText.includes('the run was interrupted')")
+    keep_screenshot(page, "dashboard-live")
+
+
+@pytest.mark.parametrize(("width", "mode"), [(1280, "light"), (1280, "dark"), (390, "dark")])
+def test_runs_are_listed_and_compared(
+    tmp_path: Path, served: str, open_page: Callable[..., Any], width: int, mode: str
+) -> None:
+    finished(tmp_path / "outputs" / "a", "ngram")
+    finished(tmp_path / "outputs" / "b", "ngram_lm")
+    training(tmp_path / "outputs" / "c")
+    page = open_page(served, width, mode)
+    choose(page, 0, 1, 2)
+    page.wait_for_selector("#training_loss .main-svg")
+    assert page.locator(".runs tr").count() == 3
+    whole_view(page)
+    nothing_is_cut_off(page)
+    keep_screenshot(page, f"dashboard-{width}-{mode}")
+
+
+def status(url: str, host: str | None = None) -> int:
+    try:
+        with urlopen(Request(url, headers={"Host": host} if host else {})) as answer:
+            return answer.status
+    except HTTPError as error:
+        error.close()
+        return error.code
+
+
+def test_nothing_from_outside_the_folder_and_nobody_from_elsewhere(tmp_path: Path, served: str) -> None:
+    finished(tmp_path / "outputs" / "inside")
+    finished(tmp_path / "secret")
+    (tmp_path / "outputs" / "link").symlink_to(tmp_path / "secret")
+    urlopen(served).close()
+    assert status(f"{served}/reader?run=inside") == 200
+    assert status(f"{served}/report?run=inside") == 200
+    for outside in ("../secret", str(tmp_path / "secret"), "inside/../../secret", "link", "", "%2e%2e/secret"):
+        assert status(f"{served}/reader?run={outside}") == 404
+        assert status(f"{served}/report?run={outside}") == 404
+    port = served.rpartition(":")[2]
+    assert status(served, host=f"evil.example:{port}") == 403
+    assert status(served, host=f"localhost:{port}") == 200
+
+
+def test_500_runs_are_listed_quickly(tmp_path: Path) -> None:
+    finished(tmp_path / "0")
+    for number in range(1, 500):
+        shutil.copytree(tmp_path / "0", tmp_path / str(number))
+    begun = time.process_time()
+    assert len(dashboard.Library(tmp_path).rows()) == 500
+    assert time.process_time() - begun < 2
+
+
+def test_bad_input_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    with socket.socket() as taken:
+        taken.bind((dashboard.HOST, 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        for arguments, message in (
+            (["/nowhere"], "error: folder: expected a folder of runs, got '/nowhere'; check the path"),
+            ([str(tmp_path), "--port", str(port)], f"error: --port: expected a free port, got {port}"),
+        ):
+            with pytest.raises(SystemExit) as end:
+                dashboard.main(arguments)
+            assert end.value.code == 2
+            assert message in capsys.readouterr().err
