@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
 from specdec.hardware import Machine, ModelShape, Precision, Roofline, load_config
 from specdec.hardware.roofline import Reach
 
@@ -36,16 +39,22 @@ class Reached:
 class Modelled:
     """See conf/roofline.yaml."""
 
-    target: str
     precision: Dtypes = field(default_factory=Dtypes)
     devices: int = 1
     link: str | None = None
     reach: Reached = field(default_factory=Reached)
 
-    def roofline(self, machine: Machine) -> Roofline:
-        shape = ModelShape.of(load_config(self.target), self.target)
+    def roofline(self, target: DictConfig, machine: Machine) -> Roofline:
+        shape = target_shape(target)
         precision, reach = self.precision.on(machine), self.reach.shares()
         return Roofline(shape, machine, precision, self.devices, self.link, reach)
+
+
+def target_shape(target: DictConfig) -> ModelShape:
+    """Of what the config group `target` names, from its config."""
+    choice = str(HydraConfig.get().runtime.choices["target"])
+    hub = target.get("name")  # the embedded and the tiny model have none
+    return ModelShape.of(load_config(hub or choice), choice if choice != "hf" else hub)
 
 
 def where(roofline: Roofline) -> str:

@@ -1,7 +1,7 @@
 """What bounds a model on a machine: time, intensity and memory of its forwards, predicted from its config alone.
 
 python -m experiments.roofline target=llama2_7b hardware=a100_80g
-python -m experiments.roofline target=Qwen/Qwen3-4B hardware=rtx_4090 precision.weights=int8
+python -m experiments.roofline target=hf target.name=Qwen/Qwen3-4B hardware=rtx_4090 precision.weights=int8
 python -m experiments.roofline target=smollm2_135m hardware=this hardware.file=outputs/.../profile.json
 """
 
@@ -39,7 +39,7 @@ class Options(Modelled):
     context: int = 512
     nodes: list[int] = field(default_factory=list)
     batches: list[int] = field(default_factory=list)
-    prompts: list[int] = field(default_factory=list)
+    prefill: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Point:
 @one_line_errors()
 def main(cfg: DictConfig) -> None:
     o = typed(cfg, Options)
-    roofline = o.roofline(instantiate(cfg.hardware))
+    roofline = o.roofline(cfg.target, instantiate(cfg.hardware))
     made = list(points(roofline, o))
     folder, title = Path(HydraConfig.get().runtime.output_dir), where(roofline)
     head = memory(roofline)
@@ -97,7 +97,7 @@ def points(roofline: Roofline, o: Options) -> Iterator[Point]:
         yield Point("verify", n, roofline.forward(n, 1, o.context), n)
     for b in o.batches:
         yield Point("batch", b, roofline.decode(b, o.context), b)
-    for n in o.prompts:
+    for n in o.prefill:
         yield Point("prompt", n, roofline.prefill(n), n)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from transformers import AutoConfig, PreTrainedConfig
@@ -11,17 +12,18 @@ from specdec.hardware.machine import require_known
 from specdec.models import EMBEDDED, embedded_folder, load_tiny
 
 KEPT = {file.stem: file for file in sorted((Path(__file__).parent / "configs").glob("*.json"))}
+HUB = {json.loads(file.read_text("utf-8"))["_name_or_path"]: file for file in KEPT.values()}
 
 
 def load_config(name: str) -> PreTrainedConfig:
-    """By the name of a kept config, `smollm2_135m`, `tiny`, a folder, or a hub id (one with a slash).
+    """By the name or the hub id of a kept config, `smollm2_135m`, `tiny`, a folder, or any other hub id.
 
     Raises:
         InputError: no such config; suggests the nearest kept one.
     """
     if name == "tiny":
         return load_tiny(device="cpu", runtime="stock").model.config
-    path = str(embedded_folder()) if name == EMBEDDED else str(KEPT.get(name, name))
+    path = str(embedded_folder()) if name == EMBEDDED else str((KEPT | HUB).get(name, name))
     if "/" not in path and not Path(path).exists():
         require_known("target", name, {**KEPT, EMBEDDED: None, "tiny": None})
     try:

@@ -23,6 +23,14 @@ BYTES = {
     "int4": 0.5,
 }
 
+KINDS = (
+    ("name", "a name", str),
+    ("teraflops", "figures by dtype", Mapping),
+    ("gigabytes_per_second", "a number", int | float),
+    ("gigabytes", "a number", int | float),
+    ("links", "figures by kind of link", Mapping),
+)
+
 
 @dataclass(frozen=True)
 class Machine:
@@ -63,12 +71,10 @@ class Machine:
         known = {f.name: f for f in fields(cls)}
         for key in figures:
             require_known(what, key, known)
-        for key in ("name", "teraflops", "gigabytes_per_second", "gigabytes"):
-            if figures.get(key) is None:
-                raise _bad(f"{what}.{key}", "a figure", "none")
-        for key in ("teraflops", "links"):
-            if not isinstance(figures.get(key, {}), Mapping):
-                raise _bad(f"{what}.{key}", "figures by name", repr(figures[key]))
+        for key, expected, kind in KINDS:
+            value = figures.get(key, {} if key == "links" else None)
+            if not isinstance(value, kind):
+                raise _bad(f"{what}.{key}", expected, "none" if value is None else repr(value))
         values: dict[str, Any] = {key: dict(f) if isinstance(f, Mapping) else f for key, f in figures.items()}
         return cls(**values)
 
