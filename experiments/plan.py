@@ -92,7 +92,7 @@ def main(cfg: DictConfig) -> None:
         "provenance": provenance(),
     }
     write_json(folder / "plan.json", result)
-    picture(grid, verify, title).write_html(folder / "plan.html", include_plotlyjs=True)
+    picture(grid, verify, o.nodes, title).write_html(folder / "plan.html", include_plotlyjs=True)
     stdout.print(speedups(grid, contexts, sorted(set(o.batches)), ends, title))
     stdout.print(details(grid, contexts[0], o.devices))
     if levels:

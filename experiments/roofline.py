@@ -88,6 +88,9 @@ def main(cfg: DictConfig) -> None:
     plot(roofline, made, title).write_html(folder / "roofline.html", include_plotlyjs=True)
     stdout.print(memory_table(roofline, head, title))
     stdout.print(table(rows, f"one forward behind {o.context:,} tokens, per device: predicted, not measured"))
+    for point in made:
+        if point.kind == "batch" and point.size > roofline.largest_batch(o.context + 1):
+            stdout.print(f"{point.size} rows do not fit: the memory holds {roofline.largest_batch(o.context + 1):,}")
     stdout.print(f"run folder: {folder} (roofline.json, plot: roofline.html)", soft_wrap=True, highlight=False)
 
 

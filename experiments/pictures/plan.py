@@ -15,9 +15,10 @@ COSTED = (1, 8, 32, 128)  # batches whose cost of nodes is drawn
 NODES = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 
 
-def picture(grid: Mapping[tuple[int, int], Plan], verify: CostCurve, title: str) -> go.Figure:
+def picture(grid: Mapping[tuple[int, int], Plan], verify: CostCurve, most: int, title: str) -> go.Figure:
     """Left: the time of a forward over its nodes, relative to plain decoding, at the shortest context. Right: the
-    speedup of the best tree over the batch, a line for each context."""
+    speedup of the best tree over the batch, a line for each context. most: drafted nodes."""
+    nodes = [n for n in NODES if n <= most + 1]
     contexts = sorted({context for _, context in grid})
     batches = sorted({batch for batch, context in grid if context == contexts[0]})
     base = figure({}, {}, height=420).layout
@@ -33,8 +34,8 @@ def picture(grid: Mapping[tuple[int, int], Plan], verify: CostCurve, title: str)
     for colour, batch in zip(PALETTE, [b for b in COSTED if b in batches], strict=False):
         plain = verify.seconds(1, batch, contexts[0])
         drawn.add_scatter(
-            x=list(NODES),
-            y=[verify.seconds(n, batch, contexts[0]) / plain for n in NODES],
+            x=nodes,
+            y=[verify.seconds(n, batch, contexts[0]) / plain for n in nodes],
             mode="lines+markers",
             name=f"batch {batch}",
             line={"color": colour, "width": 2.2},

@@ -116,7 +116,9 @@ def test_a_loaded_model_says_the_same(tiny: TargetModel) -> None:
 def test_operations_are_those_that_pytorch_counts(
     config: PreTrainedConfig, tokens: int, batch: int, context: int
 ) -> None:
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    # the counter knows plain products, and no grouped ones
+    plain = {"attn_implementation": "eager"} | ({"experts_implementation": "eager"} if shape(config).experts else {})
+    model = AutoModelForCausalLM.from_config(config, **plain).eval()
     with torch.inference_mode():
         cache = model(torch.zeros(batch, context, dtype=torch.long)).past_key_values if context else None
         with FlopCounterMode(display=False) as counter:
