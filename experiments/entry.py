@@ -6,10 +6,11 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 
 import torch
-from hydra.errors import CompactHydraException, InstantiationException
+from hydra.errors import CompactHydraException, InstantiationException, MissingConfigException
 from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 from rich.console import Console
@@ -56,6 +57,11 @@ def explain(error: BaseException) -> str | None:  # noqa: PLR0911  (one return p
         return (
             f"{unknown.full_key}: expected an option that exists ({options}), got {unknown.key!r}; check the spelling"
         )
+    if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
+        group, _, choice = error.missing_cfg_file.rpartition("/")
+        near = get_close_matches(choice, error.options, n=1, cutoff=0.4)
+        fix = f"did you mean {near[0]}?" if near else "check the spelling"
+        return f"{group}: expected one of {', '.join(error.options)}, got {choice!r}; {fix}"
     if isinstance(error, MissingMandatoryValue):
         return f"{error.full_key}: expected a value, got none; pass {error.full_key}=..."
     if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):

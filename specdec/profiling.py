@@ -168,7 +168,7 @@ def profile(
 ) -> Profile:
     """Time every point once a round, in an order drawn anew each round: noise then falls on all of them alike.
 
-    A forward is a chain of drafted nodes; any tree of as many nodes costs the same. buffer_mib, matrix: see `Machine`.
+    A forward is a chain of drafted nodes; any tree of as many nodes costs the same. buffer_mib, matrix: see `Probe`.
     exit_layer: time also what is left of each forward where the first so many layers have run (early exit).
 
     Raises:
@@ -179,7 +179,7 @@ def profile(
     if exit_layer is not None:
         target.require_layer(exit_layer, "exit_layer")
     exits = [None] if exit_layer is None else [None, exit_layer]
-    machine = Machine(target.device, target.dtype, buffer_mib, matrix)
+    probe = Probe(target.device, target.dtype, buffer_mib, matrix)
     caches = {
         batch: target.new_cache(batch, max(p.prefix + p.tokens for p in points if p.batch == batch))
         for batch in sorted({point.batch for point in points})
@@ -189,13 +189,13 @@ def profile(
         for at in exits:
             forward_ms(target, caches[point.batch], point, at)
     times: dict[int | None, dict[Point, list[float]]] = {at: {point: [] for point in points} for at in exits}
-    ceilings = [machine.measure()]
+    ceilings = [probe.measure()]
     for number in range(rounds):
         for index in order.permutation(len(points)):
             point = points[index]
             for at in exits if number % 2 else reversed(exits):
                 times[at][point].append(forward_ms(target, caches[point.batch], point, at))
-        ceilings.append(machine.measure())
+        ceilings.append(probe.measure())
         on_round(number)
     best = Ceilings(max(c.bytes_per_second for c in ceilings), max(c.flops_per_second for c in ceilings))
     return Profile(times[None], best, {} if exit_layer is None else times[exit_layer])
@@ -227,7 +227,7 @@ def forward_ms(target: TargetModel, cache: TreeCache, point: Point, exit_layer: 
     return taken["forward"]
 
 
-class Machine:
+class Probe:
     """Measures the ceilings: reading a buffer of `buffer_mib` MiB, far larger than any cache, with all threads; and the
     product of two square matrices of side `matrix` in the model's dtype. The read is torch's sum, one stream a thread;
     a kernel that reads several side by side may come out somewhat above it."""
@@ -255,8 +255,8 @@ def plain_read_ms(target: TargetModel, rounds: int = 5, most_mib: int = 256) -> 
     the best of some rounds. Of large models, `most_mib` MiB are read and scaled up."""
     size = Footprint.of(target).weight_bytes
     buffer_mib = min(max(size // 2**20, 1), most_mib)
-    machine = Machine(target.device, target.dtype, buffer_mib, matrix=1)
-    return 1e3 * size / max(machine.measure().bytes_per_second for _ in range(rounds))
+    probe = Probe(target.device, target.dtype, buffer_mib, matrix=1)
+    return 1e3 * size / max(probe.measure().bytes_per_second for _ in range(rounds))
 
 
 def figures(footprint: Footprint, measured: Profile) -> list[dict[str, Any]]:

@@ -62,3 +62,25 @@ def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
         return status, json.loads(file.read_text("utf-8")) if file.exists() else {}, captured.out + captured.err
 
     return run
+
+
+@pytest.fixture
+def measured(tmp_path: Path) -> Path:
+    """A profile of the tiny model, as `experiments.profile_target` writes it, with round figures."""
+    points = [
+        {"tokens": n, "prefix": p, "batch": b, "ms": {"median": 9.0 + n * b}}
+        for n in (1, 4)
+        for p in (64, 128)
+        for b in (1, 2)
+    ]
+    profile = {
+        "target": "tiny",
+        "device": "cpu",
+        "dtype": "float32",
+        "ceilings": {"gb_per_second": 20.0, "gflop_per_second": 100.0},
+        "points": points,
+        "provenance": {"machine": {"cpu": "a CPU", "gpu": [], "memory_gib": 24.0}},
+    }
+    file = tmp_path / "measured.json"
+    file.write_text(json.dumps(profile), "utf-8")
+    return file

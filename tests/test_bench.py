@@ -209,7 +209,7 @@ BAD = [
     (["generation.batch_size=0"], "generation.batch_size: expected an integer >= 1, got 0"),
     (["repeats=0"], "repeats: expected an integer >= 1, got 0"),
     (["repeats=many"], "Value 'many' of type 'str' could not be converted to Integer"),
-    (["drafter=ngrm"], "Available options in 'drafter'"),
+    (["drafter=ngrm"], "got 'ngrm'; did you mean ngram?"),
     (
         ["generation.temprature=1"],
         "generation.temprature: expected an option that exists (max_new_tokens, temperature, ",

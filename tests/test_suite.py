@@ -69,7 +69,7 @@ BAD = [
     (["compare=[generate]"], "error: compare: expected 'one / another' of "),
     (["check=/nowhere.json"], "error: check: expected a file of ratios written by "),
     (["write=/nowhere/ratios.json"], "error: write: expected a file in a folder there is, got '/nowhere/ratios.json'"),
-    (["reference=unknown"], "Available options in 'reference'"),
+    (["reference=unknown"], "reference: expected one of all, hf, "),
     (["batch.sizes=[1,3]", "prompts.limit=1", "prompts=jsonl"], "prompts.path: expected a value, got none"),
     (["tolerance=some"], "Value 'some' of type 'str' could not be converted to Float"),
     (["batch.sizes=[]"], "error: batch.sizes: expected 1 or more, got 0"),

@@ -1,0 +1,65 @@
+"""What the commands that predict share: a model on hardware, from options."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from specdec.hardware import Machine, ModelShape, Precision, Roofline, load_config
+from specdec.hardware.roofline import Reach
+
+DTYPES = ("bfloat16", "float16", "float32")  # to compute with, the first the hardware has a figure for
+
+
+@dataclass
+class Dtypes:
+    weights: str | None = None
+    kv: str | None = None
+    compute: str | None = None
+
+    def on(self, machine: Machine) -> Precision:
+        compute = self.compute or next((d for d in DTYPES if d in machine.teraflops), next(iter(machine.teraflops)))
+        return Precision(self.weights or compute, self.kv or compute, compute)
+
+
+@dataclass
+class Reached:
+    memory: float = 1.0
+    compute: float = 1.0
+    message_us: float = 0.0
+    overhead_us: float = 0.0
+
+    def shares(self) -> Reach:
+        return Reach(self.memory, self.compute, self.message_us / 1e6, self.overhead_us / 1e6)
+
+
+@dataclass
+class Modelled:
+    """See conf/roofline.yaml."""
+
+    precision: Dtypes = field(default_factory=Dtypes)
+    devices: int = 1
+    link: str | None = None
+    reach: Reached = field(default_factory=Reached)
+
+    def roofline(self, target: DictConfig, machine: Machine) -> Roofline:
+        shape = target_shape(target)
+        precision, reach = self.precision.on(machine), self.reach.shares()
+        return Roofline(shape, machine, precision, self.devices, self.link, reach)
+
+
+def target_shape(target: DictConfig) -> ModelShape:
+    """Of what the config group `target` names, from its config."""
+    choice = str(HydraConfig.get().runtime.choices["target"])
+    hub = target.get("name")  # the embedded and the tiny model have none
+    return ModelShape.of(load_config(hub or choice), choice if choice != "hf" else hub)
+
+
+def where(roofline: Roofline) -> str:
+    """For titles."""
+    count = f"{roofline.devices} x " if roofline.devices > 1 else ""
+    p = roofline.precision
+    kinds = p.weights if p.weights == p.kv == p.compute else f"weights {p.weights}, KV {p.kv}, products {p.compute}"
+    return f"{roofline.shape.name} on {count}{roofline.machine.name}, {kinds}"

@@ -1,0 +1,171 @@
+"""A device as its datasheet has it, or as measured here. Knows no model."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from specdec.errors import InputError
+
+# of an element, in bytes; the scales of quantised weights are not counted
+BYTES = {
+    "float64": 8.0,
+    "float32": 4.0,
+    "bfloat16": 2.0,
+    "float16": 2.0,
+    "float8": 1.0,
+    "int8": 1.0,
+    "int4": 0.5,
+}
+
+KINDS = (
+    ("name", "a name", str),
+    ("teraflops", "figures by dtype", Mapping),
+    ("gigabytes_per_second", "a number", int | float),
+    ("gigabytes", "a number", int | float),
+    ("links", "figures by kind of link", Mapping),
+)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The peaks of one device. Giga and tera are powers of ten, as datasheets have them.
+
+    teraflops: 1e12 dense operations per second by dtype (a multiplication and an addition count as two);
+    gigabytes_per_second: of its memory; gigabytes: of memory; links: 1e9 bytes per second to its like, one
+    direction, by kind of link (none: it works alone).
+
+    Raises:
+        InputError: a figure that is missing, not a positive number, or of an unknown dtype.
+    """
+
+    name: str
+    teraflops: Mapping[str, float]
+    gigabytes_per_second: float
+    gigabytes: float
+    links: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.teraflops:
+            raise _bad(f"{self.name}: teraflops", "figures by dtype, like {bfloat16: 312}", "none")
+        for dtype in self.teraflops:
+            require_known(f"{self.name}: teraflops", dtype, BYTES)
+        _positive(f"{self.name}: gigabytes_per_second", self.gigabytes_per_second)
+        _positive(f"{self.name}: gigabytes", self.gigabytes)
+        for what, figures in (("teraflops", self.teraflops), ("links", self.links)):
+            for key, figure in figures.items():
+                _positive(f"{self.name}: {what}.{key}", figure)
+
+    @classmethod
+    def of(cls, figures: Mapping[str, Any], what: str = "hardware") -> Machine:
+        """From a mapping, as a YAML file has it; `what`: how errors call it.
+
+        Raises:
+            InputError: a missing or an unknown figure, and as above.
+        """
+        known = {f.name: f for f in fields(cls)}
+        for key in figures:
+            require_known(what, key, known)
+        for key, expected, kind in KINDS:
+            value = figures.get(key, {} if key == "links" else None)
+            if not isinstance(value, kind):
+                raise _bad(f"{what}.{key}", expected, "none" if value is None else repr(value))
+        values: dict[str, Any] = {key: dict(f) if isinstance(f, Mapping) else f for key, f in figures.items()}
+        return cls(**values)
+
+    @classmethod
+    def from_profile(cls, file: Path | str) -> Machine:
+        """From what `experiments.profile_target` measured: the ceilings of one dtype. gigabytes: of the host's memory,
+        which is more than a CUDA device has.
+
+        Raises:
+            InputError: no such file, or not a profile.
+        """
+        profile = read_profile(file)
+        where = profile["provenance"]["machine"]
+        return cls(
+            name=str((where["gpu"] or [where["cpu"]])[0]),
+            teraflops={profile["dtype"]: profile["ceilings"]["gflop_per_second"] / 1e3},
+            gigabytes_per_second=profile["ceilings"]["gb_per_second"],
+            gigabytes=where["memory_gib"] * 2**30 / 1e9,
+        )
+
+    @property
+    def bytes_per_second(self) -> float:
+        return self.gigabytes_per_second * 1e9
+
+    @property
+    def bytes(self) -> float:
+        return self.gigabytes * 1e9
+
+    def flops_per_second(self, dtype: str) -> float:
+        """Raises:
+        InputError: a dtype it has no figure for.
+        """
+        require_known(f"{self.name}: compute", dtype, self.teraflops)
+        return self.teraflops[dtype] * 1e12
+
+    def link_bytes_per_second(self, link: str | None = None) -> float:
+        """One direction; the fastest link, or the one named.
+
+        Raises:
+            InputError: no such link.
+        """
+        if link is None:
+            if not self.links:
+                raise _bad(f"{self.name}: links", "a link to a second device", "none", "use one device")
+            return max(self.links.values()) * 1e9
+        require_known(f"{self.name}: link", link, self.links)
+        return self.links[link] * 1e9
+
+    def balance(self, dtype: str) -> float:
+        """Operations per byte read, above which arithmetic and not memory bounds it."""
+        return self.flops_per_second(dtype) / self.bytes_per_second
+
+
+def from_figures(**figures: Any) -> Machine:
+    """For config files, whose unknown keys deserve a suggestion."""
+    return Machine.of(figures)
+
+
+def read_profile(file: Path | str) -> dict[str, Any]:
+    """A `profile.json` of `experiments.profile_target`, or its run folder.
+
+    Raises:
+        InputError: no such file, or not a profile.
+    """
+    path = Path(file)
+    path = path / "profile.json" if path.is_dir() else path
+    fix = "run python -m experiments.profile_target, and name its profile.json"
+    try:
+        profile = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise _bad("profile", "a profile.json of experiments.profile_target", f"{file} ({error})", fix) from error
+    missing = {"target", "dtype", "ceilings", "points", "provenance"} - set(
+        profile if isinstance(profile, dict) else ()
+    )
+    if missing:
+        raise _bad("profile", f"{', '.join(sorted(missing))} in it", f"{file} without", fix)
+    return dict(profile)
+
+
+def require_known(what: str, key: str, known: Mapping[str, Any]) -> None:
+    """Refuse a key that is not there, and suggest the nearest that is."""
+    if key not in known:
+        near = get_close_matches(str(key), list(known), n=1, cutoff=0.4)
+        fix = f"did you mean {near[0]}?" if near else "check the spelling"
+        raise _bad(what, f"one of {', '.join(known) or 'none'}", repr(key), fix)
+
+
+def _positive(what: str, figure: object) -> None:
+    if isinstance(figure, bool) or not isinstance(figure, int | float) or not 0 < figure < math.inf:
+        raise _bad(what, "a positive number", repr(figure))
+
+
+def _bad(what: str, expected: str, got: str, fix: str = "take it from the datasheet") -> InputError:
+    return InputError(what, expected=expected, got=got, fix=fix)
