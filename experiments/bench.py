@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from experiments.entry import CONF, INTERRUPTED, launch, one_line_errors, stderr
 from experiments.pictures.page import REPORT, write_page
 from experiments.settings import Settings, settings
-from experiments.tables import print_summary, progress_bar, stdout
+from experiments.tables import print_path, print_summary, progress_bar
 from specdec.benchmark import Benchmark, describe
 from specdec.reference import runnable
 from specdec.runlog import RunLog
@@ -38,7 +38,7 @@ def main(cfg: DictConfig) -> None:
     log.finish(summary, report if options.report else None)
     print_summary(summary, folder)
     if (folder / REPORT).exists():
-        stdout.print(f"report: {folder / REPORT}", soft_wrap=True, highlight=False)
+        print_path("report", folder / REPORT)
 
 
 def report(folder: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Hydra callbacks: the table that compares the jobs of a sweep."""
+"""Hydra callbacks: the table and the report that compare the jobs of a sweep."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from experiments.pictures.page import REPORT, write_page
-from experiments.tables import comparison, stdout
+from experiments.tables import comparison, print_path, stdout
 from specdec.runs import find_runs
 
 
 class CompareJobs(Callback):
-    """After a `-m` sweep, one table over the summaries of its jobs, named by what they overrode."""
+    """After a `-m` sweep, one table and one report over the summaries of its jobs, named by what they overrode."""
 
     def __init__(self) -> None:
         self._summaries: dict[str, dict[str, Any]] = {}
@@ -38,9 +38,7 @@ class CompareJobs(Callback):
         }
         if short:
             stdout.print(comparison(short, "job"))
+            folder = Path(config.hydra.sweep.dir)
+            print_path("sweep folder", folder)
             if config.report:
-                folder = Path(config.hydra.sweep.dir)
-                stdout.print(
-                    f"report: {write_page(find_runs([folder]), folder / REPORT)}", soft_wrap=True, highlight=False
-                )
-            stdout.print(f"sweep folder: {config.hydra.sweep.dir}", soft_wrap=True, highlight=False)
+                print_path("report", write_page(find_runs([folder]), folder / REPORT))

@@ -55,10 +55,16 @@ class Library:
         """All runs as the list shows them, without reading their steps."""
         with self._lock:
             names = [str(folder.relative_to(self._root)) for folder in run_folders(self._root)]
-            self._runs = {name: self._runs.get(name) or Run(self._root / name) for name in names}
+            known = {name: self._runs.get(name) or self._opened(name) for name in names}
+            self._runs = {name: run for name, run in known.items() if run is not None}
             for run in self._runs.values():
                 run.look()
             return [{"id": name, **_row(name, run)} for name, run in self._runs.items()]
+
+    def _opened(self, name: str) -> Run | None:
+        """None where a file is a link that leads out of the folder."""
+        run = Run(self._root / name)
+        return run if all(file.resolve().is_relative_to(self._root) for file in run.files) else None
 
     def refreshed(self, names: Sequence[str]) -> list[Run]:
         """These runs as they are now; names that are none of ours are left out."""
@@ -70,20 +76,20 @@ class Library:
 
 
 def _row(name: str, run: Run) -> dict[str, Any]:
-    head = run.head
-    figures = {
-        "tau": "tokens_per_step",
-        "acceptance": "acceptance_rate",
-        "speed": "tokens_per_second",
-        "speedup": "speedup",
-    }
+    figures = {"tau": "tokens_per_step"}  # a training run's tokens/s are those it reads
+    if not run.trains:
+        figures |= {"acceptance": "acceptance_rate", "speed": "tokens_per_second", "speedup": "speedup"}
     return {
         "started": str(run.provenance.get("started", ""))[:19].replace("T", " "),
         "run": name,
         **run.names,
         "status": run.status,
-        **{column: None if head.get(key) is None else round(head[key], 3) for column, key in figures.items()},
+        **{column: _rounded(run.head.get(key)) for column, key in figures.items()},
     }
+
+
+def _rounded(figure: Any) -> float | None:
+    return round(figure, 3) if isinstance(figure, int | float) else None
 
 
 def dashboard(root: Path) -> Dash:

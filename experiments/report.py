@@ -10,13 +10,14 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table as RichTable
 
 from experiments.entry import one_line_errors
 from experiments.pictures.page import REPORT, Contents, write_page
 from experiments.pictures.picture import Table
-from experiments.tables import stdout
+from experiments.tables import print_path, stdout
 from specdec.errors import InputError
 from specdec.runs import Run, find_runs
 
@@ -45,7 +46,7 @@ def write(runs: Sequence[Run], file: Path) -> None:
             fix="choose another with --write",
         ) from error  # fmt: skip
     print_figures(Contents.of(runs))
-    stdout.print(f"report: {file}", soft_wrap=True, highlight=False)
+    print_path("report", file)
 
 
 def print_figures(contents: Contents) -> None:
@@ -62,10 +63,19 @@ def print_figures(contents: Contents) -> None:
 
 
 def rich(table: Table, title: str) -> RichTable:
-    out = RichTable(title=escape(title), title_justify="left")
-    for place, column in enumerate(table.columns):
-        out.add_column(escape(column), justify="right" if place else "left")
-    for row in table.shown():
+    """Turned on its side where that makes it fit better: names of runs and of figures are long."""
+    rows = [list(table.columns), *table.shown()]
+    upright, turned = _rich(rows, title), _rich(list(zip(*rows, strict=True)), title)
+    room = stdout.options.update(width=10_000)
+    width = {made: stdout.measure(made, options=room).maximum for made in (upright, turned)}
+    return upright if width[upright] <= stdout.width else min(width, key=width.__getitem__)
+
+
+def _rich(rows: Sequence[Sequence[str]], title: str) -> RichTable:
+    out = RichTable(title=escape(title), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    for place, column in enumerate(rows[0]):
+        out.add_column(escape(column), justify="right" if place else "left", overflow="fold")
+    for row in rows[1:]:
         out.add_row(*map(escape, row))
     return out
 

@@ -68,7 +68,12 @@ def print_summary(summary: Summary, folder: Path) -> None:
         head.add_row(name, value)
     stdout.print(head)
     stdout.print(comparison(s["by_category"], "category"))
-    stdout.print(f"run folder: {folder}", soft_wrap=True, highlight=False)
+    print_path("run folder", folder)
+
+
+def print_path(what: str, path: Path) -> None:
+    """On one line, and as it is: to be copied."""
+    stdout.print(f"{what}: {path}", soft_wrap=True, highlight=False, markup=False)
 
 
 def comparison(summaries: Mapping[str, Summary], what: str) -> Table:
@@ -110,7 +115,7 @@ def number(value: float | None) -> str:
 
 
 def speedup(figures: Summary) -> str:
-    interval = figures["speedup_ci95"]
+    interval = figures.get("speedup_ci95")
     return f"{figures['speedup']:.2f}x" + (f" [{interval[0]:.2f}, {interval[1]:.2f}]" if interval else "")
 
 
@@ -120,7 +125,9 @@ def identical(figures: Summary) -> str:
     if divergence is None:
         return "- (sampled)"
     parted: Sequence[dict[str, Any]] = divergence["prompts"]
-    if not parted:
+    if not parted or not all(
+        "explained" in prompt for prompt in parted
+    ):  # of an older version, which did not look at ties
         return f"{divergence['identical']}/{divergence['total']}"
     ties, widest = sum(prompt["explained"] for prompt in parted), max(prompt["margin"] for prompt in parted)
     note = f"({ties} of {len(parted)} part at a near tie, widest top-1/top-2 margin {widest:.2g})"

@@ -16,8 +16,9 @@ import yaml
 from specdec.errors import InputError
 from specdec.metrics import StepMetrics, StepRecord
 
-STEPS, TRAINING = "steps.jsonl", "train.jsonl"
+STEPS, GENERATIONS, TRAINING = "steps.jsonl", "generations.jsonl", "train.jsonl"
 HEAD = ("summary.json", "provenance.json")
+CONFIG = ".hydra/config.yaml"
 FOREIGN = ("wandb", "checkpoints")  # folders of a run that hold no runs
 
 
@@ -75,7 +76,7 @@ class Run:
         self._start()
 
     def _start(self) -> None:
-        self._files = {name: JsonLines(self.folder / name) for name in (STEPS, "generations.jsonl", TRAINING)}
+        self._files = {name: JsonLines(self.folder / name) for name in (STEPS, GENERATIONS, TRAINING)}
         self._seen: tuple[int, ...] = ()
         self._seen_head: tuple[int, ...] = ()
         self.texts: dict[TextKey, list[StepRecord]] = {}
@@ -107,7 +108,7 @@ class Run:
         self.__dict__.pop("figures", None)
         for line in self._files[STEPS].read():
             self._take(line)
-        self.generations += self._files["generations.jsonl"].read()
+        self.generations += self._files[GENERATIONS].read()
         self.training += self._files[TRAINING].read()
         return True
 
@@ -119,6 +120,11 @@ class Run:
             self._files[STEPS].broken += 1
             return
         self.texts.setdefault(key, []).append(record)
+
+    @property
+    def files(self) -> list[Path]:
+        """All that is ever read of it."""
+        return [self.folder / name for name in (*self._files, *HEAD, CONFIG)]
 
     @property
     def steps(self) -> list[StepRecord]:
@@ -161,7 +167,7 @@ class Run:
     def options(self) -> dict[str, Any]:
         """The run's configuration, with dots between the levels."""
         try:
-            config = yaml.safe_load((self.folder / ".hydra" / "config.yaml").read_text("utf-8"))
+            config = yaml.safe_load((self.folder / CONFIG).read_text("utf-8"))
         except (OSError, UnicodeDecodeError, yaml.YAMLError):
             return {}
         return _flat(config) if isinstance(config, dict) else {}

@@ -19,6 +19,9 @@ if "UNTYPED" not in os.environ:
 from experiments import entry
 from specdec.models import load_tiny
 from specdec.target import TargetModel
+from tests.browser import chromium, open_page
+
+__all__ = ["chromium", "open_page"]  # one browser for all files: a process can drive no second
 
 
 @pytest.fixture(autouse=True)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from specdec.metrics import StepMetrics, StepRecord
-from specdec.runlog import NoTracker, RunLog
+from specdec.runlog import NoTracker, RunLog, TrainLog
 
 SCRIPT = "<script>window.pwned = 1</script><img src=x onerror='window.pwned = 1'> & \"done\""
 CATEGORIES = ("math", "<b>bold</b>")
@@ -74,14 +75,19 @@ def finished(
     return summary
 
 
-def training(folder: Path, steps: int = 20) -> None:
-    """A training run: its reports, one line each."""
-    folder.mkdir(parents=True)
-    lines = []
-    for step in range(0, steps + 1, 5):
+def begin_training(folder: Path) -> TrainLog:
+    return TrainLog(folder, NoTracker(), {"names": {"drafter": "medusa", "target": "tiny"}})
+
+
+def add_reports(log: TrainLog, steps: Iterable[int]) -> None:
+    for step in steps:
         if step:
-            lines.append({"step": step, "loss": 5.0 / step, "top1/head0": step / 100, "learning_rate": 1e-3})
-        lines.append({"step": step, "validation/loss": 6.0 / (step + 1), "tokens_per_step": 1 + step / 40})
-    (folder / "train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
-    provenance = {"names": {"drafter": "medusa", "target": "tiny"}, "status": "running"}
-    (folder / "provenance.json").write_text(json.dumps(provenance), "utf-8")
+            log.report(step, {"loss": 5.0 / step, "top1/head0": step / 100, "learning_rate": 1e-3})
+        log.report(step, {"validation/loss": 6.0 / (step + 1), "tokens_per_step": 1 + step / 40})
+
+
+def training(folder: Path) -> None:
+    """A whole training run."""
+    log = begin_training(folder)
+    add_reports(log, range(0, 21, 5))
+    log.finish({"drafter": "medusa", "target": "tiny", "tokens_per_step": 1.5, "tokens_per_second": 900.0})

@@ -178,11 +178,13 @@ def test_a_lossy_rule_is_labelled_and_says_how_far_it_strays(run: Callable[..., 
 def test_a_sweep_leaves_a_folder_per_job_and_one_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    argv = ["bench", "-m", f"hydra.sweep.dir={tmp_path}", *TINY, "drafter=none,ngram"]
+    argv = ["bench", "-m", f"hydra.sweep.dir={tmp_path}", *TINY, "drafter=none,ngram", "report=true"]
     monkeypatch.setattr(sys, "argv", argv)
     launch(bench.main)
     assert all((tmp_path / str(job) / "summary.json").exists() for job in (0, 1))
+    assert all((tmp_path / job / "report.html").exists() for job in ("", "0", "1"))
     table = capsys.readouterr().out.split("by job")[1]
+    assert table.rstrip().endswith(f"report: {tmp_path / 'report.html'}")
     assert "drafter=none" in table
     assert "drafter=ngram" in table
 

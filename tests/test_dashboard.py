@@ -17,10 +17,8 @@ from werkzeug.serving import make_server
 
 from experiments import dashboard
 from specdec.metrics import StepMetrics
-from tests.browser import chromium, keep_screenshot, nothing_is_cut_off, open_page, whole_view
-from tests.runs_on_disk import add_text, begin, finished, training
-
-__all__ = ["chromium", "open_page"]  # fixtures
+from tests.browser import keep_screenshot, nothing_is_cut_off, whole_view
+from tests.runs_on_disk import add_reports, add_text, begin, begin_training, finished, training
 
 
 @pytest.fixture
@@ -63,6 +61,34 @@ def test_a_live_run_is_followed(tmp_path: Path, served: str, open_page: Callable
     keep_screenshot(page, "dashboard-live")
 
 
+def test_a_live_training_run_is_followed(tmp_path: Path, served: str, open_page: Callable[..., Any]) -> None:
+    log = begin_training(tmp_path / "outputs" / "live")
+    add_reports(log, (0, 5))
+    page = open_page(served)
+    choose(page, 0)
+    drawn = "document.querySelector('#training_tokens_per_step .js-plotly-plot').data[0].x"
+    assert page.evaluate(drawn) == [0, 5]
+    add_reports(log, (10,))
+    page.wait_for_function(f"() => {drawn}.length === 3")
+    assert "medusa" in page.inner_text("#runs")
+    log.stop("interrupted")
+    page.wait_for_function("() => document.querySelector('#shown').innerText.includes('the run was interrupted')")
+
+
+def test_a_training_runs_speed_is_not_listed_as_that_of_decoding(tmp_path: Path) -> None:
+    training(tmp_path / "run")
+    (row,) = dashboard.Library(tmp_path).rows()
+    assert (row["drafter"], row["tau"], row["status"]) == ("medusa", 1.5, "finished")
+    assert "speed" not in row
+
+
+def test_figures_that_are_no_numbers_leave_the_list_standing(tmp_path: Path) -> None:
+    finished(tmp_path / "run")
+    (tmp_path / "run" / "summary.json").write_text('{"speedup": "2x", "tokens_per_step": null}', "utf-8")
+    (row,) = dashboard.Library(tmp_path).rows()
+    assert (row["speedup"], row["tau"]) == (None, None)
+
+
 @pytest.mark.parametrize(("width", "mode"), [(1280, "light"), (1280, "dark"), (390, "dark")])
 def test_runs_are_listed_and_compared(
     tmp_path: Path, served: str, open_page: Callable[..., Any], width: int, mode: str
@@ -73,7 +99,7 @@ def test_runs_are_listed_and_compared(
     page = open_page(served, width, mode)
     choose(page, 0, 1, 2)
     page.wait_for_selector("#training_loss .main-svg")
-    assert page.locator(".runs tr").count() == 3
+    page.wait_for_function("() => document.querySelectorAll('.runs tr').length === 3")  # the head, and two that decode
     whole_view(page)
     nothing_is_cut_off(page)
     keep_screenshot(page, f"dashboard-{width}-{mode}")
@@ -92,10 +118,21 @@ def test_nothing_from_outside_the_folder_and_nobody_from_elsewhere(tmp_path: Pat
     finished(tmp_path / "outputs" / "inside")
     finished(tmp_path / "secret")
     (tmp_path / "outputs" / "link").symlink_to(tmp_path / "secret")
+    shutil.copytree(tmp_path / "outputs" / "inside", tmp_path / "outputs" / "made_of_links")
+    (tmp_path / "outputs" / "made_of_links" / "generations.jsonl").unlink()
+    (tmp_path / "outputs" / "made_of_links" / "generations.jsonl").symlink_to(tmp_path / "secret" / "generations.jsonl")
     urlopen(served).close()
     assert status(f"{served}/reader?run=inside") == 200
     assert status(f"{served}/report?run=inside") == 200
-    for outside in ("../secret", str(tmp_path / "secret"), "inside/../../secret", "link", "", "%2e%2e/secret"):
+    for outside in (
+        "../secret",
+        str(tmp_path / "secret"),
+        "inside/../../secret",
+        "link",
+        "made_of_links",
+        "",
+        "%2e%2e/secret",
+    ):
         assert status(f"{served}/reader?run={outside}") == 404
         assert status(f"{served}/report?run={outside}") == 404
     port = served.rpartition(":")[2]

@@ -20,22 +20,24 @@ def headline(run: Run) -> list[Tile]:
     """The figures to read first; what the run does not know (yet) is left out."""
     f = run.figures
     tiles = [Tile("tokens per step τ", number(f.get("tokens_per_step")), "autoregressive: 1.00")]
-    if "speedup" in f:
+    if f.get("speedup") is not None:
         value, _, interval = speedup(f).partition(" ")
         tiles.append(Tile("speedup", value, f"{interval} over autoregressive" if interval else "over autoregressive"))
-        plain = f"autoregressive: {f['autoregressive_tokens_per_second']:.1f}"
-        tiles.append(Tile("tokens/s", f"{f['tokens_per_second']:.1f}", plain))
+    if f.get("tokens_per_second") is not None:
+        plain = f.get("autoregressive_tokens_per_second")
+        note = "" if plain is None else f"autoregressive: {plain:.1f}"
+        tiles.append(Tile("tokens/s", f"{f['tokens_per_second']:.1f}", note))
     if f.get("bandwidth_share") is not None:
         tiles.append(
             Tile("of the bandwidth limit", f"{f['bandwidth_share']:.0%}", "a plain read of the weights / verify")
         )
     if f.get("acceptance_rate") is not None:
         tiles.append(Tile("acceptance rate", number(f["acceptance_rate"]), "accepted / depth offered"))
+    if f.get("divergence") is not None:
+        value, _, note = identical(f).partition(" ")
+        tiles.append(Tile("texts identical", value, note.strip("()") or "with autoregressive decoding"))
     if "lossless" in f:
-        if f["divergence"] is not None:
-            value, _, note = identical(f).partition(" ")
-            tiles.append(Tile("texts identical", value, note.strip("()") or "with autoregressive decoding"))
-        tiles.append(Tile("acceptance rule", f["acceptance"], "lossless" if f["lossless"] else "lossy"))
+        tiles.append(Tile("acceptance rule", f.get("acceptance", "unknown"), "lossless" if f["lossless"] else "lossy"))
     return tiles
 
 
@@ -142,7 +144,7 @@ def tree(uses: list[NodeUse], total: int) -> Picture:
         x=[len(use.place) for use in uses],
         y=[heights[use.place] for use in uses],
         mode="markers+text" if len(uses) <= LABELLED_NODES else "markers",
-        text=[f"+{use.contribution:.2f}" if use.contribution >= 0.005 else "" for use in uses],
+        text=[f"{use.contribution:.2f}" if use.contribution >= 0.005 else "" for use in uses],
         textposition="top center",
         textfont={"size": 11},
         customdata=[[_place(use), use.offered, use.accepted, use.contribution] for use in uses],
@@ -269,11 +271,11 @@ def by_category(categories: dict[str, Any], colour: str) -> Iterator[Picture]:
     yield Picture(
         "tau_by_category", "Tokens per step by category", "The dashed line is autoregressive decoding.", drawn, table
     )
-    timed = [name for name in names if "speedup" in categories[name]]
+    timed = [name for name in names if categories[name].get("speedup") is not None]
     if not timed:
         return
     values = [categories[name]["speedup"] for name in timed]
-    intervals = [categories[name]["speedup_ci95"] for name in timed]
+    intervals = [categories[name].get("speedup_ci95") for name in timed]
     drawn = _horizontal("speedup (ratio)", timed, values, bars(intervals, values), colour)
     table = Table(
         ("category", "speedup", "95 % from", "to", "tokens/s", "autoregressive tokens/s"),
@@ -281,9 +283,9 @@ def by_category(categories: dict[str, Any], colour: str) -> Iterator[Picture]:
             [
                 n,
                 c["speedup"],
-                *(c["speedup_ci95"] or (None, None)),
-                c["tokens_per_second"],
-                c["autoregressive_tokens_per_second"],
+                *(c.get("speedup_ci95") or (None, None)),
+                c.get("tokens_per_second"),
+                c.get("autoregressive_tokens_per_second"),
             ]
             for n, c in categories.items()
             if n in timed

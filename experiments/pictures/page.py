@@ -47,7 +47,7 @@ class Contents:
         ]
         return cls(
             title=f"{len(runs)} runs",
-            head=[" · ".join(dict.fromkeys(_where(run) for run in runs))],
+            head=list(dict.fromkeys(_where(run) for run in runs)),
             notes=notes,
             made=list(dict.fromkeys((run.command, run.commit) for run in runs)),
             pictures=several_runs.pictures(measured)
@@ -60,7 +60,7 @@ class Contents:
         names = run.names
         return cls(
             title=f"{'training ' if run.trains else ''}{names['drafter']} on {names['target']}",
-            head=[_where(run)],
+            head=[", ".join(filter(None, (_where(run), run.provenance.get("started"))))],
             notes=run.notes,
             made=[(run.command, run.commit)],
             pictures=training.pictures({str(run.folder): run}) if run.trains else one_run.pictures(run),
@@ -146,6 +146,5 @@ def _where(run: Run) -> str:
         f"temperature {f['temperature']}" if "temperature" in f else None,
         f"batch {f['batch_size']}" if "batch_size" in f else None,
         f"{f['prompts']} prompts" if "prompts" in f else None,
-        run.provenance.get("started"),
     ]
     return ", ".join(str(part) for part in parts if part)

@@ -62,7 +62,8 @@ def table(labelled: Labelled) -> Table:
     for label, run in labelled.items():
         f = run.figures
         same = identical(f).partition(" ")[0] if "divergence" in f else None
-        rule = f"{f['acceptance']} ({'lossless' if f['lossless'] else 'lossy'})" if "acceptance" in f else None
+        loss = "lossless" if f.get("lossless") else "lossy"
+        rule = f"{f['acceptance']} ({loss})" if {"acceptance", "lossless"} <= set(f) else None
         rows.append(
             [
                 label,
@@ -111,13 +112,13 @@ def _pictures(labelled: Labelled) -> Iterator[Picture]:
 
 def against(name: str, title: str, says: str, axis_title: str, places: Sequence[Any], points: Labelled) -> Picture:
     """Speedup with its interval over some figure, one mark a run."""
-    drawn = figure(axis(axis_title), axis("speedup (ratio)", rangemode="tozero"), height=380)
+    drawn = figure(axis(words(axis_title)), axis("speedup (ratio)", rangemode="tozero"), height=380)
     drawn.add_hline(y=1, line={"color": GREY, "dash": "dash", "width": 1.4})
     shown = set()
     for place, (label, run) in zip(places, points.items(), strict=True):
         drafter = run.names["drafter"]
         colour, symbol = drafter_style(drafter)
-        value, interval = run.figures["speedup"], run.figures["speedup_ci95"]
+        value, interval = run.figures["speedup"], run.figures.get("speedup_ci95")
         drawn.add_scatter(
             x=[place],
             y=[value],
@@ -133,7 +134,7 @@ def against(name: str, title: str, says: str, axis_title: str, places: Sequence[
         shown.add(drafter)
     columns = ("run", "drafter", axis_title, "speedup", "95 % from", "to")
     rows = [
-        [label, run.names["drafter"], place, run.figures["speedup"], *(run.figures["speedup_ci95"] or (None, None))]
+        [label, run.names["drafter"], place, run.figures["speedup"], *(run.figures.get("speedup_ci95") or (None, None))]
         for place, (label, run) in zip(places, points.items(), strict=True)
     ]
     return Picture(name, title, says, drawn, Table(columns, rows))
@@ -161,16 +162,18 @@ def heat_maps(labelled: Labelled) -> Iterator[Picture]:
         categories = list(dict.fromkeys(name for of_run in values.values() for name in of_run))
         if len(categories) < 2:
             continue
-        grid = [[of_run.get(name) for of_run in values.values()] for name in categories]
+        grid = [[of_run.get(name) for name in categories] for of_run in values.values()]
+        names = [words(label).replace(" ", "<br>") for label in values]  # a long one would leave a phone no room
+        lines = sum(1 + name.count("<br>") for name in names)
         drawn = figure(
-            axis("", side="top", tickangle=-35 if len(values) > 2 else 0, showgrid=False, type="category"),
+            axis("", side="top", autotickangles=[0, -90], showgrid=False, type="category"),
             axis("", autorange="reversed", showgrid=False, type="category"),
-            height=210 + 34 * len(categories),
+            height=240 + 16 * len(names) + 18 * lines,
         )
         drawn.add_heatmap(
             z=grid,
-            x=[words(n) for n in values],
-            y=[words(n) for n in categories],
+            x=[words(n) for n in categories],
+            y=names,
             colorscale=SCALE,
             texttemplate="%{z:.2f}",
             xgap=2,
@@ -183,10 +186,10 @@ def heat_maps(labelled: Labelled) -> Iterator[Picture]:
                 "outlinewidth": 0,
                 "title": {"text": unit, "side": "bottom", "font": {"size": 13}},
             },
-            hovertemplate="%{x}<br>%{y}: %{z:.3f}<extra></extra>",
+            hovertemplate="%{y}<br>%{x}: %{z:.3f}<extra></extra>",
         )
-        rows = [[name, *row] for name, row in zip(categories, grid, strict=True)]
-        table = Table(("category", *(f"{label}, {unit}" for label in values)), rows)
+        rows = [[label, *row] for label, row in zip(values, grid, strict=True)]
+        table = Table(("run", *(f"{name}, {unit}" for name in categories)), rows)
         says = "Each run on each category."
         yield Picture(f"{key}_heat_map", f"{title} by category and run", says, drawn, table, wide=True)
 

@@ -20,6 +20,7 @@ TITLES = {
     "tokens_per_second": ("Training speed", "training tokens/s"),
     "product_share": ("Share of the machine's products", "share of the fastest product (ratio)"),
 }
+FROM_ZERO = ("learning_rate", "grad_norm", "tokens_per_second", "product_share")  # also where they stay the same
 
 
 def pictures(labelled: Mapping[str, Run]) -> list[Picture]:
@@ -39,7 +40,8 @@ def pictures(labelled: Mapping[str, Run]) -> list[Picture]:
 
 def _curve(kind: str, lines: Mapping[str, tuple[Run, list[tuple[int, float]]]], runs: int) -> Picture:
     title, unit = TITLES.get(kind, (kind.replace("_", " ").capitalize(), kind.replace("_", " ")))
-    drawn = figure(axis("training step", rangemode="tozero"), axis(unit), height=340)
+    mode = "tozero" if kind in FROM_ZERO else "normal"
+    drawn = figure(axis("training step", rangemode="tozero"), axis(words(unit), rangemode=mode), height=340)
     rows: list[list[str | int | float]] = []
     figures = list(dict.fromkeys(name.replace("validation/", "") for name in lines))
     for name, (run, points) in lines.items():
