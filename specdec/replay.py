@@ -7,8 +7,8 @@ taken that things go on there as they do in the recorded text, and steps are exp
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import groupby
 
 import numpy as np
@@ -18,6 +18,8 @@ from specdec.hardware.curves import CostCurve, DraftCost
 from specdec.metrics import Interval, bootstrap_speedup, bootstrap_tau
 from specdec.topology import Topology
 from specdec.trace import Array, TextTrace, Trace
+
+BatchKey = tuple[int, int, int]  # repeat, number of the batch, turn
 
 
 @dataclass(frozen=True)
@@ -46,24 +48,34 @@ class Replay:
 
 
 @dataclass(frozen=True)
+class Fixed:
+    """A `CostCurve` that was measured as a whole: the same for all nodes."""
+
+    time: float
+
+    def seconds(self, nodes: int, batch: int = 1, context: int = 512) -> float:
+        return self.time
+
+
+@dataclass(frozen=True)
 class Costs:
-    """verify, draft: see `CostCurve` and `DraftCost`; step: what a step takes besides (accepting, committing);
-    plain_step: the same of plain decoding; prompt: seconds of reading the prompts of a batch, one for each batch."""
+    """verify, draft: see `CostCurve` and `DraftCost`; step: what a step takes besides (accepting, committing), plain
+    decoding nothing; prompt: seconds of reading the prompts of a batch, for the keys of `batches`."""
 
     verify: CostCurve
     draft: DraftCost = DraftCost()
     step: float = 0.0
-    plain_step: float = 0.0
-    prompt: Sequence[float] = ()
+    prompt: Mapping[BatchKey, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Times:
-    """Predicted seconds of each batch, drafting and plain, prompts included."""
+    """Predicted seconds of each batch, drafting and plain, prompts included; and prompts alone."""
 
     tokens: Array
     seconds: Array
     plain: Array
+    prompts: Array
 
     @property
     def tokens_per_second(self) -> float:
@@ -116,11 +128,11 @@ def accepted(text: TextTrace, tree: Topology | int) -> Array:
 def times(replayed: Replay, costs: Costs) -> Times:
     """Seconds of every batch of the trace. Contexts grow with the text: of each batch the mean is taken."""
     trace = replayed.trace
-    tokens, seconds, plain = [], [], []
-    for number, (batch, nodes) in enumerate(zip(_batches(trace), replayed.nodes, strict=True)):
+    tokens, seconds, plain, prompts = [], [], [], []
+    for (key, batch), nodes in zip(batches(trace).items(), replayed.nodes, strict=True):
         rows, longest = len(batch), max(trace.texts[i].positions for i in batch)
         context = round(sum(trace.texts[i].prompt_tokens + trace.texts[i].positions / 2 for i in batch) / rows)
-        prompt = costs.prompt[number] if costs.prompt else 0.0
+        prompt = costs.prompt.get(key, 0.0)
         sizes, counts = np.unique(nodes, return_counts=True)
         spent = prompt
         for size, count in zip(sizes.tolist(), counts.tolist(), strict=True):
@@ -129,9 +141,10 @@ def times(replayed: Replay, costs: Costs) -> Times:
         # where steps are expectations, the last one is made in part
         part = max(replayed.steps[batch]) / len(nodes) if not replayed.exact and len(nodes) else 1.0
         seconds.append(prompt + (spent - prompt) * part)
-        plain.append(prompt + longest * (costs.verify.seconds(1, rows, context) + costs.plain_step))
+        prompts.append(prompt)
+        plain.append(prompt + longest * costs.verify.seconds(1, rows, context))
         tokens.append(sum(len(trace.texts[i].tokens) for i in batch))
-    return Times(np.array(tokens, dtype=float), np.array(seconds), np.array(plain))
+    return Times(np.array(tokens, dtype=float), np.array(seconds), np.array(plain), np.array(prompts))
 
 
 def right_ranks(trace: Trace) -> Array:
@@ -206,18 +219,18 @@ def _levels(tree: Topology | int) -> list[int]:
     return [len(list(group)) for _, group in groupby(tree.paths, key=len)]
 
 
-def _batches(trace: Trace) -> list[list[int]]:
+def batches(trace: Trace) -> dict[BatchKey, list[int]]:
     """Which texts ran together, as numbers."""
-    together: dict[tuple[int, int, int], list[int]] = {}
+    together: dict[BatchKey, list[int]] = {}
     for number, text in enumerate(trace.texts):
         together.setdefault((text.repeat, text.batch, text.turn), []).append(number)
-    return list(together.values())
+    return together
 
 
 def _widest(trace: Trace, nodes: Sequence[Array]) -> list[Array]:
     """Of each batch and step, the nodes of the row with most: shorter rows are padded."""
     found = []
-    for batch in _batches(trace):
+    for batch in batches(trace).values():
         widest = np.zeros(max(len(nodes[i]) for i in batch), dtype=np.int64)
         for i in batch:
             widest[: len(nodes[i])] = np.maximum(widest[: len(nodes[i])], nodes[i])
