@@ -3,7 +3,7 @@
 python -m experiments.plan target=llama2_7b hardware=a100_80g draft.model=llama_68m
 python -m experiments.plan target=llama3_70b hardware=h100_sxm devices=8 draft.model=llama3_1b most_ms=20
 python -m experiments.plan target=smollm2_135m hardware=this hardware.file=outputs/.../profile.json \
-    measured=drafters/weights/smollm2_135m/medusa/tree.yaml draft.heads=1.4e6 contexts=[512,2048,8192]
+    measured=drafters/weights/smollm2_135m/medusa/tree.yaml draft.heads=31e6 contexts=[512,2048,8192]
 """
 
 from __future__ import annotations

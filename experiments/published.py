@@ -11,11 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.table import Table
 
 from experiments.cost_model import Reached
@@ -101,9 +99,7 @@ def shape_of(name: str) -> ModelShape:
 
 @cache
 def machine(choice: str) -> Machine:
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(CONF, version_base="1.3"):
-        made: Machine = instantiate(compose(f"hardware/{choice}").hardware)
+    made: Machine = instantiate(OmegaConf.load(Path(CONF) / "hardware" / f"{choice}.yaml"))
     return made
 
 

@@ -165,8 +165,8 @@ def plot(roofline: Roofline, made: list[Point], title: str) -> go.Figure:
     most = max(balance, *(point.forward.intensity for point in made)) * 2
     x = np.geomspace(least, most, 200).tolist()
     drawn = figure(
-        axis("arithmetic intensity (operations per byte)", type="log"),
-        axis("performance (TFLOP/s per device)", type="log"),
+        axis("arithmetic intensity (operations per byte)", type="log", dtick=1),
+        axis("performance (TFLOP/s per device)", type="log", dtick=1),
         height=460,
         title={"text": title, "font": {"size": 14}, "y": 0.98},
         margin={"l": 12, "r": 16, "t": 70, "b": 12},

@@ -158,14 +158,14 @@ def profile(
 ) -> Profile:
     """Time every point once a round, in an order drawn anew each round: noise then falls on all of them alike.
 
-    A forward is a chain of drafted nodes; any tree of as many nodes costs the same. buffer_mib, matrix: see `Machine`.
+    A forward is a chain of drafted nodes; any tree of as many nodes costs the same. buffer_mib, matrix: see `Probe`.
 
     Raises:
         InputError: no rounds, or no memory for a KV cache.
     """
     if rounds < 1:
         raise InputError("rounds", expected="an integer >= 1", got=rounds, fix="ask for one")
-    machine = Machine(target.device, target.dtype, buffer_mib, matrix)
+    probe = Probe(target.device, target.dtype, buffer_mib, matrix)
     caches = {
         batch: target.new_cache(batch, max(p.prefix + p.tokens for p in points if p.batch == batch))
         for batch in sorted({point.batch for point in points})
@@ -174,12 +174,12 @@ def profile(
     for point in points:  # once unmeasured: libraries prepare themselves for a shape
         forward_ms(target, caches[point.batch], point)
     times: dict[Point, list[float]] = {point: [] for point in points}
-    ceilings = [machine.measure()]
+    ceilings = [probe.measure()]
     for number in range(rounds):
         for index in order.permutation(len(points)):
             point = points[index]
             times[point].append(forward_ms(target, caches[point.batch], point))
-        ceilings.append(machine.measure())
+        ceilings.append(probe.measure())
         on_round(number)
     best = Ceilings(max(c.bytes_per_second for c in ceilings), max(c.flops_per_second for c in ceilings))
     return Profile(times, best)
@@ -204,7 +204,7 @@ def forward_ms(target: TargetModel, cache: TreeCache, point: Point) -> float:
     return taken["forward"]
 
 
-class Machine:
+class Probe:
     """Measures the ceilings: reading a buffer of `buffer_mib` MiB, far larger than any cache, with all threads; and the
     product of two square matrices of side `matrix` in the model's dtype. The read is torch's sum, one stream a thread;
     a kernel that reads several side by side may come out somewhat above it."""
@@ -232,8 +232,8 @@ def plain_read_ms(target: TargetModel, rounds: int = 5, most_mib: int = 256) -> 
     the best of some rounds. Of large models, `most_mib` MiB are read and scaled up."""
     size = Footprint.of(target).weight_bytes
     buffer_mib = min(max(size // 2**20, 1), most_mib)
-    machine = Machine(target.device, target.dtype, buffer_mib, matrix=1)
-    return 1e3 * size / max(machine.measure().bytes_per_second for _ in range(rounds))
+    probe = Probe(target.device, target.dtype, buffer_mib, matrix=1)
+    return 1e3 * size / max(probe.measure().bytes_per_second for _ in range(rounds))
 
 
 def figures(footprint: Footprint, measured: Profile) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ from specdec.hardware import CostCurve
 from specdec.hardware.planning import Plan
 
 COSTED = (1, 8, 32, 128)  # batches whose cost of nodes is drawn
+MOST_TIMES = 5  # what costs more than this pays for no tree
 NODES = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 
 
@@ -63,7 +64,7 @@ def picture(grid: Mapping[tuple[int, int], Plan], verify: CostCurve, most: int, 
         )
     drawn.add_hline(y=1, line={"color": GREY, "dash": "dash", "width": 1.4}, row=1, col=2)
     drawn.update_xaxes(axis("nodes per sequence (root included)", type="log", dtick=0.30103), row=1, col=1)
-    drawn.update_yaxes(axis("time over plain decoding (ratio)", rangemode="tozero"), row=1, col=1)
+    drawn.update_yaxes(axis("time over plain decoding (ratio)", range=[0, MOST_TIMES]), row=1, col=1)
     drawn.update_xaxes(axis("batch (sequences)", type="log", dtick=0.30103), row=1, col=2)
     drawn.update_yaxes(axis("speedup (ratio)", rangemode="tozero"), row=1, col=2)
     return drawn.update_layout(

@@ -5,6 +5,7 @@ model_cost.py  what a config says of a model: elements, KV cache, attention, exp
 configs.py     configs by name: kept in configs/, embedded, tiny, or any hub id or folder; no weights
 roofline.py    time, bound and memory of a forward on a machine
 curves.py      cost curves, from a roofline or measured, and what drafting costs
+planning.py    which tree pays at a batch and a context
 
 Everything but a measured curve is a prediction: a limit that real kernels approach and do not reach.
 """
