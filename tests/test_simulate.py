@@ -55,7 +55,7 @@ def recorded(drafter: Drafter, target: TargetModel) -> Trace:
 
 def test_a_trace_of_medusa_replays_every_tree_as_it_runs(tiny: TargetModel) -> None:
     """Heads that are right in the first half of each text: other trees step over other positions."""
-    heads = perfect_heads(tiny, PROMPTS, 3, 20)
+    heads = perfect_heads(tiny, PROMPTS, 3, 12)
     trace = recorded(Medusa(heads, [[0], [0, 0], [1]]), tiny)
     for paths in ([[0]], [[0], [0, 0], [1]], [[1], [2], [1, 0]], [[0], [0, 0], [0, 0, 0], [1], [1, 0]]):
         figures = live(Medusa(heads, paths), tiny)[1]
@@ -120,7 +120,7 @@ def test_accepted_is_the_longest_right_path_by_hand() -> None:
 
 
 def test_a_sharp_target_at_a_low_temperature_accepts_as_greedy_does(tiny: TargetModel) -> None:
-    trace = recorded(Medusa(perfect_heads(tiny, PROMPTS, 3, 36), [[0], [0, 0]]), tiny)
+    trace = recorded(Medusa(perfect_heads(tiny, PROMPTS, 3, 12), [[0], [0, 0]]), tiny)
     warm = replay(trace, None, 0.001)
     assert not warm.exact
     assert warm.tau[0] == pytest.approx(replay(trace, None).tau[0], rel=0.02)
@@ -202,7 +202,7 @@ def test_a_search_over_64_nodes_is_quick() -> None:
 
 
 def test_nothing_is_drafted_where_nothing_pays() -> None:
-    assert best_plan(independent([[0.9]], 1), Steps(2.0), DraftCost()).paths == ()
+    assert best_plan(independent([[0.2]], 1), Steps(2.0), DraftCost()).paths == ()
 
 
 def test_acceptances_are_counted_where_the_parent_was_right() -> None:
