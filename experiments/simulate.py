@@ -27,6 +27,7 @@ from experiments.tables import stdout
 from specdec.errors import InputError
 from specdec.hardware import DraftCost, MeasuredCurve, ModelShape, Roofline, load_config
 from specdec.metrics import Interval
+from specdec.protocols import AcceptanceRule
 from specdec.replay import Costs, Fixed, Replay, batches, replay, right_ranks, times
 from specdec.runlog import provenance, write_json
 from specdec.runs import Run
@@ -34,7 +35,6 @@ from specdec.topology import Topology
 from specdec.trace import Trace
 from specdec.tree_search import counted
 
-RULES = ("exact",)
 SHOWN = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # sizes of trees in the table of a search
 
 
@@ -44,7 +44,6 @@ class Options(Modelled):
 
     run: str = ""
     tree: Any = "recorded"
-    acceptance: str = "exact"
     temperature: float | None = None
     profile: str | None = None
     nodes: int = 64
@@ -54,10 +53,10 @@ class Options(Modelled):
 @one_line_errors()
 def main(cfg: DictConfig) -> None:
     o = typed(cfg, Options)
-    if o.acceptance not in RULES:
-        expected = "exact; a rule that keeps other tokens writes another text, of which nothing was recorded"
-        raise InputError("acceptance", expected=expected, got=o.acceptance, fix="run it: experiments.bench")
     trace = Trace.read(o.run)
+    require_replayable(
+        instantiate(cfg.acceptance), trace.origin.temperature if o.temperature is None else o.temperature
+    )
     run = Run(Path(o.run))
     run.refresh()
     costs = costs_of(o, cfg, trace, run)
@@ -82,6 +81,15 @@ def main(cfg: DictConfig) -> None:
     note = exactness(replayed, run)
     stdout.print(note, highlight=False, soft_wrap=True)
     stdout.print(f"run folder: {folder}", soft_wrap=True, highlight=False)
+
+
+def require_replayable(rule: AcceptanceRule, temperature: float) -> None:
+    """Raises:
+    InputError: a lossy rule, whose text was not recorded; at a temperature, any but `exact`.
+    """
+    if not rule.lossless or (temperature > 0 and rule.name != "exact"):
+        expected = "exact, or at temperature 0 any lossless rule; others write texts of which nothing was recorded"
+        raise InputError("acceptance", expected=expected, got=rule.name, fix="run it with experiments.bench")
 
 
 def named(o: Options, trace: Trace) -> Topology | int | None:

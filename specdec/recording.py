@@ -49,8 +49,8 @@ class RankingDrafter(Drafter, Protocol):
     def candidates(
         self, hidden: Float[Tensor, "rows dim"], ranks: int
     ) -> tuple[Int[Tensor, "rows depths ranks"], Float[Tensor, "rows depths ranks"]]:
-        """Its `ranks` likeliest tokens at every depth below a root, best first, and their log-probabilities. hidden: the
-        target's last hidden state at the token before the root."""
+        """Its `ranks` likeliest tokens at every depth below a root, best first, and their log-probabilities. hidden:
+        the target's last hidden state at the token before the root."""
         ...
 
 

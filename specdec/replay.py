@@ -1,7 +1,7 @@
 """Replaying a trace with another tree, without a model: steps, tokens per step, and how long it would take.
 
-Greedy, a replay is exact: the right tokens are known at every position, and a tree accepts the longest of its paths that
-is right. At a temperature it is not: after a token that the recorded text does not have, nothing is known. It is then
+Greedy, a replay is exact: the right tokens are known at every position, and a tree accepts the longest of its paths
+that is right. At a temperature it is not: after a token that the recorded text does not have, nothing is known. It is then
 taken that things go on there as they do in the recorded text, and steps are expectations.
 """
 
@@ -24,8 +24,8 @@ BatchKey = tuple[int, int, int]  # repeat, number of the batch, turn
 
 @dataclass(frozen=True)
 class Replay:
-    """steps, tokens: of each text (the first token of a text belongs to no step). nodes: drafted in each step of each
-    batch, of the row with most; levels: of a static tree, its nodes at each depth; exact: whether a run would make these
+    """steps, tokens: of each text (the first token of a text belongs to no step). nodes: drafted in each step of
+    each batch, of the row with most; levels: of a static tree, its nodes at each depth; exact: whether a run would make these
     very steps."""
 
     trace: Trace
@@ -63,7 +63,7 @@ class Costs:
     decoding nothing; prompt: seconds of reading the prompts of a batch, for the keys of `batches`."""
 
     verify: CostCurve
-    draft: DraftCost = DraftCost()
+    draft: DraftCost = field(default_factory=DraftCost)
     step: float = 0.0
     prompt: Mapping[BatchKey, float] = field(default_factory=dict)
 
@@ -88,7 +88,8 @@ class Times:
     @property
     def speedup(self) -> tuple[float, Interval | None]:
         """The interval is that of the prompts; it knows nothing of errors in the costs."""
-        return bootstrap_speedup(self.tokens, self.seconds, self.tokens, self.plain)
+        tokens = self.tokens.tolist()
+        return bootstrap_speedup(tokens, self.seconds.tolist(), tokens, self.plain.tolist())
 
 
 def replay(trace: Trace, tree: Topology | int | None, temperature: float | None = None) -> Replay:
@@ -277,8 +278,10 @@ def candidate_probabilities(text: TextTrace, temperature: float, vocabulary: int
     known = text.target_logp.astype(np.float64)
     others = vocabulary - known.shape[1]
     left = np.clip(1 - np.exp(known).sum(1), 0, 1) / max(others, 1)
-    scaled = np.exp(known / temperature)
-    share = scaled / (scaled.sum(1) + others * left ** (1 / temperature))[:, None]
+    most = known.max(1, keepdims=True)
+    scaled = np.exp((known - most) / temperature)  # nothing vanishes at a low temperature
+    rest = others * (left / np.exp(most[:, 0])) ** (1 / temperature)
+    share = scaled / (scaled.sum(1) + rest)[:, None]
     out = np.zeros(text.ids.shape)
     for depth in range(out.shape[1]):
         ahead = np.arange(text.positions) + depth

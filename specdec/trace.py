@@ -91,7 +91,8 @@ class TextTrace:
         return np.where(np.minimum.accumulate(ranks, 1) >= 0, ranks, NOTHING)
 
     def _right_nodes(self) -> Array:
-        assert self.nodes is not None and self.parents is not None
+        assert self.nodes is not None
+        assert self.parents is not None
         rows, size = np.arange(self.positions), self.nodes.shape[1]
         at, found = np.zeros(self.positions, dtype=np.int64), []
         for depth in range(1, size + 1):
@@ -124,7 +125,7 @@ class Trace:
 
     def write(self, folder: Path) -> Path:
         """Whole or not at all."""
-        arrays = {}
+        arrays: dict[str, Any] = {}
         for name in ARRAYS:
             parts = [getattr(text, name) for text in self.texts]
             if parts[0] is not None:
@@ -189,7 +190,7 @@ def _texts(heads: Sequence[dict[str, Any]], arrays: dict[str, Array]) -> Iterato
     token = position = 0
     for head in heads:
         length = head.pop("length")
-        parts = {k: v[token : token + length] if k == "tokens" else v[position : position + length - 1]
+        parts: dict[str, Any] = {k: v[token : token + length] if k == "tokens" else v[position : position + length - 1]
                  for k, v in arrays.items()}  # fmt: skip
         token, position = token + length, position + length - 1
         yield TextTrace(**head, **parts)

@@ -270,7 +270,7 @@ def test_a_recorded_run_is_simulated(
     ("override", "message"),
     [
         ("tree=best", "error: tree: expected costs to choose by, got none; pass profile=... or hardware=..."),
-        ("acceptance=typical", "error: acceptance: expected exact; a rule that keeps other tokens"),
+        ("acceptance=typical", "error: acceptance: expected exact, or at temperature 0 any lossless rule"),
         ("temperature=-1", "error: temperature: expected a number >= 0, got -1"),
         ("temperature=1", "error: temperature: expected 0: ngram does not rank, got 1"),
         ("tree=[[0]]", "error: tree: expected a number of nodes, or nothing: ngram draws its own trees"),
