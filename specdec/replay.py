@@ -1,8 +1,8 @@
 """Replaying a trace with another tree, without a model: steps, tokens per step, and how long it would take.
 
 Greedy, a replay is exact: the right tokens are known at every position, and a tree accepts the longest of its paths
-that is right. At a temperature it is not: after a token that the recorded text does not have, nothing is known. It is then
-taken that things go on there as they do in the recorded text, and steps are expectations.
+that is right. At a temperature it is not: after a token that the recorded text does not have, nothing is known. It is
+then taken that things go on there as they do in the recorded text, and steps are expectations.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ BatchKey = tuple[int, int, int]  # repeat, number of the batch, turn
 
 @dataclass(frozen=True)
 class Replay:
-    """steps, tokens: of each text (the first token of a text belongs to no step). nodes: drafted in each step of
-    each batch, of the row with most; levels: of a static tree, its nodes at each depth; exact: whether a run would make these
-    very steps."""
+    """steps, tokens: of each text (the first token of a text belongs to no step). nodes: drafted in each step of each
+    batch, of the row with most; levels: of a static tree, its nodes at each depth; exact: whether a run would make
+    these very steps.
+    """
 
     trace: Trace
     steps: Array
