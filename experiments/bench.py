@@ -6,7 +6,7 @@ python -m experiments.bench -m drafter=none,ngram prompts=jsonl prompts.path=pro
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,12 @@ from experiments.entry import CONF, INTERRUPTED, launch, one_line_errors, stderr
 from experiments.pictures.page import REPORT, write_page
 from experiments.settings import Settings, settings
 from experiments.tables import print_path, print_summary, progress_bar
-from specdec.benchmark import Benchmark, describe
+from specdec.benchmark import OURS, Benchmark, Trial, describe
+from specdec.recording import Recorder
 from specdec.reference import runnable
 from specdec.runlog import RunLog
 from specdec.runs import Run
+from specdec.trace import TRACE_FILE
 
 
 @hydra.main(config_path=CONF, config_name="bench", version_base="1.3")
@@ -33,8 +35,13 @@ def main(cfg: DictConfig) -> None:
     benchmark, names, missing = assembled(cfg, options)
     folder = Path(HydraConfig.get().runtime.output_dir)
     log = RunLog(folder, instantiate(cfg.tracker), config(cfg, names))
+    recorder = recording(benchmark, options)
     with closing(log), progress_bar(benchmark.turns) as advance:
-        summary = {**describe(benchmark, names), **benchmark.run(log, advance), "missing_references": missing}
+        watch = advance if recorder is None else both(advance, recorder)
+        summary = {**describe(benchmark, names), **benchmark.run(log, watch), "missing_references": missing}
+    if recorder is not None:
+        file = recorder.trace(names, benchmark.batch_size).write(folder)
+        stderr.print(f"recorded: {file.stat().st_size / 2**20:.2f} MiB in {file}", soft_wrap=True, highlight=False)
     log.finish(summary, report if options.report else None)
     print_summary(summary, folder)
     if (folder / REPORT).exists():
@@ -44,6 +51,29 @@ def main(cfg: DictConfig) -> None:
 def report(folder: Path) -> Path:
     """The run's pictures, written into its folder."""
     return write_page([Run(folder)], folder / REPORT)
+
+
+def recording(benchmark: Benchmark, options: Settings) -> Recorder | None:
+    """What records the run, if it is to be; says before how large that gets."""
+    if not options.record:
+        return None
+    b = benchmark
+    recorder = Recorder(b.drafter, b.verifier.target, b.sampling, b.stop, options.record_ranks)
+    size = recorder.predicted_bytes(b.turns) / 2**20
+    stderr.print(f"recording: {TRACE_FILE} will hold at most {size:.2f} MiB", highlight=False)
+    return recorder
+
+
+def both(advance: Callable[[Trial], None], recorder: Recorder) -> Callable[[Trial], None]:
+    """Each text is read once more when its trial is over, outside of what is timed."""
+
+    def watch(trial: Trial) -> None:
+        advance(trial)
+        names = {"prompt": trial.prompt.id, "category": trial.prompt.category}
+        numbers = {"turn": trial.turn, "repeat": trial.repeat, "batch": trial.batch}
+        recorder.add(trial.ids, trial.texts[OURS], **names, **numbers)
+
+    return watch
 
 
 def assembled(cfg: DictConfig, options: Settings) -> tuple[Benchmark, dict[str, str], dict[str, str]]:

@@ -30,6 +30,8 @@ class Settings:
     repeats: int = 1
     seed: int = 0
     report: bool = False
+    record: bool = False
+    record_ranks: int = 16
 
     def sampling(self) -> SamplingParams:
         g = self.generation

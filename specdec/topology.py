@@ -145,12 +145,18 @@ def most_frequent_tree(ranks: Int[Tensor, "positions heads"], nodes: int) -> tup
     Raises:
         InputError: fewer than `nodes` paths were ever right.
     """
+    paths, gains = frequent_paths(ranks.tolist())
+    return _enough(paths[:nodes], nodes), gains[:nodes]
+
+
+def frequent_paths(ranks: Sequence[Sequence[int]]) -> tuple[list[Path], list[float]]:
+    """Every path that was ever right, most often first, and at which share of the positions it was."""
     counts: Counter[Path] = Counter()
-    for row in ranks.tolist():
+    for row in ranks:
         hit = row[: row.index(-1)] if -1 in row else row
         counts.update(tuple(hit[:length]) for length in range(1, len(hit) + 1))
     # a path comes no more often than its parent: sorted by count, then by length, parents come first
-    paths = _enough(sorted(counts, key=lambda path: (-counts[path], len(path), path))[:nodes], nodes)
+    paths = sorted(counts, key=lambda path: (-counts[path], len(path), path))
     return paths, [counts[path] / len(ranks) for path in paths]
 
 

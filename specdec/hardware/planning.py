@@ -16,6 +16,7 @@ from specdec.hardware.curves import CostCurve, DraftCost
 from specdec.topology import Path, best_tree
 
 Acceptance = Sequence[Sequence[float]]  # [depth][rank]: P(that child is right, given that its parent was)
+Ranked = tuple[Sequence[Path], Sequence[float]]  # paths, best first, and what each adds to the tokens of a step
 
 
 @dataclass(frozen=True)
@@ -73,34 +74,39 @@ class Planner:
                 raise InputError(f"acceptance at depth {depth}", expected=expected, got=list(rates), fix=fix)
 
     @cached_property
-    def _trees(self) -> list[tuple[list[Path], list[float]]]:
-        """For each limit on the depth, paths and what they add, best first: the first n are the best tree of n."""
-        trees = []
-        for depth in range(1, len(self.acceptance) + 1):
-            rates = self.acceptance[:depth]
-            paths, width = 0, 1
-            for level in rates:
-                width *= len(level)
-                paths += width
-            trees.append(best_tree(rates, min(self.most_nodes, paths)))
-        return trees
+    def _trees(self) -> list[Ranked]:
+        return independent(self.acceptance, self.most_nodes)
 
     def best(self, batch: int, context: int) -> Plan:
         """The tree with the most tokens per second among those that are best for their size and depth."""
-        plain = self.verify.seconds(1, batch, context)
-        best = Plan(batch, context, (), 1.0, plain, 0.0, plain)
-        for paths, gains in self._trees:
-            tokens = 1.0
-            for size, gain in enumerate(gains, 1):
-                tokens += gain
-                plan = self._plan(batch, context, paths[:size], tokens, plain)
-                best = max(best, plan, key=lambda p: p.speedup)
-        return best
+        return best_plan(self._trees, self.verify, self.draft, batch, context)
 
-    def _plan(self, batch: int, context: int, paths: Sequence[Path], tokens: float, plain: float) -> Plan:
-        draft = self.draft.seconds(levels(paths), batch, context)
-        seconds = self.verify.seconds(len(paths) + 1, batch, context) + draft
-        return Plan(batch, context, paths, tokens, seconds, draft, plain)
+
+def independent(acceptance: Acceptance, nodes: int) -> list[Ranked]:
+    """For each limit on the depth, the best trees up to `nodes`, were a child right as often under every parent."""
+    trees = []
+    for depth in range(1, len(acceptance) + 1):
+        rates, paths, width = acceptance[:depth], 0, 1
+        for level in rates:
+            width *= len(level)
+            paths += width
+        trees.append(best_tree(rates, min(nodes, paths)))
+    return trees
+
+
+def best_plan(trees: Sequence[Ranked], verify: CostCurve, draft: DraftCost, batch: int = 1, context: int = 512) -> Plan:
+    """Of all beginnings of all lists the one with the most tokens per second; no paths where nothing pays."""
+    plain = verify.seconds(1, batch, context)
+    best = Plan(batch, context, (), 1.0, plain, 0.0, plain)
+    for paths, gains in trees:
+        tokens = 1.0
+        for size, gain in enumerate(gains, 1):
+            tokens += gain
+            drafting = draft.seconds(levels(paths[:size]), batch, context)
+            seconds = verify.seconds(size + 1, batch, context) + drafting
+            plan = Plan(batch, context, paths[:size], tokens, seconds, drafting, plain)
+            best = max(best, plan, key=lambda p: p.speedup)
+    return best
 
 
 def levels(paths: Sequence[Path]) -> list[int]:

@@ -1,0 +1,236 @@
+"""A recorded run replayed with another tree, at another temperature, on another machine; no model is loaded.
+
+python -m experiments.bench drafter=medusa record=true
+python -m experiments.simulate run=outputs/... tree=16 profile=outputs/.../profile.json
+python -m experiments.simulate run=outputs/... tree=best hardware=a100_80g
+python -m experiments.simulate -m run=outputs/... tree=4,8,16,32 temperature=0,0.5,1
+"""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from rich.table import Table
+
+from drafters.medusa.trees import TREE_FILE, read_tree, write_tree
+from experiments.cost_model import Modelled
+from experiments.entry import CONF, launch, one_line_errors
+from experiments.settings import typed
+from experiments.tables import stdout
+from specdec.errors import InputError
+from specdec.hardware import DraftCost, MeasuredCurve, ModelShape, Roofline, load_config
+from specdec.metrics import Interval
+from specdec.protocols import AcceptanceRule
+from specdec.replay import Costs, Fixed, Replay, batches, replay, right_ranks, times
+from specdec.runlog import provenance, write_json
+from specdec.runs import Run
+from specdec.topology import Topology
+from specdec.trace import Trace
+from specdec.tree_search import counted
+
+SHOWN = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # sizes of trees in the table of a search
+
+
+@dataclass
+class Options(Modelled):
+    """See conf/simulate.yaml."""
+
+    run: str = ""
+    tree: Any = "recorded"
+    temperature: float | None = None
+    profile: str | None = None
+    nodes: int = 64
+
+
+@hydra.main(config_path=CONF, config_name="simulate", version_base="1.3")
+@one_line_errors()
+def main(cfg: DictConfig) -> None:
+    o = typed(cfg, Options)
+    trace = Trace.read(o.run)
+    require_replayable(
+        instantiate(cfg.acceptance), trace.origin.temperature if o.temperature is None else o.temperature
+    )
+    run = Run(Path(o.run))
+    run.refresh()
+    costs = costs_of(o, cfg, trace, run)
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    figures: dict[str, Any] = {"run": o.run, "predicted": True}
+    if o.tree == "best":
+        if costs is None:
+            raise InputError("tree", expected="costs to choose by", got="none", fix="pass profile=... or hardware=...")
+        trace, tree, sizes = best(trace, costs, o)
+        stdout.print(sizes)
+        figures |= {"searched_on": "every other batch, predicted on those between"}
+    else:
+        tree = named(o, trace)
+    replayed = replay(trace, tree, o.temperature)
+    figures |= predicted(replayed, costs)
+    if isinstance(tree, Topology):
+        comment = shlex.join(["python", "-m", "experiments.simulate", *HydraConfig.get().overrides.task])
+        source = {"target": trace.origin.target, "drafter": trace.origin.drafter, "recorded_in": o.run}
+        write_tree(folder / TREE_FILE, comment, {**source, **figures, "paths": [list(path) for path in tree.paths]})
+    write_json(folder / "summary.json", {**figures, "provenance": provenance()})
+    stdout.print(table(figures, trace, tree))
+    note = exactness(replayed, run)
+    stdout.print(note, highlight=False, soft_wrap=True)
+    stdout.print(f"run folder: {folder}", soft_wrap=True, highlight=False)
+
+
+def require_replayable(rule: AcceptanceRule, temperature: float) -> None:
+    """Raises:
+    InputError: a lossy rule, whose text was not recorded; at a temperature, any but `exact`.
+    """
+    if not rule.lossless or (temperature > 0 and rule.name != "exact"):
+        expected = "exact, or at temperature 0 any lossless rule; others write texts of which nothing was recorded"
+        raise InputError("acceptance", expected=expected, got=rule.name, fix="run it with experiments.bench")
+
+
+def named(o: Options, trace: Trace) -> Topology | int | None:
+    """The tree that is asked for."""
+    if o.tree == "recorded":
+        return None if not trace.origin.tree else Topology.of(trace.origin.tree)
+    if isinstance(o.tree, int):
+        if not trace.ranked:
+            return o.tree
+        paths = counted(right_ranks(trace), o.tree)[-1][0]
+        if not 1 <= o.tree <= len(paths):
+            expected = f"1 to {len(paths)} nodes, of the paths that were ever right"
+            raise InputError("tree", expected=expected, got=o.tree, fix="record more text, or lower it")
+        return Topology.of([list(path) for path in paths], "tree")
+    return read_tree(o.tree, "tree") if isinstance(o.tree, str) else Topology.of(o.tree, "tree")
+
+
+def costs_of(o: Options, cfg: DictConfig, trace: Trace, run: Run) -> Costs | None:
+    """From a profile, with what the run took besides its forwards; or from the roofline of some hardware."""
+    if o.profile is not None:
+        return measured(o.profile, trace, run)
+    if "hardware" not in cfg:
+        return None
+    machine = instantiate(cfg.hardware)
+    shape = ModelShape.of(load_config(trace.origin.target), trace.origin.target)
+    shared = (machine, o.precision.on(machine), o.devices, o.link, o.reach.shares())
+    target = Roofline(shape, *shared)
+    target.require_fit(trace.origin.batch_size, max(t.prompt_tokens + len(t.tokens) for t in trace.texts))
+    weights = trace.origin.parameters
+    draft = DraftCost(once=Roofline(ModelShape.of_heads(weights, shape), *shared)) if weights else DraftCost()
+    prompts = {
+        key: target.prefill(max(trace.texts[i].prompt_tokens for i in batch), len(batch)).seconds
+        for key, batch in batches(trace).items()
+    }
+    return Costs(target, draft, prompt=prompts)
+
+
+def measured(profile: str, trace: Trace, run: Run) -> Costs:
+    """Drafting, accepting and committing as the recorded run took them; prompts, what its steps leave of its time."""
+    curve = MeasuredCurve(profile)
+    if curve.target != trace.origin.target:
+        fix = "profile the run's target"
+        raise InputError("profile", expected=f"one of {trace.origin.target}", got=curve.target, fix=fix)
+    phases = run.figures.get("phase_ms")
+    if not phases or not run.generations:
+        raise InputError("run", expected="its steps and texts", got="a folder without", fix="record it again")
+    spent = {(g["prompt"], g["turn"], g["repeat"]): g["seconds"]["speculative"] for g in run.generations}
+    stepped = {
+        (key.prompt, key.turn, key.repeat): sum(sum(r.ms.values()) / r.live for r in records) / 1e3
+        for key, records in run.texts.items()
+    }
+    prompts = {}
+    for number, batch in batches(trace).items():
+        keys = [(t.prompt, t.turn, t.repeat) for t in (trace.texts[i] for i in batch)]
+        prompts[number] = max(0.0, sum(spent[key] - stepped[key] for key in keys))
+    draft, rest = DraftCost(once=Fixed(phases["draft"] / 1e3)), (phases["accept"] + phases["commit"]) / 1e3
+    return Costs(curve, draft, rest, prompts)
+
+
+def best(trace: Trace, costs: Costs, o: Options) -> tuple[Trace, Topology | int, Table]:
+    """Searched on one half of the texts, so that the other half can tell what it is worth."""
+    halves = [Trace(trace.origin, [text for text in trace.texts if text.batch % 2 == half]) for half in (0, 1)]
+    if not halves[1].texts:
+        raise InputError("run", expected="two batches or more, to search and to judge", got="one", fix="record more")
+    found: dict[int, tuple[float, float, Topology | int]] = {}
+    for tree in candidates(halves[0], o.nodes):
+        replayed = replay(halves[0], tree, o.temperature)
+        speed = times(replayed, costs).tokens_per_second
+        size = tree if isinstance(tree, int) else tree.nodes - 1
+        found[size] = max(found.get(size, (0.0, 0.0, tree)), (speed, replayed.tau[0], tree), key=lambda f: f[0])
+    out = Table(title="the best tree of each size, on the texts that were searched")
+    for column in ("nodes", "depth", "τ", "tokens/s"):
+        out.add_column(column, justify="right")
+    for size, (speed, tau, tree) in sorted(found.items()):
+        if size in SHOWN:
+            depth = str(tree.depth) if isinstance(tree, Topology) else "-"
+            out.add_row(str(size), depth, f"{tau:.3f}", f"{speed:.1f}")
+    return halves[1], max(found.values(), key=lambda f: f[0])[2], out
+
+
+def candidates(trace: Trace, nodes: int) -> list[Topology | int]:
+    """Every size, and where the drafter ranks every depth: the paths that were right most often."""
+    if not trace.ranked:
+        return list(range(1, nodes + 1))
+    lists = counted(right_ranks(trace), nodes)
+    return [Topology.of([list(p) for p in paths[:size]]) for paths, _ in lists for size in range(1, len(paths) + 1)]
+
+
+def predicted(replayed: Replay, costs: Costs | None) -> dict[str, Any]:
+    tau, interval = replayed.tau
+    figures: dict[str, Any] = {
+        "steps": float(replayed.steps.sum()),
+        "tokens": int(replayed.tokens.sum()),
+        "tokens_per_step": tau,
+        "tokens_per_step_ci95": list(interval) if interval else None,
+        "exact": replayed.exact,
+    }
+    if costs is None:
+        return figures
+    spent = times(replayed, costs)
+    speedup, of = spent.speedup
+    figures |= {
+        "step_ms": 1e3 * float((spent.seconds - spent.prompts).sum() / sum(len(n) for n in replayed.nodes)),
+        "tokens_per_second": spent.tokens_per_second,
+        "autoregressive_tokens_per_second": spent.plain_tokens_per_second,
+        "speedup": speedup,
+        "speedup_ci95": list(of) if of else None,
+    }
+    return figures
+
+
+def table(figures: dict[str, Any], trace: Trace, tree: Topology | int | None) -> Table:
+    nodes = "the recorded" if tree is None else f"{tree if isinstance(tree, int) else tree.nodes - 1} nodes"
+    out = Table(title=f"predicted: {trace.origin.drafter} on {trace.origin.target}, {nodes}", show_header=False)
+    out.add_column()
+    out.add_column(justify="right")
+    out.add_row("tokens per step τ", within(figures["tokens_per_step"], figures["tokens_per_step_ci95"]))
+    if "speedup" in figures:
+        out.add_row("ms per step", f"{figures['step_ms']:.2f}")
+        out.add_row("tokens/s", f"{figures['tokens_per_second']:.1f}")
+        out.add_row("autoregressive tokens/s", f"{figures['autoregressive_tokens_per_second']:.1f}")
+        out.add_row("speedup", within(figures["speedup"], figures["speedup_ci95"]))
+    return out
+
+
+def within(value: float, interval: Interval | list[float] | None) -> str:
+    return f"{value:.3f}" + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "")
+
+
+def exactness(replayed: Replay, run: Run) -> str:
+    """What the prediction is worth."""
+    if replayed.exact:
+        return "tokens per step are exact: greedy text is the target's own whatever is drafted"
+    origin = replayed.trace.origin
+    note = "tokens per step are an approximation: past a token that the recorded text lacks, nothing was recorded"
+    own = run.figures.get("tokens_per_step")
+    if own and origin.tree and (at := origin.temperature) > 0:
+        again = replay(replayed.trace, None, at).tau[0]
+        note += f"; with the run's own tree and temperature it gives {again:.3f}, the run made {own:.3f}"
+    return note
+
+
+if __name__ == "__main__":
+    launch(main)
