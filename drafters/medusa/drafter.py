@@ -59,6 +59,16 @@ class Medusa:
     def weights(self) -> Weights:
         return self._weights
 
+    @property
+    def topology(self) -> Topology:
+        return self._topology
+
+    @property
+    def depths(self) -> int:
+        """How many heads there are, the tree's or not."""
+        return self._module.heads
+
+
     def start(self, session: Session) -> None:
         self._sampling = session.sampling
         if session.target is not self._target:  # weights are read once, not for every batch
@@ -74,6 +84,18 @@ class Medusa:
         tokens = torch.cat([root[:, None], ranked.flatten(1)[:, self._candidates]], 1)
         return TokenTree(tokens, self._parents.expand_as(tokens))
 
+    def candidates(
+        self, hidden: Float[Tensor, "rows dim"], ranks: int
+    ) -> tuple[Int[Tensor, "rows heads ranks"], Float[Tensor, "rows heads ranks"]]:
+        """Each head's best tokens and their log-probabilities, best first; of all heads, whatever the tree."""
+        if self._every_head is None:
+            assert self._target is not None
+            chain = Topology.of([[0] * depth for depth in range(1, self.depths + 1)])
+            self._every_head = Products(self._module, self._target, chain)
+        logits = self._every_head(hidden)
+        best = logits.topk(ranks)
+        return self._module.ids(best.indices), best.values - logits.logsumexp(-1, keepdim=True)
+
     def _bind(self, target: TargetModel) -> None:
         fresh = GUESSED_HEADS if isinstance(self._tree, int) else self._tree.depth
         heads, file = load_heads(self._heads, target, fresh)
@@ -86,6 +108,7 @@ class Medusa:
             expected, got = f"candidates among the {known} tokens the heads know", f"{topology.ranks} of them"
             raise InputError("drafter.tree", expected=expected, got=got, fix="choose a narrower tree")
         self._products = Products(heads, target, topology)
+        self._every_head: Products | None = None
         self._module, self._topology, self._target = heads, topology, target
         self._weights = Weights.of(heads, None if file is None else file.training_tokens)
         self._parents, self._candidates = topology.parents.to(target.device), topology.candidates.to(target.device)
