@@ -62,6 +62,7 @@ def main(cfg: DictConfig) -> None:
     costs = costs_of(o, cfg, trace, run)
     folder = Path(HydraConfig.get().runtime.output_dir)
     figures: dict[str, Any] = {"run": o.run, "predicted": True}
+    tree: Topology | int | None
     if o.tree == "best":
         if costs is None:
             raise InputError("tree", expected="costs to choose by", got="none", fix="pass profile=... or hardware=...")

@@ -95,11 +95,11 @@ class Recorder:
         self._texts.append(
             TextTrace(
                 **names,  # type: ignore[arg-type]
+                **proposals,  # type: ignore[arg-type]
                 prompt_tokens=len(ids),
                 tokens=np.array(text, dtype=self._type),
                 target_ids=best[1].numpy().astype(self._type),
                 target_logp=best[0].numpy().astype(np.float16),
-                **proposals,
             )
         )
 
@@ -109,7 +109,7 @@ class Recorder:
             fix = "raise generation.max_new_tokens"
             raise InputError("record", expected="a text of two tokens or more", got="none", fix=fix)
         drafter = self._drafter
-        ranking = isinstance(drafter, RankingDrafter)
+        ranking = drafter if isinstance(drafter, RankingDrafter) else None
         return Trace(
             Origin(
                 drafter=names["drafter"],
@@ -118,9 +118,9 @@ class Recorder:
                 temperature=self._sampling.temperature,
                 max_new_tokens=self._stop.max_new_tokens,
                 batch_size=batch_size,
-                depths=drafter.depths if ranking else 0,
+                depths=ranking.depths if ranking else 0,
                 ranks=self._ranks,
-                tree=[list(path) for path in drafter.topology.paths] if ranking else None,
+                tree=[list(path) for path in ranking.topology.paths] if ranking else None,
                 parameters=weights_of(drafter).parameters if ranking else 0,
             ),
             self._texts,

@@ -283,11 +283,11 @@ def candidate_probabilities(text: TextTrace, temperature: float, vocabulary: int
     scaled = np.exp((known - most) / temperature)  # nothing vanishes at a low temperature
     rest = others * (left / np.exp(most[:, 0])) ** (1 / temperature)
     share = scaled / (scaled.sum(1) + rest)[:, None]
-    out = np.zeros(text.ids.shape)
+    out = np.zeros_like(text.ids, dtype=np.float64)
     for depth in range(out.shape[1]):
         ahead = np.arange(text.positions) + depth
         there = ahead < text.positions
         at = ahead[there]
-        same = text.ids[there, depth][:, :, None] == text.target_ids[at][:, None, :]
+        same = np.equal(text.ids[there, depth][:, :, np.newaxis], text.target_ids[at][:, np.newaxis, :])
         out[there, depth] = (same * share[at][:, None, :]).sum(-1)
     return out

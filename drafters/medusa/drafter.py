@@ -50,6 +50,8 @@ class Medusa:
         self._heads = heads
         self._tree = tree if isinstance(tree, int) else read_tree(tree) if isinstance(tree, str) else Topology.of(tree)
         self._target: TargetModel | None = None
+        self._every_head: Products | None = None  # made when candidates are asked for
+        self._module: MedusaHeads
 
     @property
     def max_nodes(self) -> int:
@@ -67,7 +69,6 @@ class Medusa:
     def depths(self) -> int:
         """How many heads there are, the tree's or not."""
         return self._module.heads
-
 
     def start(self, session: Session) -> None:
         self._sampling = session.sampling
@@ -108,7 +109,7 @@ class Medusa:
             expected, got = f"candidates among the {known} tokens the heads know", f"{topology.ranks} of them"
             raise InputError("drafter.tree", expected=expected, got=got, fix="choose a narrower tree")
         self._products = Products(heads, target, topology)
-        self._every_head: Products | None = None
+        self._every_head = None
         self._module, self._topology, self._target = heads, topology, target
         self._weights = Weights.of(heads, None if file is None else file.training_tokens)
         self._parents, self._candidates = topology.parents.to(target.device), topology.candidates.to(target.device)

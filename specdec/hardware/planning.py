@@ -84,7 +84,7 @@ class Planner:
 
 def independent(acceptance: Acceptance, nodes: int) -> list[Ranked]:
     """For each limit on the depth, the best trees up to `nodes`, were a child right as often under every parent."""
-    trees = []
+    trees: list[Ranked] = []
     for depth in range(1, len(acceptance) + 1):
         rates, paths, width = acceptance[:depth], 0, 1
         for level in rates:
