@@ -240,7 +240,7 @@ def test_a_run_of_100_000_steps_is_drawn_quickly_on_a_small_page(tmp_path: Path)
                 file.writelines(json.dumps({**line, "repeat": repeat}) + "\n" for line in lines)
     begun = children_seconds()  # in a process of its own: this one checks types
     subprocess.run([sys.executable, "-m", "experiments.report", str(tmp_path)], cwd=ROOT, check=True)
-    assert children_seconds() - begun < 10
+    assert children_seconds() - begun < 30  # alone 8; beside other tests half as much again and more
     assert (tmp_path / "report.html").stat().st_size < 8e6
     run = loaded(tmp_path)
     assert len(run.steps) >= 100_000

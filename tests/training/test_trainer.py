@@ -171,7 +171,10 @@ def test_wandb_mirrors_training(run: Callable[..., Done], tmp_path: Path, monkey
         (["target.seed=1"], "expected text made with the target of tiny"),
         (["data=nowhere"], "nowhere: expected a folder of self-distilled text, got no readable index.json"),
         (["training.learning_rate=1e37"], "training: expected a finite loss, got"),
-        (["drafter=ngram"], "recipe: expected one of linear, medusa, medusa2, got 'ngram'"),
+        (
+            ["drafter=ngram"],
+            "recipe: expected one of draft_model, eagle, early_exit, linear, medusa, medusa2, got 'ngram'",
+        ),
         (["++recipe.lr_scale.nothing=2.0"], "recipe.lr_scale: expected parts of the module (1), got ['nothing']"),
     ],
 )
