@@ -9,7 +9,7 @@ from specdec.sampling import SamplingParams
 from specdec.stopping import StopRule
 from specdec.target import TargetModel
 from specdec.training.features import teacher_forced
-from specdec.training.recipe import TrainBatch
+from specdec.training.recipe import Recipe, TrainBatch
 from specdec.training.store import HIDDEN
 
 PROMPTS = [[i, 2 * i + 1, 7] for i in range(12)]
@@ -25,3 +25,15 @@ def own_text(target: TargetModel, temperature: float = 0.0) -> TrainBatch:
     answer[:, : len(PROMPTS[0])] = False
     hidden = teacher_forced(target, tokens, [HIDDEN])[HIDDEN].clone()  # usable where gradients are made
     return TrainBatch(tokens, answer, torch.ones_like(answer), {HIDDEN: hidden})
+
+
+def learn(made: Recipe, module: torch.nn.Module, target: TargetModel, batch: TrainBatch, steps: int) -> list[float]:
+    """Train on the one batch; the losses, one a step."""
+    optimizer, losses = torch.optim.AdamW(module.parameters(), lr=3e-3), []
+    for _ in range(steps):
+        loss = made.loss(module, target, batch)
+        optimizer.zero_grad()
+        (loss.loss.total / loss.loss.weight).backward()
+        optimizer.step()
+        losses.append(float(loss.loss.total.detach() / loss.loss.weight))
+    return losses

@@ -23,6 +23,7 @@ from specdec.training.features import teacher_forced
 from specdec.training.recipe import Recipe, TrainBatch
 from specdec.tree import PAD, TokenTree
 from tests.families import VOCAB, build
+from tests.own_text import learn, own_text
 from verifiers.acceptance.exact import Exact
 from verifiers.path_by_path import PathByPath
 from verifiers.tree_attention import TreeAttention
@@ -113,13 +114,7 @@ def target() -> TargetModel:
 
 @pytest.fixture(scope="module")
 def batch(target: TargetModel) -> TrainBatch:
-    prompts = [[i, 2 * i + 1, 7] for i in range(12)]
-    texts = autoregressive(prompts, target, GREEDY, StopRule(40), [[0, row] for row in range(12)]).texts
-    tokens = torch.tensor([p + t for p, t in zip(prompts, texts, strict=True)])
-    answer = torch.ones_like(tokens, dtype=torch.bool)
-    answer[:, :3] = False
-    hidden = teacher_forced(target, tokens, ["hidden"])["hidden"].clone()
-    return TrainBatch(tokens, answer, torch.ones_like(answer), {"hidden": hidden})
+    return own_text(target)
 
 
 def test_heads_learn_to_draft_several_levels(target: TargetModel, batch: TrainBatch) -> None:
@@ -127,7 +122,6 @@ def test_heads_learn_to_draft_several_levels(target: TargetModel, batch: TrainBa
     assert isinstance(made, Recipe)
     torch.manual_seed(0)
     module = made.build(target, torch.bincount(batch.tokens[batch.answer], minlength=target.vocab_size))
-    optimizer, losses = torch.optim.AdamW(module.parameters(), lr=3e-3), []
 
     def acceptance() -> list[float]:
         prompts = batch.tokens[:, :3].tolist()
@@ -135,12 +129,7 @@ def test_heads_learn_to_draft_several_levels(target: TargetModel, batch: TrainBa
         return StepMetrics.of(speculative(prompts, *parts, [[0]] * len(prompts)).steps).acceptance_at_depth
 
     before = acceptance()
-    for _ in range(80):
-        loss = made.loss(module, target, batch)
-        optimizer.zero_grad()
-        (loss.loss.total / loss.loss.weight).backward()
-        optimizer.step()
-        losses.append(float(loss.loss.total.detach() / loss.loss.weight))
+    losses = learn(made, module, target, batch, steps=80)
     assert losses[-1] < 0.5 * losses[0]
     after = acceptance()
     assert after[0] > before[0] + 0.1

@@ -20,7 +20,7 @@ from specdec.target import TargetModel
 from specdec.training.imitation import LOSSES, next_token_loss
 from specdec.training.recipe import Recipe, TrainBatch
 from tests.commands import command
-from tests.own_text import NEW, PROMPTS, own_text
+from tests.own_text import NEW, PROMPTS, learn, own_text
 from verifiers.acceptance.exact import Exact
 from verifiers.tree_attention import TreeAttention
 
@@ -53,14 +53,8 @@ def test_adapters_learn_the_targets_text(target: TargetModel, batch: TrainBatch,
     torch.manual_seed(0)
     module = made.build(target, torch.bincount(batch.tokens[batch.answer], minlength=target.vocab_size))
     assert isinstance(module, ExitAdapter)
-    before, optimizer = acceptance(made, module, target), torch.optim.AdamW(module.parameters(), lr=3e-3)
-    losses = []
-    for _ in range(60):
-        loss = made.loss(module, target, batch)
-        optimizer.zero_grad()
-        (loss.loss.total / loss.loss.weight).backward()
-        optimizer.step()
-        losses.append(float(loss.loss.total.detach() / loss.loss.weight))
+    before = acceptance(made, module, target)
+    losses = learn(made, module, target, batch, steps=60)
     assert losses[-1] < 0.7 * losses[0]
     assert acceptance(made, module, target) > before + 0.1
     assert not any(p.grad is not None for p in target.model.parameters())
