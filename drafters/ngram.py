@@ -51,7 +51,8 @@ class Ngram:
             depth = max(min(self.depth, room - 1), 0)
             continuations = table.continuations(row, depth, self.per_match, self.branches)
             trees.append(_trie(row[-1], continuations, self.max_nodes))
-        return TokenTree.from_rows([t for t, _ in trees], [p for _, p in trees], self._device)
+        tokens, parents, confidence = zip(*trees, strict=True)
+        return TokenTree.from_rows(tokens, parents, self._device, confidence)
 
 
 RECENT = 32  # occurrences of an n-gram to look at: bounds the time spent in very repetitive text
@@ -73,28 +74,31 @@ class _Table:
                     self._ends[tuple(row[end - size : end])].append(end)
         self._read = len(row)
 
-    def continuations(self, row: Sequence[int], most: int, per_match: int, branches: int) -> list[list[int]]:
-        """Up to `branches` different continuations of at most `most` tokens: longer matches first, then more recent.
+    def continuations(
+        self, row: Sequence[int], most: int, per_match: int, branches: int
+    ) -> list[tuple[tuple[int, ...], float]]:
+        """Up to `branches` different continuations of at most `most` tokens: longer matches first, then more recent;
+        with each, how sure a match of its length makes of every token (1/2, 3/4, 7/8, ...: a guess).
 
         One that runs into the end of the text goes on with itself, as periodic text would."""
-        found: list[list[int]] = []
+        found: dict[tuple[int, ...], float] = {}
         for size in self._sizes:
             ends = self._ends.get(tuple(row[-size:]), [])[:-1]  # the last is the suffix itself
             depth = min(per_match * size, most)
             for end in reversed(ends[-RECENT:]):
-                continuation = list(islice(cycle(row[end : end + depth]), depth))
-                if continuation not in found:
-                    found.append(continuation)
+                found.setdefault(tuple(islice(cycle(row[end : end + depth]), depth)), 1 - 0.5**size)
                 if len(found) == branches:
-                    return found
-        return found
+                    return list(found.items())
+        return list(found.items())
 
 
-def _trie(root: int, continuations: Sequence[Sequence[int]], limit: int) -> tuple[list[int], list[int]]:
-    """Tokens and parents of the tree of all continuations; common beginnings are shared."""
-    tokens, parents = [root], [-1]
+def _trie(
+    root: int, continuations: Sequence[tuple[Sequence[int], float]], limit: int
+) -> tuple[list[int], list[int], list[float]]:
+    """Tokens, parents and confidences of the tree of all continuations; common beginnings are shared."""
+    tokens, parents, confidence = [root], [-1], [1.0]
     child: dict[tuple[int, int], int] = {}
-    for continuation in continuations:
+    for continuation, sure in continuations:
         node = 0
         for token in continuation:
             if (node, token) not in child:
@@ -103,5 +107,6 @@ def _trie(root: int, continuations: Sequence[Sequence[int]], limit: int) -> tupl
                 child[node, token] = len(tokens)
                 tokens.append(token)
                 parents.append(node)
+                confidence.append(sure)
             node = child[node, token]
-    return tokens, parents
+    return tokens, parents, confidence

@@ -12,6 +12,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from specdec.drafting import require_ranked
 from specdec.errors import InputError
 from specdec.protocols import Drafter, DraftState, Session, Weights, exit_layer_of, weights_of
 from specdec.tree import PAD, TokenTree
@@ -54,6 +55,10 @@ class Union:
         return 1 + min(proposed, whole + self.nodes)
 
     @property
+    def remembers(self) -> bool:
+        return self.nodes is not None
+
+    @property
     def exit_layer(self) -> int | None:
         return exit_layer_of(self.drafters[0])
 
@@ -82,11 +87,11 @@ class Union:
         trees = [self._ask(i, drafter, state) for i, drafter in enumerate(self.drafters)]
         self._first = False
         begun = trees[0].nodes if self.exit_layer is not None else 0
-        lists = [(tree.tokens.tolist(), tree.parents.tolist()) for tree in trees]
+        lists = [(tree.tokens.tolist(), tree.parents.tolist(), _sure(tree)) for tree in trees]
         for r, row in enumerate(self._rows):
-            row.merge([(tokens[r], parents[r]) for tokens, parents in lists], self.nodes, begun)
-        device = trees[0].tokens.device
-        return TokenTree.from_rows([row.tokens for row in self._rows], [row.parents for row in self._rows], device)
+            row.merge([(tokens[r], parents[r], sure[r]) for tokens, parents, sure in lists], self.nodes, begun)
+        tokens, parents, sure = zip(*((row.tokens, row.parents, row.confidence) for row in self._rows), strict=True)
+        return TokenTree.from_rows(tokens, parents, trees[0].tokens.device, sure)
 
     def _ask(self, number: int, drafter: Drafter, state: DraftState) -> TokenTree:
         """A drafter's tree; what it is told of the step before is in terms of its own nodes."""
@@ -94,14 +99,7 @@ class Union:
         if not self._first:
             verdict = replace(verdict, path=self._path_of(number, verdict.path))
         tree = drafter.propose(replace(state, verdict=verdict))
-        if tree.probs is not None:
-            name = type(drafter).__name__
-            raise InputError(
-                "drafter.drafters",
-                expected="drafters whose children are chosen by rank",
-                got=f"{name}, which drew them",
-                fix=f"give {name} children=top_k",
-            )
+        require_ranked(tree, drafter, "drafter.drafters")
         return tree
 
     def _path_of(self, number: int, path: Tensor) -> Tensor:
@@ -114,6 +112,13 @@ class Union:
 
 
 BEYOND = 1 << 30  # a node of another drafter's tree
+Part = tuple[list[int], list[int], list[float]]  # one row of a tree: tokens, parents, confidence
+
+
+def _sure(tree: TokenTree) -> list[list[float]]:
+    """Its nodes' confidence; -1 where the drafter says nothing of it."""
+    sure = torch.full(tree.tokens.shape, -1.0) if tree.confidence is None else tree.confidence
+    return sure.tolist()  # type: ignore[no-any-return]
 
 
 class _Row:
@@ -123,6 +128,7 @@ class _Row:
         self._proposed, self._accepted = [PRIOR] * drafters, [PRIOR] * drafters
         self.tokens: list[int] = []
         self.parents: list[int] = []
+        self.confidence: list[float] = []  # the largest, where several propose a node
         self.own: list[dict[int, int]] = [{} for _ in range(drafters)]  # merged node -> the drafter's own number
 
     def learn(self, kept: Sequence[int]) -> None:
@@ -131,10 +137,9 @@ class _Row:
             self._proposed[i] = MEMORY * self._proposed[i] + max(len(own) - 1, 0)
             self._accepted[i] = MEMORY * self._accepted[i] + sum(node in own for node in kept)
 
-    def merge(self, trees: Sequence[tuple[list[int], list[int]]], budget: int | None, begun: int) -> None:
+    def merge(self, trees: Sequence[Part], budget: int | None, begun: int) -> None:
         """begun: how many nodes of the first tree stand where they are, padding included."""
-        tokens, parents = trees[0]
-        self.tokens, self.parents = tokens[: max(begun, 1)], parents[: max(begun, 1)]
+        self.tokens, self.parents, self.confidence = (part[: max(begun, 1)] for part in trees[0])  # type: ignore[assignment]
         self.own = [{0: 0} for _ in trees]
         self._child = {
             (parent, token): node
@@ -143,10 +148,10 @@ class _Row:
         }
         self.own[0] |= {node: node for node in self._child.values()}
         left = None if budget is None else max(budget - len(self._child), 0)
-        for i, (tokens, parents) in enumerate(trees):
+        for i, part in enumerate(trees):
             if i or not begun:
                 wanted = None if left is None else self._share(i, left)
-                taken = self._add(i, tokens, parents, wanted)
+                taken = self._add(i, part, wanted)
                 left = None if left is None else left - taken
 
     def _share(self, number: int, left: int) -> int:
@@ -154,9 +159,9 @@ class _Row:
         rates = [accepted / proposed for accepted, proposed in zip(self._accepted, self._proposed, strict=True)]
         return min(left, max(round(left * rates[number] / sum(rates[number:])), 1))
 
-    def _add(self, number: int, tokens: Sequence[int], parents: Sequence[int], most: int | None) -> int:
+    def _add(self, number: int, part: Part, most: int | None) -> int:
         """Add the first nodes of a tree that are new, `most` at most; returns how many. Known ones are free."""
-        merged, added = {0: 0}, 0
+        (tokens, parents, confidence), merged, added = part, {0: 0}, 0
         for node in range(1, len(tokens)):
             if tokens[node] == PAD or parents[node] not in merged:
                 continue
@@ -167,7 +172,9 @@ class _Row:
                 self._child[key] = len(self.tokens)
                 self.tokens.append(tokens[node])
                 self.parents.append(key[0])
+                self.confidence.append(-1.0)
                 added += 1
             merged[node] = self._child[key]
+            self.confidence[merged[node]] = max(self.confidence[merged[node]], confidence[node])
             self.own[number].setdefault(merged[node], node)
         return added

@@ -34,8 +34,8 @@ def main(cfg: DictConfig) -> None:
     options = settings(cfg)
     benchmark, names, missing = assembled(cfg, options)
     folder = Path(HydraConfig.get().runtime.output_dir)
-    log = RunLog(folder, instantiate(cfg.tracker), config(cfg, names))
     recorder = recording(benchmark, options)
+    log = RunLog(folder, instantiate(cfg.tracker), config(cfg, names))
     with closing(log), progress_bar(benchmark.turns) as advance:
         watch = advance if recorder is None else both(advance, recorder)
         summary = {**describe(benchmark, names), **benchmark.run(log, watch), "missing_references": missing}
@@ -82,8 +82,11 @@ def assembled(cfg: DictConfig, options: Settings) -> tuple[Benchmark, dict[str, 
     target = instantiate(cfg.target)
     methods = instantiate(cfg.reference.methods, _convert_="all")
     references, missing = runnable(methods, target, options.sampling())
+    drafter, choices = instantiate(cfg.drafter, _convert_="all"), HydraConfig.get().runtime.choices
+    if cfg.get("tree"):
+        drafter = instantiate(cfg.tree)(drafter)
     benchmark = Benchmark(
-        drafter=instantiate(cfg.drafter, _convert_="all"),
+        drafter=drafter,
         verifier=instantiate(cfg.verifier, target=target),
         rule=instantiate(cfg.acceptance),
         prompts=prompts,
@@ -95,8 +98,7 @@ def assembled(cfg: DictConfig, options: Settings) -> tuple[Benchmark, dict[str, 
         references=references,
     )
     benchmark.check()
-    choices = HydraConfig.get().runtime.choices
-    names = {"target": target.name, **{group: choices[group] for group in ("drafter", "verifier")}}
+    names = {"target": target.name, **{group: str(choices.get(group)) for group in ("drafter", "tree", "verifier")}}
     return benchmark, names, missing
 
 

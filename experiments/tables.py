@@ -40,7 +40,8 @@ def print_summary(summary: Summary, folder: Path) -> None:
     s = summary
     loss = "lossless" if s["lossless"] else "lossy"
     where = f"{s['device']}, {s['dtype']}, {s['threads']} threads, kernel {s['kernel']}, temperature {s['temperature']}"
-    head = Table(title=f"{s['drafter']} on {s['target']} ({where}, batch {s['batch_size']})", show_header=False)
+    tree = "" if s.get("tree") in {None, "as_drafted"} else f" with {s['tree']} trees"
+    head = Table(title=f"{s['drafter']}{tree} on {s['target']} ({where}, batch {s['batch_size']})", show_header=False)
     head.add_column(no_wrap=True)
     head.add_column()
     rows = {

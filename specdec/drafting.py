@@ -6,7 +6,7 @@ What drafters share that have a q: the shape of the tree, and how children are c
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from operator import mul
 
@@ -32,6 +32,17 @@ def require_children(children: str) -> None:
     if children not in CHILDREN:
         expected = f"one of {', '.join(CHILDREN)}"
         raise InputError("drafter.children", expected=expected, got=repr(children), fix="choose one")
+
+
+def require_ranked(tree: TokenTree, drafter: object, what: str) -> None:
+    """Refuse a tree whose children were drawn, where nodes are left out: q would no longer say how they came to be.
+
+    Raises:
+        InputError: and names the drafter.
+    """
+    if tree.probs is not None:
+        name, expected = type(drafter).__name__, "drafters whose children are chosen by rank"
+        raise InputError(what, expected=expected, got=f"{name}, which drew them", fix=f"give {name} children=top_k")
 
 
 class TreeShape:
@@ -86,6 +97,7 @@ class TreeShape:
         """
         tokens, q = root[:, None], []
         path = torch.ones_like(tokens, dtype=torch.float32)
+        confidence = [path]
         for width, level in zip(self.widths[:depth], [1, *self.levels][:depth], strict=True):
             closed = (tokens[:, -level:] == PAD) | (path < threshold)
             if threshold and bool(closed.all()):
@@ -93,12 +105,12 @@ class TreeShape:
             q.append(next_q(self._tree(tokens), level))
             children = _children(q[-1], closed, width, how, draws, tokens.shape[1])
             tokens = torch.cat([tokens, children], 1)
-            if threshold:
-                drawn = q[-1].gather(2, children.clamp(min=0).unflatten(1, (level, width)))
-                path = (path[..., None] * drawn).flatten(1)
+            drawn = q[-1].gather(2, children.clamp(min=0).unflatten(1, (level, width)))
+            path = (path[..., None] * drawn).flatten(1)
+            confidence.append(drawn.flatten(1).float())
         tree = self._tree(tokens)
         if how == "top_k" or not q:
-            return tree
+            return replace(tree, confidence=torch.cat(confidence, 1))
         inner = sum(level.shape[1] for level in q)
         leaves = q[-1].new_zeros(()).expand(len(root), tree.nodes - inner, q[-1].shape[-1])
         replacement = how == "with_replacement" or max(self.widths) == 1  # an only child has no siblings
@@ -150,7 +162,7 @@ class DynamicTree:
             children = q.topk(min(self.beam, q.shape[-1]), dim=-1)
             value = (worth[..., None] * children.values).where(level <= deepest[..., None], 0.0)
             parent = torch.arange(known.nodes - worth.shape[1], known.nodes, device=root.device)
-            pool = pool.with_level(children.indices, value, parent)
+            pool = pool.with_level(children.indices, value, children.values, parent)
             if level == depth:
                 break
             best = value.flatten(1).topk(min(self.beam, value[0].numel()))
@@ -175,19 +187,20 @@ class _Pool:
     """Everything that could be proposed, in the order it was found; the root first.
 
     parents: number of the parent among the nodes read; read: a node's own number among them, -1; worth: 0 where
-    there is nothing.
+    there is nothing; confidence: as in `TokenTree`.
     """
 
     tokens: Int[Tensor, "batch found"]
     parents: Int[Tensor, "batch found"]
     read: Int[Tensor, "batch found"]
     worth: Float[Tensor, "batch found"]
+    confidence: Float[Tensor, "batch found"]
 
     @classmethod
     def of(cls, root: Int[Tensor, " batch"]) -> _Pool:
         tokens = root[:, None]
-        zero = torch.zeros_like(tokens)
-        return cls(tokens, zero - 1, zero, torch.full_like(tokens, 2, dtype=torch.float32))  # before all others
+        zero, one = torch.zeros_like(tokens), torch.ones_like(tokens, dtype=torch.float32)
+        return cls(tokens, zero - 1, zero, 2 * one, one)  # worth more than all others
 
     @property
     def size(self) -> int:
@@ -197,10 +210,11 @@ class _Pool:
         self,
         tokens: Int[Tensor, "batch level width"],
         worth: Float[Tensor, "batch level width"],
+        confidence: Float[Tensor, "batch level width"],
         parent: Int[Tensor, " level"],
     ) -> _Pool:
-        new = [tokens, parent[:, None].expand_as(tokens), torch.full_like(tokens, -1), worth.to(self.worth.dtype)]
-        old = [self.tokens, self.parents, self.read, self.worth]
+        new = [tokens, parent[:, None].expand_as(tokens), torch.full_like(tokens, -1), worth.float(), confidence.float()]
+        old = [self.tokens, self.parents, self.read, self.worth, self.confidence]
         return _Pool(*(torch.cat([a, b.flatten(1)], 1) for a, b in zip(old, new, strict=True)))
 
     def best(self, count: int) -> tuple[TokenTree, Int[Tensor, "batch nodes"]]:
@@ -216,7 +230,8 @@ class _Pool:
         number.scatter_(1, read.where(read >= 0, self.size - 1), numbers)
         parents = self.parents.gather(1, chosen)
         parents = number.gather(1, parents.clamp(min=0)).where(there & (parents >= 0), PAD)
-        return TokenTree(self.tokens.gather(1, chosen).where(there, PAD), parents), read
+        tokens = self.tokens.gather(1, chosen).where(there, PAD)
+        return TokenTree(tokens, parents, confidence=self.confidence.gather(1, chosen)), read
 
     def beside(self, known: TokenTree, count: int) -> tuple[TokenTree, Int[Tensor, "batch nodes"]]:
         """The nodes that were read as they stand, and the most valuable of the others up to `count` in all."""
@@ -226,7 +241,14 @@ class _Pool:
         there = torch.arange(chosen.shape[1], device=chosen.device) < free[:, None]
         tokens, parents = (table.gather(1, chosen).where(there, PAD) for table in (self.tokens, self.parents))
         read = torch.arange(known.nodes, device=tokens.device).expand_as(known.tokens)
-        tree = TokenTree(torch.cat([known.tokens, tokens], 1), torch.cat([known.parents, parents], 1))
+        # what was read has a place each; everything else falls into one behind them
+        sure = self.worth.new_zeros(len(tokens), known.nodes + 1)
+        sure.scatter_(1, self.read.where(self.read >= 0, known.nodes), self.confidence)
+        tree = TokenTree(
+            torch.cat([known.tokens, tokens], 1),
+            torch.cat([known.parents, parents], 1),
+            confidence=torch.cat([sure[:, :-1], self.confidence.gather(1, chosen)], 1),
+        )
         return tree, torch.cat([read, torch.full_like(tokens, -1)], 1)
 
 

@@ -105,7 +105,7 @@ class DraftState:
 
 @runtime_checkable
 class Drafter(Protocol):
-    """Whatever proposes. Stateless between batches: `start` begins anew."""
+    """Whatever proposes. `start` begins a batch; nothing is kept of the texts before."""
 
     @property
     def max_nodes(self) -> int:
@@ -115,9 +115,17 @@ class Drafter(Protocol):
     def start(self, session: Session) -> None: ...
 
     def propose(self, state: DraftState) -> TokenTree:
-        """A tree for every row, whose root is `state.rows[b][-1]`. It must be a function of the
-        committed tokens and of the draws: exactness rests on that."""
+        """A tree for every row, whose root is `state.rows[b][-1]`. It must be a function of the draws for it and of
+        what was known before, the committed tokens at most: exactness rests on that."""
         ...
+
+
+@runtime_checkable
+class RememberingDrafter(Drafter, Protocol):
+    """One whose tree may depend on what became of trees before it, not on the text alone: it cannot be replayed."""
+
+    @property
+    def remembers(self) -> bool: ...
 
 
 @runtime_checkable

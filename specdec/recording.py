@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from specdec.errors import InputError
-from specdec.protocols import Drafter, DraftState, Session, Verdict, exit_layer_of, weights_of
+from specdec.protocols import Drafter, DraftState, RememberingDrafter, Session, Verdict, exit_layer_of, weights_of
 from specdec.sampling import SamplingParams, Streams
 from specdec.stopping import StopRule
 from specdec.target import TargetModel
@@ -56,7 +56,8 @@ class Recorder:
     were chosen by rank, where the drafter ranks; others are refused.
 
     Raises:
-        InputError: no ranks, or more than there are tokens; a drafter that drafts with the target's own layers.
+        InputError: no ranks, or more than there are tokens; a drafter that drafts with the target's own layers, or that
+            learns from its trees.
     """
 
     def __init__(
@@ -68,6 +69,10 @@ class Recorder:
         if exit_layer_of(drafter) is not None:
             expected, got = "a drafter with layers of its own", "one that drafts with the target's"
             raise InputError("record", expected=expected, got=got, fix="record another, or use record=false")
+        if isinstance(drafter, RememberingDrafter) and drafter.remembers:
+            expected = "a drafter whose tree depends on the text alone"
+            got, fix = f"{type(drafter).__name__}, which learns from its trees", "record what it drafts with"
+            raise InputError("record", expected=expected, got=got, fix=fix)
         self._drafter, self._target, self._sampling, self._stop = drafter, target, sampling, stop
         self._ranks = ranks
         self._type = token_type(target.vocab_size)

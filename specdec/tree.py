@@ -39,12 +39,15 @@ class TokenTree:
             drawn. None: children were chosen deterministically.
     replacement  how they were drawn: independently of each other, duplicates allowed; or (False) one
             after the other, in order of their index, never the same token twice.
+    confidence [batch nodes] or None  what the drafter itself takes for the probability that a node is right where its
+            parent is. No rule looks at it: it is for choosing among nodes.
     """
 
     tokens: Int[Tensor, "batch nodes"]
     parents: Int[Tensor, "batch nodes"]
     probs: Float[Tensor, "batch nodes vocab"] | None = None
     replacement: bool = True
+    confidence: Float[Tensor, "batch nodes"] | None = None
 
     @classmethod
     def root_only(cls, root: Int[Tensor, " batch"]) -> TokenTree:
@@ -53,15 +56,20 @@ class TokenTree:
 
     @classmethod
     def from_rows(
-        cls, tokens: Sequence[Sequence[int]], parents: Sequence[Sequence[int]], device: torch.device | str = "cpu"
+        cls,
+        tokens: Sequence[Sequence[int]],
+        parents: Sequence[Sequence[int]],
+        device: torch.device | str = "cpu",
+        confidence: Sequence[Sequence[float]] | None = None,
     ) -> TokenTree:
         """Trees of different sizes, one list per row, padded on the right to the largest."""
         size = max(len(row) for row in tokens)
 
-        def padded(rows: Sequence[Sequence[int]]) -> Tensor:
-            return torch.tensor([[*row, *[PAD] * (size - len(row))] for row in rows], device=device)
+        def padded(rows: Sequence[Sequence[float]], fill: float = PAD) -> Tensor:
+            return torch.tensor([[*row, *[fill] * (size - len(row))] for row in rows], device=device)
 
-        return cls(padded(tokens), padded(parents))
+        sure = None if confidence is None else padded(confidence, 0.0)
+        return cls(padded(tokens), padded(parents), confidence=sure)
 
     @property
     def batch(self) -> int:

@@ -78,12 +78,17 @@ class Medusa:
     @torch.inference_mode()
     def propose(self, state: DraftState) -> TokenTree:
         root = torch.tensor([row[-1] for row in state.rows], device=self._parents.device)
+        if max(state.room) <= 1:
+            return TokenTree.root_only(root)
         logits = self._products(_last(state.verdict))
         if self.children != "top_k" and not self._sampling.greedy:
             return self._drawn(root, self._q(logits, state.rows), state.draws(self.max_nodes))
-        ranked = self._module.ids(logits.topk(self._topology.ranks).indices)
+        best = logits.topk(self._topology.ranks)
+        ranked = self._module.ids(best.indices)
         tokens = torch.cat([root[:, None], ranked.flatten(1)[:, self._candidates]], 1)
-        return TokenTree(tokens, self._parents.expand_as(tokens))
+        sure = (best.values - logits.logsumexp(-1, keepdim=True)).exp().flatten(1)[:, self._candidates]
+        confidence = torch.cat([torch.ones_like(sure[:, :1]), sure], 1)
+        return TokenTree(tokens, self._parents.expand_as(tokens), confidence=confidence)
 
     def candidates(
         self, hidden: Float[Tensor, "rows dim"], ranks: int

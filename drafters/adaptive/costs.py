@@ -1,0 +1,73 @@
+"""What adaptive drafting weighs its gains against: seconds of a verify by its nodes, and of drafting by its depth."""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from statistics import median
+
+import numpy as np
+
+from specdec.hardware import CostCurve
+from specdec.profiling import Point, forward_ms
+from specdec.protocols import Session
+from specdec.target import TargetModel
+
+ROUNDS = 5
+RECENT = 9  # drafts of a depth whose times are remembered: the median of so many outlives a disturbance
+
+
+class VerifyCosts:
+    """curve: where the times are from; None: the target is timed when a batch size is first met (some forwards, about
+    a second on a small model), at the first prompts' length."""
+
+    def __init__(self, curve: CostCurve | None) -> None:
+        self._curve = curve
+        self._known: dict[tuple[int, int], np.ndarray] = {}
+        self._target: TargetModel | None = None
+
+    def seconds(self, session: Session, nodes: int) -> np.ndarray:
+        """Of a verify of 1, 2, ... `nodes` nodes a row, the root included; never falling.
+
+        Raises:
+            InputError: outside of what a measured curve knows.
+        """
+        batch, context = len(session.rows), max(map(len, session.rows))
+        if self._curve is not None:
+            return np.array([self._curve.seconds(n, batch, context) for n in range(1, nodes + 1)])
+        if session.target is not self._target:
+            self._target, self._known = session.target, {}
+        if (batch, nodes) not in self._known:
+            self._known[batch, nodes] = timed(session.target, nodes, batch, context)
+        return self._known[batch, nodes]
+
+
+def timed(target: TargetModel, nodes: int, batch: int, context: int) -> np.ndarray:
+    """Seconds of verify forwards over 1 to `nodes` nodes: powers of two are timed in turns, medians interpolated. More
+    nodes that take less time say what fewer may take, which can be padded."""
+    sizes = [*(2**i for i in range(nodes.bit_length()) if 2**i < nodes), nodes]
+    cache = target.new_cache(batch, context + nodes)
+    rounds = [[forward_ms(target, cache, Point(n, context, batch)) for n in sizes] for _ in range(1 + ROUNDS)]
+    times = np.median(rounds[1:], axis=0) / 1e3  # in the first one libraries prepare themselves
+    rising = np.minimum.accumulate(times[::-1])[::-1]
+    return np.interp(np.arange(1, nodes + 1), sizes, rising)
+
+
+class DraftCosts:
+    """Seconds of drafting down to each depth. level: of one depth, given; None: learnt from the clock."""
+
+    def __init__(self, level: float | None) -> None:
+        self._level = level
+        self._times: dict[int, deque[float]] = defaultdict(lambda: deque(maxlen=RECENT))
+
+    def learn(self, depth: int, seconds: float) -> None:
+        self._times[depth].append(seconds)
+
+    def seconds(self, deepest: int) -> np.ndarray:
+        """Of drafting no, one, ... `deepest` levels. Depths that were never asked for lie on the line between those
+        that were; nothing takes no time, until it was timed."""
+        depths = np.arange(deepest + 1)
+        if self._level is not None:
+            return self._level * depths
+        known = {0: 0.0} | {depth: median(times) for depth, times in self._times.items()}
+        at = sorted(known)
+        return np.interp(depths, at, [known[depth] for depth in at])
