@@ -118,7 +118,7 @@ Part = tuple[list[int], list[int], list[float]]  # one row of a tree: tokens, pa
 def _sure(tree: TokenTree) -> list[list[float]]:
     """Its nodes' confidence; -1 where the drafter says nothing of it."""
     sure = torch.full(tree.tokens.shape, -1.0) if tree.confidence is None else tree.confidence
-    return sure.tolist()  # type: ignore[no-any-return]
+    return sure.tolist()
 
 
 class _Row:

@@ -83,8 +83,8 @@ def assembled(cfg: DictConfig, options: Settings) -> tuple[Benchmark, dict[str, 
     methods = instantiate(cfg.reference.methods, _convert_="all")
     references, missing = runnable(methods, target, options.sampling())
     drafter, choices = instantiate(cfg.drafter, _convert_="all"), HydraConfig.get().runtime.choices
-    if cfg.get("tree"):
-        drafter = instantiate(cfg.tree)(drafter)
+    if options.tree == "adaptive":
+        drafter = instantiate(cfg.adaptive)(drafter)
     benchmark = Benchmark(
         drafter=drafter,
         verifier=instantiate(cfg.verifier, target=target),
@@ -98,7 +98,11 @@ def assembled(cfg: DictConfig, options: Settings) -> tuple[Benchmark, dict[str, 
         references=references,
     )
     benchmark.check()
-    names = {"target": target.name, **{group: str(choices.get(group)) for group in ("drafter", "tree", "verifier")}}
+    names = {
+        "target": target.name,
+        **{group: choices[group] for group in ("drafter", "verifier")},
+        "tree": options.tree,
+    }
     return benchmark, names, missing
 
 

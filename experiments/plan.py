@@ -8,7 +8,6 @@ python -m experiments.plan target=smollm2_135m hardware=this hardware.file=outpu
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
@@ -31,6 +30,8 @@ from specdec.errors import InputError
 from specdec.hardware import CostCurve, DraftCost, MeasuredCurve, ModelShape, Roofline, load_config
 from specdec.hardware.planning import Acceptance, Plan, Planner
 from specdec.runlog import provenance, write_json
+from specdec.runs import Run
+from specdec.tree_search import Acceptances
 
 Grid = dict[tuple[int, int], Plan]  # by batch and context; those that do not fit are missing
 
@@ -103,25 +104,21 @@ def main(cfg: DictConfig) -> None:
 
 def acceptance(o: Options) -> Acceptance:
     """Raises:
-    InputError: a file that holds no acceptances, or those of trees by depth only.
+    InputError: neither a run that drafted, nor a file that holds acceptances.
     """
     if o.measured is None:
         return o.rates * o.depth if len(o.rates) == 1 else o.rates
     file = Path(o.measured)
-    file = file / "summary.json" if file.is_dir() else file
-    expected = "tree.yaml of experiments.build_tree, or summary.json of a run that drafted chains"
+    if file.is_dir():
+        run = Run(file)
+        run.refresh()
+        return Acceptances.of_steps(run.steps).rates()
     try:
-        text = file.read_text("utf-8")
-        found: dict[str, Any] = json.loads(text) if file.suffix == ".json" else yaml.safe_load(text)
-        if "accuracies" in found:
-            return [list(map(float, rates)) for rates in found["accuracies"]]
-        rates, chains = found["acceptance_at_depth"], found["draft_efficiency"] == found["acceptance_rate"]
+        found = yaml.safe_load(file.read_text("utf-8"))
+        return [list(map(float, rates)) for rates in found["accuracies"]]
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+        expected = "the folder of a run, or tree.yaml of experiments.build_tree"
         raise InputError("measured", expected=expected, got=f"{file} ({error!r})", fix="name one") from error
-    if not chains or not rates:
-        fix = "measure with a chain (drafter.widths=[1,1,1]), or write rates"
-        raise InputError("measured", expected=expected, got=f"{file}, which drafted trees or nothing", fix=fix)
-    return [[rate] for rate in rates]
 
 
 def drafter(o: Options, target: Roofline) -> Roofline | None:

@@ -78,6 +78,7 @@ def main(cfg: DictConfig) -> None:
         "device": str(target.device),
         "dtype": str(target.dtype).removeprefix("torch."),
         "kernel": target.kernel.name,
+        "skips_padding": target.skips_padding,
         "exit_layer": o.exit_layer,
         "ceilings": {
             "gb_per_second": ceilings.bytes_per_second / 1e9,

@@ -12,6 +12,8 @@ from specdec.sampling import SamplingParams
 from specdec.stopping import StopRule
 from specdec.target import TargetModel
 
+TREES = ("as_drafted", "adaptive")
+
 
 @dataclass
 class Generation:
@@ -27,6 +29,7 @@ class Generation:
 @dataclass
 class Settings:
     generation: Generation = field(default_factory=Generation)
+    tree: str = TREES[0]
     repeats: int = 1
     seed: int = 0
     report: bool = False
@@ -54,6 +57,9 @@ def settings(cfg: DictConfig) -> Settings:
     for name, value in (("generation.batch_size", options.generation.batch_size), ("repeats", options.repeats)):
         if value < 1:
             raise InputError(name, expected="an integer >= 1", got=value, fix="use 1 or more")
+    if options.tree not in TREES:
+        fix = "for a static tree, pass drafter.tree"
+        raise InputError("tree", expected=f"one of {', '.join(TREES)}", got=repr(options.tree), fix=fix)
     options.sampling()  # the ranges of sampling and stopping, before a model is loaded
     StopRule(options.generation.max_new_tokens)
     return options

@@ -147,7 +147,7 @@ def measured(profile: str, trace: Trace, run: Run) -> Costs:
         keys = [(t.prompt, t.turn, t.repeat) for t in (trace.texts[i] for i in batch)]
         prompts[number] = max(0.0, sum(spent[key] - stepped[key] for key in keys))
     draft, rest = DraftCost(once=Fixed(phases["draft"] / 1e3)), (phases["accept"] + phases["commit"]) / 1e3
-    return Costs(curve, draft, rest, prompts)
+    return Costs(curve, draft, rest, prompts, padded=not curve.skips_padding)
 
 
 def best(trace: Trace, costs: Costs, o: Options) -> tuple[Trace, Topology | int, Table]:

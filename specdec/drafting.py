@@ -213,7 +213,13 @@ class _Pool:
         confidence: Float[Tensor, "batch level width"],
         parent: Int[Tensor, " level"],
     ) -> _Pool:
-        new = [tokens, parent[:, None].expand_as(tokens), torch.full_like(tokens, -1), worth.float(), confidence.float()]
+        new = [
+            tokens,
+            parent[:, None].expand_as(tokens),
+            torch.full_like(tokens, -1),
+            worth.float(),
+            confidence.float(),
+        ]
         old = [self.tokens, self.parents, self.read, self.worth, self.confidence]
         return _Pool(*(torch.cat([a, b.flatten(1)], 1) for a, b in zip(old, new, strict=True)))
 

@@ -7,6 +7,7 @@ then taken that things go on there as they do in the recorded text, and steps ar
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -25,8 +26,8 @@ BatchKey = tuple[int, int, int]  # repeat, number of the batch, turn
 @dataclass(frozen=True)
 class Replay:
     """steps, tokens: of each text (the first token of a text belongs to no step). nodes: drafted in each step of each
-    batch, of the row with most; levels: of a static tree, its nodes at each depth; exact: whether a run would make
-    these very steps.
+    batch [steps rows], 0 where a text has ended; levels: of a static tree, its nodes at each depth; exact: whether
+    a run would make these very steps.
     """
 
     trace: Trace
@@ -61,12 +62,14 @@ class Fixed:
 @dataclass(frozen=True)
 class Costs:
     """verify, draft: see `CostCurve` and `DraftCost`; step: what a step takes besides (accepting, committing), plain
-    decoding nothing; prompt: seconds of reading the prompts of a batch, for the keys of `batches`."""
+    decoding nothing; prompt: seconds of reading the prompts of a batch, for the keys of `batches`; padded: a forward
+    takes as long as if every row had as many nodes as the widest, and not what their sum needs."""
 
     verify: CostCurve
     draft: DraftCost = field(default_factory=DraftCost)
     step: float = 0.0
     prompt: Mapping[BatchKey, float] = field(default_factory=dict)
+    padded: bool = True
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,7 @@ def replay(trace: Trace, tree: Topology | int | None, temperature: float | None 
     nodes = [_nodes(text, tree)[roots] for text, roots in zip(trace.texts, visited, strict=True)]
     steps, tokens = np.array([len(roots) for roots in visited]), np.array([t.positions for t in trace.texts])
     recorded = trace.origin.temperature == 0
-    return Replay(trace, steps, tokens, _widest(trace, nodes), _levels(tree), recorded)
+    return Replay(trace, steps, tokens, _by_step(trace, nodes), _levels(tree), recorded)
 
 
 def accepted(text: TextTrace, tree: Topology | int) -> Array:
@@ -135,11 +138,11 @@ def times(replayed: Replay, costs: Costs) -> Times:
         rows, longest = len(batch), max(trace.texts[i].positions for i in batch)
         context = round(sum(trace.texts[i].prompt_tokens + trace.texts[i].positions / 2 for i in batch) / rows)
         prompt = costs.prompt.get(key, 0.0)
-        sizes, counts = np.unique(nodes, return_counts=True)
+        sizes, counts = np.unique(nodes.max(1) if costs.padded else nodes.mean(1), return_counts=True)
         spent = prompt
         for size, count in zip(sizes.tolist(), counts.tolist(), strict=True):
-            draft = costs.draft.seconds(replayed.levels or [size], rows, context)
-            spent += count * (costs.verify.seconds(size + 1, rows, context) + draft + costs.step)
+            draft = costs.draft.seconds(replayed.levels or [math.ceil(size)], rows, context)
+            spent += count * (_between(costs.verify, size + 1, rows, context) + draft + costs.step)
         # where steps are expectations, the last one is made in part
         part = max(replayed.steps[batch]) / len(nodes) if not replayed.exact and len(nodes) else 1.0
         seconds.append(prompt + (spent - prompt) * part)
@@ -147,6 +150,13 @@ def times(replayed: Replay, costs: Costs) -> Times:
         plain.append(prompt + longest * costs.verify.seconds(1, rows, context))
         tokens.append(sum(len(trace.texts[i].tokens) for i in batch))
     return Times(np.array(tokens, dtype=float), np.array(seconds), np.array(plain), np.array(prompts))
+
+
+def _between(curve: CostCurve, nodes: float, batch: int, context: int) -> float:
+    """At a number of nodes that is a mean over rows."""
+    share = nodes - (fewer := math.floor(nodes))
+    seconds = curve.seconds(fewer, batch, context)
+    return seconds + share * (curve.seconds(fewer + 1, batch, context) - seconds) if share else seconds
 
 
 def right_ranks(trace: Trace) -> Array:
@@ -229,14 +239,14 @@ def batches(trace: Trace) -> dict[BatchKey, list[int]]:
     return together
 
 
-def _widest(trace: Trace, nodes: Sequence[Array]) -> list[Array]:
-    """Of each batch and step, the nodes of the row with most: shorter rows are padded."""
+def _by_step(trace: Trace, nodes: Sequence[Array]) -> list[Array]:
+    """Of each batch, the nodes of every text in every step [steps rows]; none where a text has ended."""
     found = []
     for batch in batches(trace).values():
-        widest = np.zeros(max(len(nodes[i]) for i in batch), dtype=np.int64)
-        for i in batch:
-            widest[: len(nodes[i])] = np.maximum(widest[: len(nodes[i])], nodes[i])
-        found.append(widest)
+        steps = np.zeros((max(len(nodes[i]) for i in batch), len(batch)), dtype=np.int64)
+        for row, i in enumerate(batch):
+            steps[: len(nodes[i]), row] = nodes[i]
+        found.append(steps)
     return found
 
 
@@ -256,7 +266,7 @@ def _expected(trace: Trace, tree: Topology, temperature: float) -> Replay:
         steps.append(float(reached[: text.positions].sum()))
         nodes.append(np.full(int(np.ceil(steps[-1])), tree.nodes - 1))
     tokens = np.array([text.positions for text in trace.texts])
-    return Replay(trace, np.array(steps), tokens, _widest(trace, nodes), _levels(tree), exact=False)
+    return Replay(trace, np.array(steps), tokens, _by_step(trace, nodes), _levels(tree), exact=False)
 
 
 def _length_shares(text: TextTrace, tree: Topology, temperature: float, vocabulary: int) -> Array:

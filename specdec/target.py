@@ -101,6 +101,11 @@ class TargetModel:
         return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
 
     @property
+    def skips_padding(self) -> bool:
+        """Whether padding costs nothing: a forward takes as long as the real nodes of all rows need."""
+        return self.fused is not None
+
+    @property
     def eos(self) -> frozenset[int]:
         """Token ids that end a text."""
         generation, config = self.model.generation_config, self.model.config.get_text_config()

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from drafters.adaptive import Adaptive
-from drafters.adaptive.costs import DraftCosts, VerifyCosts
+from drafters.adaptive.costs import DraftCosts, VerifyCosts, timed
 from drafters.adaptive.depth import FIRST, LONGEST_RETRY, DepthChoice
 from drafters.adaptive.estimates import EDGES, PRIOR, Estimates, Proposal
 from drafters.draft_model import DraftModel
@@ -26,11 +26,12 @@ from specdec.errors import InputError
 from specdec.generate import Generation, autoregressive, speculative
 from specdec.metrics import StepMetrics
 from specdec.models import load_tiny
+from specdec.profiling import Point
 from specdec.protocols import Drafter, DraftState, Session, Verdict, exit_layer_of
 from specdec.sampling import SamplingParams, Streams
 from specdec.stopping import StopRule
 from specdec.target import TargetModel
-from specdec.tree import TokenTree
+from specdec.tree import PAD, TokenTree
 from tests.conftest import tiny_draft
 from verifiers.acceptance.exact import Exact
 from verifiers.tree_attention import TreeAttention
@@ -214,27 +215,36 @@ def test_close_to_the_best_fixed_tree_wherever_that_is(tiny: TargetModel, rates:
 def test_estimates_are_counts_that_begin_with_what_the_drafter_says() -> None:
     assert len(PRIOR) == len(EDGES) + 1
     assert all(low < prior < high for low, prior, high in zip(EDGES, PRIOR[1:], (*EDGES[1:], 1), strict=True))
-    proposal = Proposal([1, 7, 8, 9], [-1, 0, 0, 1], [1.0, 0.4, 0.4, 0.99])
-    assert proposal.depth == [0, 1, 1, 2]
-    assert proposal.children == [[1, 2], [3], [], []]
+    proposal = Proposal([1, 7, 8, 9, PAD], [-1, 0, 0, 1, PAD], [1.0, 0.4, 0.4, 0.99, 0.0])
+    assert proposal.shape.depth.tolist() == [0, 1, 1, 2, 0]
+    assert proposal.shape.children == [[1, 2], [3], [], [], []]
     estimates = Estimates()
-    first, second, deep = (proposal.cells[node] for node in (1, 2, 3))
-    assert estimates.rates()[first] == estimates.rates()[second] == pytest.approx(PRIOR[first[2]])
+    first, second, deep = proposal.cells[1:4]
+    assert estimates.rates()[first] == estimates.rates()[second] == pytest.approx(0.42)
     for _ in range(2000):  # 8 always follows: 7 is wrong, and what lies below it is never known
         estimates.learn(proposal, [8, 4])
     rates = estimates.rates()
     assert rates[first] < 0.05
     assert rates[second] > 0.95
-    assert rates[deep] == pytest.approx(PRIOR[deep[2]])
-    gains = proposal.gains(rates)
-    assert gains[3] == pytest.approx(rates[first] * rates[deep])
+    assert rates[deep] == pytest.approx(0.98)
+    assert proposal.gains(rates).tolist() == [0, rates[first], rates[second], rates[first] * rates[deep], 0]
+
+
+def test_late_siblings_share_a_cell() -> None:
+    wide = Proposal([1, *range(10, 20)], [-1, *[0] * 10], [1.0] + [-1.0] * 10)
+    estimates = Estimates()
+    for _ in range(3000):
+        estimates.learn(wide, [19])
+    first, *_, last = wide.cells[1:]
+    assert estimates.rates()[last] == pytest.approx(1 / 7, abs=0.02)  # one of ranks 3 to 9
+    assert estimates.rates()[first] < 0.02
 
 
 def test_every_proposal_is_held_against_what_came(tiny: TargetModel) -> None:
     """Nodes that were not verified teach as well: what is never drafted is known all the same."""
     adaptive = Adaptive(Knowing(TEXT, [0.3], 4, tells=False), Linear(1, 0.8), draft_ms=0)
     assert nodes_by_step(adaptive, tiny)[-1000:] == [0] * 1000
-    assert adaptive._estimates.rates()[0, 0, 0] == pytest.approx(0.3, abs=0.1)
+    assert adaptive._estimates.rates()[0] == pytest.approx(0.3, abs=0.1)
 
 
 def test_depths_that_do_not_pay_are_tried_again_ever_less_often() -> None:
@@ -256,6 +266,44 @@ def test_depths_that_do_not_pay_are_tried_again_ever_less_often() -> None:
     assert steps(300, [0.0, 0.5, 0.55])[-20:].count(1) >= 19  # what begins to pay is found, and how deep it does
     assert steps(300, [0.0, 0.5, 0.9])[-20:] == [None] * 20
     assert choice.choose(price, most=0.05) == 0
+
+
+def test_hopeless_sizes_are_not_timed(tiny: TargetModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+
+    def forward_ms(target: TargetModel, cache: object, point: Point) -> float:
+        seen.append(point.tokens)
+        return float(point.tokens * point.batch)
+
+    monkeypatch.setattr("drafters.adaptive.costs.forward_ms", forward_ms)
+    assert timed(tiny, 40, 2, 64) == pytest.approx(np.arange(1, 41) * 2e-3)
+    assert max(seen) == 8
+    assert timed(tiny, 5, 1, 64) == pytest.approx(np.arange(1, 6) * 1e-3)
+
+
+def test_a_verify_that_skips_padding_is_shared_by_what_pays_most(tiny: TargetModel) -> None:
+    """One row of two is sure: where rows are padded both get as many nodes, else the sure row's go on."""
+
+    class TwoRows(Knowing):
+        def propose(self, state: DraftState) -> TokenTree:
+            chain, sure = [9] * self.nodes, [1.0, *[0.99] * self.nodes]
+            rows = [[row[-1], *chain] for row in state.rows]
+            return TokenTree.from_rows(rows, [list(range(-1, self.nodes))] * 2, confidence=[sure, [0.05] * len(sure)])
+
+    def drafted(skips: bool) -> list[int]:
+        adaptive = Adaptive(TwoRows([], [1.0], 6, tells=True), Linear(1, 0.2), draft_ms=0, nodes=5)
+        adaptive.start(Session(tiny, [[1], [2]], GREEDY, 60))
+        adaptive._skips_padding = skips
+        verdict, streams = (
+            Verdict(torch.zeros(2, 1).long(), torch.tensor([1, 2])),
+            Streams([[0], [1]], GREEDY, torch.device("cpu")),
+        )
+        tree = adaptive.propose(DraftState([[1], [2]], verdict, [50, 50], streams))
+        tree.validate(100)
+        return (tree.valid.sum(1) - 1).tolist()
+
+    assert drafted(skips=True) == [5, 0]
+    assert drafted(skips=False) == [5, 5]
 
 
 def test_costs(tiny: TargetModel) -> None:
@@ -291,6 +339,9 @@ def test_bench_has_it_for_any_drafter(call: Callable[..., tuple]) -> None:
     assert summary["tree"] == "adaptive"
     assert summary["divergence"]["identical"] == summary["divergence"]["total"]
     assert "ngram with adaptive trees on tiny" in printed
+    status, _, printed = call(bench.main, *common, "tree=static")
+    assert status == 2
+    assert "tree: expected one of as_drafted, adaptive, got 'static'; for a static tree, pass drafter.tree" in printed
     status, _, printed = call(bench.main, *common, "record=true")
     assert status == 2
     assert "record: expected a drafter whose tree depends on the text alone, got Adaptive" in printed
@@ -298,11 +349,11 @@ def test_bench_has_it_for_any_drafter(call: Callable[..., tuple]) -> None:
 
 def test_bad_input(tiny: TargetModel) -> None:
     inner = Ngram(3, 1, 5, 2, 7)
-    with pytest.raises(InputError, match="tree.nodes: expected an integer >= 1, or null, got 0"):
+    with pytest.raises(InputError, match=r"adaptive.nodes: expected an integer >= 1, or null, got 0"):
         Adaptive(inner, nodes=0)
-    with pytest.raises(InputError, match="tree.draft_ms: expected milliseconds >= 0, got -1"):
+    with pytest.raises(InputError, match=r"adaptive.draft_ms: expected milliseconds >= 0, got -1"):
         Adaptive(inner, draft_ms=-1)
-    with pytest.raises(InputError, match="nowhere.json"):
+    with pytest.raises(InputError, match=r"nowhere.json"):
         Adaptive(inner, "nowhere.json")
     with pytest.raises(InputError, match="expected drafters whose children are chosen by rank, got DraftModel, which"):
         generated(Adaptive(DraftModel(tiny_draft(), [1, 1])), tiny, SAMPLED)

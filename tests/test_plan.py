@@ -41,19 +41,30 @@ def test_where_nothing_pays_nothing_is_drafted(call: Callable[..., tuple], tmp_p
 
 
 def test_measured_acceptances(call: Callable[..., tuple], tmp_path: Path) -> None:
+    """Of any run: two children under the root, one under the first; right in 3, 1 of 5 steps, and 2 of 3."""
     run = tmp_path / "run"
     run.mkdir()
-    figures = {"acceptance_at_depth": [0.8, 0.5], "draft_efficiency": 0.6, "acceptance_rate": 0.6}
-    (run / "summary.json").write_text(json.dumps(figures), "utf-8")
-    status, _, _ = call(plan.main, *SMALL, f"measured={run}")
-    assert status == 0
+    paths = [[0, 1, 3], [0, 1, 3], [0, 1], [0, 2], [0]]
+
+    def steps(count: int) -> None:
+        lines = [
+            {"prompt": "a", "category": "b", "turn": 0, "repeat": 0, "row": 0, "step": i, "live": 1, "nodes": 3,
+             "offered": 2, "accepted": len(path) - 1, "emitted": len(path), "path": path, "tokens": [0] * len(path),
+             "ms": {}, "parents": [-1, 0, 0, 1]}
+            for i, path in enumerate(paths * count)
+        ]  # fmt: skip
+        (run / "steps.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n", "utf-8")
+
+    steps(40)
+    status, _, out = call(plan.main, *SMALL, f"measured={run}")
+    assert status == 0, out
     data = json.loads((tmp_path / "plan.json").read_text("utf-8"))
-    assert data["acceptance"] == [[0.8], [0.5]]
-    assert max(p["tokens_per_step"] for p in data["points"]) == pytest.approx(1 + 0.8 + 0.4)
-    (run / "summary.json").write_text(json.dumps({**figures, "draft_efficiency": 0.1}), "utf-8")
+    assert [pytest.approx(rates) for rates in data["acceptance"]] == [[3 / 5, 1 / 5], [2 / 3]]
+    assert max(p["tokens_per_step"] for p in data["points"]) == pytest.approx(1 + 4 / 5 * (1 + 2 / 3))
+    steps(10)
     status, _, out = call(plan.main, *SMALL, f"measured={run}")
     assert status == 2
-    assert "which drafted trees or nothing; measure with a chain" in out
+    assert "acceptance statistics: expected at least 100 steps, got 50" in out
 
 
 def test_a_measured_curve(call: Callable[..., tuple], tmp_path: Path, measured: Path) -> None:
@@ -75,7 +86,7 @@ def test_a_measured_curve(call: Callable[..., tuple], tmp_path: Path, measured: 
         (["contexts=[8192]"], "contexts: expected one within the model's window of 4,096 tokens, got [8192]"),
         (["draft.model=llama_68m", "draft.heads=1e8"], "draft: expected a model or heads, got both"),
         (["draft.model=llama_86m"], "did you mean llama_68m?"),
-        (["measured=nowhere.yaml"], "measured: expected tree.yaml of experiments.build_tree, or summary.json"),
+        (["measured=nowhere.yaml"], "measured: expected the folder of a run, or tree.yaml of experiments.build_tree"),
         (["rates=[[0.9,0.2]]"], "acceptance at depth 1: expected probabilities of siblings"),
         (["profile=nowhere"], "profile: expected a profile.json of experiments.profile_target"),
     ],

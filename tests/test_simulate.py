@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from drafters.medusa import Medusa
 from drafters.ngram import Ngram
@@ -274,6 +275,28 @@ def test_a_recorded_run_is_simulated(
     assert figures["steps"] == summary["steps"]
     assert figures["speedup"] > 0
     assert "exact" in done.out
+
+
+def test_the_best_tree_is_found_and_a_run_can_draft_it(
+    tmp_path: Path, record: Callable[..., Done], simulated: Callable[..., Done]
+) -> None:
+    """It is as fast on the texts it was searched on as any other there; and a run with it makes the steps foretold."""
+    medusa = ["drafter=medusa", "drafter.heads=fresh", "generation.max_new_tokens=64", "prompts.limit=6"]
+    done = record(*SHORT, *medusa, "record=true", "record_ranks=10")
+    assert done.status == 0, done.err
+    run, tree = tmp_path / "run", tmp_path / "simulated" / "tree.yaml"
+    done = simulated(f"run={run}", "tree=best", "hardware=rtx_3090", "nodes=12")
+    assert done.status == 0, done.err
+    assert "the best tree of each size" in done.out
+    kept = yaml.safe_load(tree.read_text("utf-8"))
+    assert 1 <= len(kept["paths"]) <= 12
+    assert kept["recorded_in"] == str(run)
+    best = tree.rename(tmp_path / "best.yaml")
+    done = simulated(f"run={run}", f"tree={best}", "hardware=rtx_3090")
+    foretold = json.loads((tmp_path / "simulated" / "summary.json").read_text())
+    assert foretold["tokens_per_step"] > 1
+    done = record(*SHORT, *medusa, f"drafter.tree={best}")
+    assert json.loads((run / "summary.json").read_text())["steps"] == foretold["steps"]
 
 
 @pytest.mark.parametrize(

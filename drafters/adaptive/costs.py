@@ -12,7 +12,7 @@ from specdec.profiling import Point, forward_ms
 from specdec.protocols import Session
 from specdec.target import TargetModel
 
-ROUNDS = 5
+ROUNDS, HOPELESS = 7, 6
 RECENT = 9  # drafts of a depth whose times are remembered: the median of so many outlives a disturbance
 
 
@@ -42,14 +42,24 @@ class VerifyCosts:
 
 
 def timed(target: TargetModel, nodes: int, batch: int, context: int) -> np.ndarray:
-    """Seconds of verify forwards over 1 to `nodes` nodes: powers of two are timed in turns, medians interpolated. More
-    nodes that take less time say what fewer may take, which can be padded."""
-    sizes = [*(2**i for i in range(nodes.bit_length()) if 2**i < nodes), nodes]
+    """Seconds of verify forwards over 1 to `nodes` nodes: powers of two are timed in turns, and the quickest of some
+    rounds interpolated, since disturbances only ever add. More nodes that take less time say what fewer may take, which
+    can be padded. Trees that take `HOPELESS` times as long as a token cannot pay and are not timed: their time is taken
+    to grow in proportion.
+    """
     cache = target.new_cache(batch, context + nodes)
-    rounds = [[forward_ms(target, cache, Point(n, context, batch)) for n in sizes] for _ in range(1 + ROUNDS)]
-    times = np.median(rounds[1:], axis=0) / 1e3  # in the first one libraries prepare themselves
+
+    def ms(size: int) -> float:
+        return forward_ms(target, cache, Point(size, context, batch))
+
+    ms(1)  # libraries prepare themselves
+    sizes, first = [1], ms(1)
+    while sizes[-1] < nodes and ms(sizes[-1]) < HOPELESS * first:
+        sizes.append(min(2 * sizes[-1], nodes))
+    times = np.min([[ms(size) for size in sizes] for _ in range(ROUNDS)], axis=0) / 1e3
     rising = np.minimum.accumulate(times[::-1])[::-1]
-    return np.interp(np.arange(1, nodes + 1), sizes, rising)
+    wanted = np.arange(1, nodes + 1)
+    return np.interp(wanted, sizes, rising) * np.maximum(wanted / sizes[-1], 1)
 
 
 class DraftCosts:

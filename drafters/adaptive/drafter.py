@@ -56,14 +56,13 @@ class Adaptive:
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         if nodes is not None and nodes < 1:
-            raise InputError("tree.nodes", expected="an integer >= 1, or null", got=nodes, fix="raise it")
+            raise InputError("adaptive.nodes", expected="an integer >= 1, or null", got=nodes, fix="raise it")
         if draft_ms is not None and draft_ms < 0:
             fix = "give a time, or null to have it measured"
-            raise InputError("tree.draft_ms", expected="milliseconds >= 0", got=draft_ms, fix=fix)
-        if isinstance(costs, str):
-            costs = None if costs == "auto" else MeasuredCurve(Path(costs))
+            raise InputError("adaptive.draft_ms", expected="milliseconds >= 0", got=draft_ms, fix=fix)
+        curve = costs if not isinstance(costs, str) else None if costs == "auto" else MeasuredCurve(Path(costs))
         self.drafter, self.nodes, self._clock = drafter, nodes, clock
-        self._verify, self._draft = VerifyCosts(costs), DraftCosts(None if draft_ms is None else draft_ms / 1e3)
+        self._verify, self._draft = VerifyCosts(curve), DraftCosts(None if draft_ms is None else draft_ms / 1e3)
         self._estimates, self._depth = Estimates(), DepthChoice()
 
     @property
@@ -85,6 +84,7 @@ class Adaptive:
         self._seconds = self._verify.seconds(session, self.max_nodes)
         self._extra = self._seconds - self._seconds[0]
         self._whole = self.exit_layer is not None  # asking costs more than a proposal may
+        self._skips_padding = session.target.skips_padding
         self._tokens, self._spent = FIRST_STEPS * len(session.rows), FIRST_STEPS * float(self._seconds[0])
         self._first = True
 
@@ -94,19 +94,19 @@ class Adaptive:
         for row, text, room in zip(self._rows, state.rows, state.room, strict=True):
             emitted += row.read(text, room, self._estimates)
         self._tokens = RATE_MEMORY * self._tokens + (0 if self._first else emitted)
-        live = [row for row, room in zip(self._rows, state.room, strict=True) if room]
         rate = self._tokens / self._spent
-
         drafting = self._draft.seconds(self._depth.deepest)
-        depth = self._depth.choose(rate * drafting, self._most(len(live), rate))
+        depth = self._depth.choose(rate * drafting, self._most(sum(room > 0 for room in state.room), rate))
         tree, worth = self._ask(state, depth), np.zeros(1)
         if tree.nodes > 1:
-            tree, worth = self._chosen(tree, state.room, live, rate)
+            tree, worth = self._chosen(tree, state.room, rate)
         else:
             for row in self._rows:
-                row.keep(0, whole=True)
+                row.kept = [0]
         self._depth.learn(depth, worth)
-        spent = float(self._seconds[tree.nodes - 1]) + float(drafting[-1 if depth is None else depth])
+        size = len(tree.tokens[tree.valid]) / len(self._rows) if self._skips_padding else tree.nodes
+        verifying = float(np.interp(size - 1, np.arange(len(self._seconds)), self._seconds))
+        spent = verifying + float(drafting[-1 if depth is None else depth])
         self._spent = RATE_MEMORY * self._spent + spent
         self._first = False
         return tree
@@ -115,19 +115,17 @@ class Adaptive:
         """The largest worth there could be: were every node of a chain right."""
         return float((rows * np.arange(len(self._extra)) - rate * self._extra).max())
 
-    def _chosen(
-        self, tree: TokenTree, room: Sequence[int], live: Sequence[_Row], rate: float
-    ) -> tuple[TokenTree, np.ndarray]:
+    def _chosen(self, tree: TokenTree, room: Sequence[int], rate: float) -> tuple[TokenTree, np.ndarray]:
         """What is left of a proposal; and what trees of it down to depth 0, 1, ... are worth."""
         rates = self._estimates.rates()
         for row, proposal, left in zip(self._rows, _proposals(tree), room, strict=True):
             row.propose(proposal, rates, left)
-        nodes, worth = self._best(live, rate, int(tree.offered.max()))
+        counts, worth = self._best(rate, int(tree.offered.max()))
         if self._whole:
             for row in self._rows:
-                row.keep(tree.nodes - 1, whole=True)
+                row.kept = list(range(tree.nodes))
             return tree, worth
-        return _cut(tree, [row.keep(nodes) for row in self._rows]), worth
+        return _cut(tree, [row.keep(count) for row, count in zip(self._rows, counts, strict=True)]), worth
 
     def _ask(self, state: DraftState, depth: int | None) -> TokenTree:
         """The drafter's tree, down to that depth; it is told of the step before in terms of its own nodes."""
@@ -144,21 +142,26 @@ class Adaptive:
         require_ranked(tree, self.drafter, "drafter")
         return tree
 
-    def _best(self, live: Sequence[_Row], rate: float, reached: int) -> tuple[int, np.ndarray]:
-        """How many nodes pay, in each row at most; and what trees down to depth 0, 1, ... `reached` are worth."""
-        price = rate * self._extra
-        worth, best = np.zeros(reached + 1), 0
+    def _best(self, rate: float, reached: int) -> tuple[list[int], np.ndarray]:
+        """How many nodes of each row pay; and what trees down to depth 0, 1, ... `reached` are worth."""
+        worth, sizes = np.zeros(reached + 1), np.arange(len(self._extra))
+        best, gains, ranked = 0, np.zeros(0), [np.zeros(0)]
         for depth in range(1, reached + 1):
-            gains = np.zeros(len(price))
-            sizes = [0]
-            for row in live:
-                ranked = row.ranked(depth)[: len(price) - 1]
-                sizes.append(len(ranked))
-                gains[1:] += np.append(ranked.cumsum(), [ranked.sum()] * (len(price) - 1 - len(ranked)))
-            net = gains - price
-            best = max(sizes) if self._whole else int(net.argmax())
+            ranked = [row.ranked(depth)[: len(sizes) - 1] for row in self._rows]
+            if self._skips_padding:  # a node has its price, whichever row it is in
+                gains = -np.sort(-np.concatenate(ranked))
+                price = np.interp(np.arange(len(gains) + 1) / len(ranked), sizes, self._extra)
+            else:  # every row has room for as many nodes as the widest
+                gains = np.zeros(max(map(len, ranked)))
+                for row in ranked:
+                    gains[: len(row)] += row
+                price = self._extra[: len(gains) + 1]
+            net = np.append(0.0, gains.cumsum()) - rate * price
+            best = len(gains) if self._whole else int(net.argmax())
             worth[depth] = net[best]
-        return best, worth
+        if self._skips_padding and best:
+            return [int(np.count_nonzero(row >= gains[best - 1])) for row in ranked], worth
+        return [best] * len(ranked), worth
 
 
 class _Row:
@@ -167,14 +170,14 @@ class _Row:
     def __init__(self, length: int) -> None:
         self._length = length
         self._pending: list[tuple[int, Proposal]] = []  # with the length of the text when they were made
-        self._kept = [0]
+        self.kept = [0]  # of the last proposal, in order
 
     def read(self, text: Sequence[int], room: int, estimates: Estimates) -> int:
         """Learn from proposals whose text has been written, of a text that has ended from all; how many tokens came."""
         new, self._length = len(text) - self._length, len(text)
         waiting = []
         for length, proposal in self._pending:
-            if room and len(text) - length < max(proposal.depth):
+            if room and len(text) - length < len(proposal.shape.levels):
                 waiting.append((length, proposal))
             else:
                 estimates.learn(proposal, text[length:])
@@ -182,28 +185,25 @@ class _Row:
         return new
 
     def propose(self, proposal: Proposal, rates: np.ndarray, room: int) -> None:
-        if proposal.nodes:
-            self._pending.append((self._length, proposal))
-        self._depth = np.array(proposal.depth)
-        self._gains = np.where(self._depth < max(room, 1), proposal.gains(rates), 0.0)  # what follows has no place
+        self._pending.append((self._length, proposal))
+        depth = proposal.shape.depth
+        gains = np.where(depth < max(room, 1), proposal.gains(rates), 0.0)  # what follows has no place
+        # a child gains less than its parent and comes later: the first of these nodes are a tree, however many
+        self._order = np.argsort(-gains, kind="stable")[: np.count_nonzero(gains)]
+        self._gains, self._depth = gains[self._order], depth[self._order]
 
     def ranked(self, depth: int) -> np.ndarray:
-        """What the drafted nodes down to that depth gain, best first."""
-        return -np.sort(-self._gains[(self._depth > 0) & (self._depth <= depth)])
+        """What the nodes down to that depth gain, best first."""
+        return self._gains[self._depth <= depth]
 
-    def keep(self, nodes: int, whole: bool = False) -> list[int]:
-        """Choose the best nodes, so many, or the whole tree; their numbers, in order, behind the root. A child gains
-        less than its parent and comes later, so that with every node its parent is chosen."""
-        if whole:
-            self._kept = list(range(1 + nodes))
-            return self._kept
-        best = np.argsort(-self._gains[1:], kind="stable")[:nodes] + 1
-        self._kept = [0, *sorted(node for node in best.tolist() if self._gains[node] > 0)]
-        return self._kept
+    def keep(self, nodes: int) -> list[int]:
+        """Choose the best nodes, so many."""
+        self.kept = [0, *np.sort(self._order[:nodes]).tolist()]
+        return self.kept
 
     def own(self, path: Sequence[int]) -> list[int]:
         """An accepted path, numbered as the drafter does."""
-        return [PAD if node == PAD else self._kept[node] for node in path]
+        return [PAD if node == PAD else self.kept[node] for node in path]
 
 
 def _proposals(tree: TokenTree) -> list[Proposal]:

@@ -5,9 +5,9 @@ never verified too.
 
 from __future__ import annotations
 
-from bisect import bisect
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -20,75 +20,81 @@ DEPTHS, RANKS = 16, 4  # deeper nodes count as the deepest, later siblings as th
 TRUST = 10.0  # observations that a first guess is worth
 MEMORY = 0.995  # of the counts, per judged proposal: what counts is about the last 200
 
-Cell = tuple[int, int, int]  # depth - 1, rank, class of confidence
-
 
 class Estimates:
-    """Counts of tries and hits in every cell. A cell that has seen little is taken for what its class of confidence is
-    at that depth, that for what the class is at any depth, and that for what the drafter says."""
+    """Counts of tries and hits in every cell (depth, rank, class of confidence). A cell that has seen little is taken
+    for what its class of confidence is at that depth, that for what the class is at any depth, and that for what the
+    drafter says."""
 
     def __init__(self) -> None:
-        self._counts = np.zeros((2, DEPTHS, RANKS, len(PRIOR)))  # tried, right
+        self._counts = np.zeros((2, DEPTHS * RANKS * len(PRIOR)))  # tried, right
         self._rates: np.ndarray | None = None
 
     def rates(self) -> np.ndarray:
-        """P(right | parent right) [DEPTHS RANKS classes]."""
+        """P(right | parent right) of every cell."""
         if self._rates is None:
-            self._rates = self._computed()
+            tried, right = self._counts.reshape(2, DEPTHS, RANKS, len(PRIOR))
+            rates = PRIOR
+            for axes in ((0, 1), 1, ()):
+                rates = (right.sum(axes, keepdims=True) + TRUST * rates) / (tried.sum(axes, keepdims=True) + TRUST)
+            self._rates = rates.ravel()
         return self._rates
-
-    def _computed(self) -> np.ndarray:
-        tried, right = self._counts
-        rates = PRIOR
-        for axes in ((0, 1), 1, ()):
-            rates = (right.sum(axes, keepdims=True) + TRUST * rates) / (tried.sum(axes, keepdims=True) + TRUST)
-        return rates
 
     def learn(self, proposal: Proposal, came: Sequence[int]) -> None:
         """came: the tokens that followed the proposal's root, as far as they are known."""
         self._counts *= MEMORY
         self._rates, node = None, 0
+        tried, right = self._counts
         for token in came:
-            children = proposal.children[node]
+            children = proposal.shape.children[node]
             if not children:
                 return
-            for child in children:
-                self._counts[0][proposal.cells[child]] += 1
+            np.add.at(tried, proposal.cells[children], 1)  # late siblings share a cell
             node = next((child for child in children if proposal.tokens[child] == token), PAD)
             if node == PAD:
                 return
-            self._counts[1][proposal.cells[node]] += 1
+            right[proposal.cells[node]] += 1
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
+class Shape:
+    """What a tree is whatever its tokens. children: of each node; parents, depth: of each node (depth 0: the root and
+    padding); levels: the nodes at depth 1, 2, ...; base: each node's first cell, that of the silent class."""
+
+    children: list[list[int]]
+    parents: np.ndarray
+    depth: np.ndarray
+    levels: list[np.ndarray]
+    base: np.ndarray
+
+    @classmethod
+    @lru_cache(maxsize=256)  # trees of one shape come back step after step
+    def of(cls, parents: tuple[int, ...]) -> Shape:
+        children: list[list[int]] = [[] for _ in parents]
+        depth, base = np.zeros((2, len(parents)), dtype=np.int64)
+        for node, parent in enumerate(parents):
+            if parent != PAD:
+                depth[node] = depth[parent] + 1
+                rank = min(len(children[parent]), RANKS - 1)
+                base[node] = (min(depth[node], DEPTHS) - 1) * RANKS + rank
+                children[parent].append(node)
+        levels = [np.flatnonzero(depth == d) for d in range(1, depth.max() + 1)]
+        return cls(children, np.array(parents), depth, levels, base * len(PRIOR))
+
+
 class Proposal:
-    """One row's tree, as the drafter proposed it. children, depth, cells: of each node."""
+    """One row's tree, as the drafter proposed it. cells: of each node, where `Estimates` counts it."""
 
-    tokens: Sequence[int]
-    parents: Sequence[int]
-    confidence: Sequence[float]
-    children: list[list[int]] = field(init=False)
-    depth: list[int] = field(init=False)
-    cells: list[Cell] = field(init=False)
+    def __init__(self, tokens: Sequence[int], parents: Sequence[int], confidence: Sequence[float]) -> None:
+        self.tokens, self.shape = tokens, Shape.of(tuple(parents))
+        self.cells = self.shape.base + np.searchsorted(EDGES, confidence, side="right")
 
-    def __post_init__(self) -> None:
-        self.children = [[] for _ in self.tokens]
-        self.depth, self.cells = [0] * len(self.tokens), [(0, 0, 0)] * len(self.tokens)
-        for node in self.nodes:
-            parent = self.parents[node]
-            self.depth[node] = self.depth[parent] + 1
-            rank = min(len(self.children[parent]), RANKS - 1)
-            self.cells[node] = (min(self.depth[node], DEPTHS) - 1, rank, bisect(EDGES, self.confidence[node]))
-            self.children[parent].append(node)
-
-    @property
-    def nodes(self) -> list[int]:
-        """Those that are drafted, parents before children."""
-        return [node for node, token in enumerate(self.tokens) if node and token != PAD]
-
-    def gains(self, rates: np.ndarray) -> list[float]:
-        """Of each node, the probability that it is accepted: what it adds to the tokens of a step."""
-        gains = [1.0] + [0.0] * (len(self.tokens) - 1)
-        for node in self.nodes:
-            gains[node] = gains[self.parents[node]] * float(rates[self.cells[node]])
+    def gains(self, rates: np.ndarray) -> np.ndarray:
+        """Of each node, the probability that it is accepted: what it adds to the tokens of a step. 0 for padding."""
+        shape = self.shape
+        gains: np.ndarray = rates[self.cells] * (shape.depth > 0)
+        gains[0] = 1.0
+        for level in shape.levels:
+            gains[level] *= gains[shape.parents[level]]
+        gains[0] = 0.0  # the root comes anyway
         return gains

@@ -67,6 +67,7 @@ class MeasuredCurve:
     def __init__(self, file: Path | str) -> None:
         profile = read_profile(file)
         self.target, self.device, self.dtype = profile["target"], profile.get("device"), profile["dtype"]
+        self.skips_padding = bool(profile.get("skips_padding"))  # see `TargetModel`
         self._curves = self._complete(_monotone_all(profile["points"]))
 
     @staticmethod
