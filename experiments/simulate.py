@@ -19,6 +19,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from rich.table import Table
 
+from drafters.adaptive.replayed import replay_adaptive
 from drafters.medusa.trees import TREE_FILE, read_tree, write_tree
 from experiments.cost_model import Modelled
 from experiments.entry import CONF, launch, one_line_errors
@@ -28,13 +29,14 @@ from specdec.errors import InputError
 from specdec.hardware import DraftCost, MeasuredCurve, ModelShape, Roofline, load_config
 from specdec.metrics import Interval
 from specdec.protocols import AcceptanceRule
-from specdec.replay import Costs, Fixed, Replay, batches, replay, right_ranks, times
+from specdec.replay import Costs, Fixed, Replay, batches, by_category, replay, right_ranks, times
 from specdec.runlog import provenance, write_json
 from specdec.runs import Run
 from specdec.topology import Topology
 from specdec.trace import Trace
 from specdec.tree_search import counted
 
+ADAPTIVE = "steps are those that adaptive trees make at these very costs; a run times its own, and may draft less deep"
 SHOWN = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # sizes of trees in the table of a search
 
 
@@ -46,7 +48,7 @@ class Options(Modelled):
     tree: Any = "recorded"
     temperature: float | None = None
     profile: str | None = None
-    nodes: int = 64
+    nodes: int = 63
 
 
 @hydra.main(config_path=CONF, config_name="simulate", version_base="1.3")
@@ -62,24 +64,27 @@ def main(cfg: DictConfig) -> None:
     costs = costs_of(o, cfg, trace, run)
     folder = Path(HydraConfig.get().runtime.output_dir)
     figures: dict[str, Any] = {"run": o.run, "predicted": True}
-    tree: Topology | int | None
+    figures["tree"] = o.tree if isinstance(o.tree, int | str) else "by index paths"
     if o.tree == "best":
-        if costs is None:
-            raise InputError("tree", expected="costs to choose by", got="none", fix="pass profile=... or hardware=...")
-        trace, tree, sizes = best(trace, costs, o)
+        trace, sizes, o.tree = best(trace, required(costs), o)
         stdout.print(sizes)
         figures |= {"searched_on": "every other batch, predicted on those between"}
+    if o.tree == "adaptive":
+        tree, replayed = None, replay_adaptive(trace, required(costs), o.temperature)
     else:
         tree = named(o, trace)
-    replayed = replay(trace, tree, o.temperature)
+        replayed = replay(trace, tree, o.temperature)
     figures |= predicted(replayed, costs)
+    categories = {name: predicted(part, costs) for name, part in by_category(replayed).items()}
     if isinstance(tree, Topology):
         comment = shlex.join(["python", "-m", "experiments.simulate", *HydraConfig.get().overrides.task])
         source = {"target": trace.origin.target, "drafter": trace.origin.drafter, "recorded_in": o.run}
         write_tree(folder / TREE_FILE, comment, {**source, **figures, "paths": [list(path) for path in tree.paths]})
-    write_json(folder / "summary.json", {**figures, "provenance": provenance()})
-    stdout.print(table(figures, trace, tree))
-    note = exactness(replayed, run)
+    write_json(folder / "summary.json", {**figures, "by_category": categories, "provenance": provenance()})
+    stdout.print(table(figures, trace))
+    if len(categories) > 1:
+        stdout.print(category_table(categories))
+    note = ADAPTIVE if o.tree == "adaptive" else exactness(replayed, run)
     stdout.print(note, highlight=False, soft_wrap=True)
     stdout.print(f"run folder: {folder}", soft_wrap=True, highlight=False)
 
@@ -91,6 +96,12 @@ def require_replayable(rule: AcceptanceRule, temperature: float) -> None:
     if not rule.lossless or (temperature > 0 and rule.name != "exact"):
         expected = "exact, or at temperature 0 any lossless rule; others write texts of which nothing was recorded"
         raise InputError("acceptance", expected=expected, got=rule.name, fix="run it with experiments.bench")
+
+
+def required(costs: Costs | None) -> Costs:
+    if costs is None:
+        raise InputError("tree", expected="costs to choose by", got="none", fix="pass profile=... or hardware=...")
+    return costs
 
 
 def named(o: Options, trace: Trace) -> Topology | int | None:
@@ -105,6 +116,8 @@ def named(o: Options, trace: Trace) -> Topology | int | None:
             expected = f"1 to {len(paths)} nodes, of the paths that were ever right"
             raise InputError("tree", expected=expected, got=o.tree, fix="record more text, or lower it")
         return Topology.of([list(path) for path in paths], "tree")
+    if isinstance(o.tree, Topology):
+        return o.tree
     return read_tree(o.tree, "tree") if isinstance(o.tree, str) else Topology.of(o.tree, "tree")
 
 
@@ -150,7 +163,7 @@ def measured(profile: str, trace: Trace, run: Run) -> Costs:
     return Costs(curve, draft, rest, prompts, padded=not curve.skips_padding)
 
 
-def best(trace: Trace, costs: Costs, o: Options) -> tuple[Trace, Topology | int, Table]:
+def best(trace: Trace, costs: Costs, o: Options) -> tuple[Trace, Table, Topology | int]:
     """Searched on one half of the texts, so that the other half can tell what it is worth."""
     halves = [Trace(trace.origin, [text for text in trace.texts if text.batch % 2 == half]) for half in (0, 1)]
     if not halves[1].texts:
@@ -168,7 +181,7 @@ def best(trace: Trace, costs: Costs, o: Options) -> tuple[Trace, Topology | int,
         if size in SHOWN:
             depth = str(tree.depth) if isinstance(tree, Topology) else "-"
             out.add_row(str(size), depth, f"{tau:.3f}", f"{speed:.1f}")
-    return halves[1], max(found.values(), key=lambda f: f[0])[2], out
+    return halves[1], out, max(found.values(), key=lambda f: f[0])[2]
 
 
 def candidates(trace: Trace, nodes: int) -> list[Topology | int]:
@@ -186,6 +199,7 @@ def predicted(replayed: Replay, costs: Costs | None) -> dict[str, Any]:
         "tokens": int(replayed.tokens.sum()),
         "tokens_per_step": tau,
         "tokens_per_step_ci95": list(interval) if interval else None,
+        "nodes_per_step": float(sum(nodes.sum() for nodes in replayed.nodes) / replayed.steps.sum()),
         "exact": replayed.exact,
     }
     if costs is None:
@@ -202,17 +216,28 @@ def predicted(replayed: Replay, costs: Costs | None) -> dict[str, Any]:
     return figures
 
 
-def table(figures: dict[str, Any], trace: Trace, tree: Topology | int | None) -> Table:
-    nodes = "the recorded" if tree is None else f"{tree if isinstance(tree, int) else tree.nodes - 1} nodes"
-    out = Table(title=f"predicted: {trace.origin.drafter} on {trace.origin.target}, {nodes}", show_header=False)
+def table(figures: dict[str, Any], trace: Trace) -> Table:
+    origin, tree = trace.origin, figures["tree"]
+    out = Table(title=f"predicted: {origin.drafter} on {origin.target}, tree={tree}", show_header=False)
     out.add_column()
     out.add_column(justify="right")
     out.add_row("tokens per step τ", within(figures["tokens_per_step"], figures["tokens_per_step_ci95"]))
+    out.add_row("drafted nodes per step", f"{figures['nodes_per_step']:.1f}")
     if "speedup" in figures:
         out.add_row("ms per step", f"{figures['step_ms']:.2f}")
         out.add_row("tokens/s", f"{figures['tokens_per_second']:.1f}")
         out.add_row("autoregressive tokens/s", f"{figures['autoregressive_tokens_per_second']:.1f}")
         out.add_row("speedup", within(figures["speedup"], figures["speedup_ci95"]))
+    return out
+
+
+def category_table(categories: dict[str, dict[str, Any]]) -> Table:
+    out = Table(title="by category")
+    for column in ("category", "τ", "nodes", *(["speedup"] if "speedup" in next(iter(categories.values())) else [])):
+        out.add_column(column, justify="left" if column == "category" else "right")
+    for name, figures in categories.items():
+        speedup = [f"{figures['speedup']:.2f}x"] if "speedup" in figures else []
+        out.add_row(name, f"{figures['tokens_per_step']:.2f}", f"{figures['nodes_per_step']:.1f}", *speedup)
     return out
 
 

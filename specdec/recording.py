@@ -182,7 +182,10 @@ class Recorder:
         most = max(tree.nodes for tree in trees) - 1
         nodes = np.full((len(trees), most), NOTHING, dtype=self._type)
         parents = np.full((len(trees), most), NOTHING, dtype=np.int16)
+        confidence = np.full((len(trees), most), NOTHING, dtype=np.float16)
         for i, tree in enumerate(trees):
             nodes[i, : tree.nodes - 1] = tree.tokens[0, 1:].cpu().numpy()
             parents[i, : tree.nodes - 1] = tree.parents[0, 1:].cpu().numpy()
-        return {"nodes": nodes, "parents": parents}
+            if tree.confidence is not None:
+                confidence[i, : tree.nodes - 1] = tree.confidence[0, 1:].cpu().numpy()
+        return {"nodes": nodes, "parents": parents, "confidence": confidence}

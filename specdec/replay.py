@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 
 import numpy as np
@@ -18,7 +18,7 @@ from specdec.errors import InputError
 from specdec.hardware.curves import CostCurve, DraftCost
 from specdec.metrics import Interval, bootstrap_speedup, bootstrap_tau
 from specdec.topology import Topology
-from specdec.trace import Array, TextTrace, Trace
+from specdec.trace import NOTHING, Array, TextTrace, Trace
 
 BatchKey = tuple[int, int, int]  # repeat, number of the batch, turn
 
@@ -117,17 +117,42 @@ def replay(trace: Trace, tree: Topology | int | None, temperature: float | None 
 
 def accepted(text: TextTrace, tree: Topology | int) -> Array:
     """Drafted tokens that are right [positions], for a tree rooted at each."""
+    return (right_nodes(text, tree) != NOTHING).sum(1)
+
+
+def right_nodes(text: TextTrace, tree: Topology | int) -> Array:
+    """The nodes that are right [positions depths], for a tree rooted at each; -1 from the first depth that has none."""
     right = text.right.astype(np.int64)
     if isinstance(tree, int):
-        return ((right >= 0) & (right <= tree)).cumprod(1).sum(1)
-    child = _children(tree)
-    node, count = np.zeros(len(right), dtype=np.int64), np.zeros(len(right), dtype=np.int64)
-    for depth in range(min(tree.depth, right.shape[1])):
+        return np.where(((right >= 0) & (right <= tree)).cumprod(1), right, NOTHING)
+    child, found = _children(tree), np.full((len(right), min(tree.depth, right.shape[1])), NOTHING)
+    node = np.zeros(len(right), dtype=np.int64)
+    for depth in range(found.shape[1]):
         rank = right[:, depth]
         known = (rank >= 0) & (rank < tree.ranks) & (node >= 0)
-        node = np.where(known, child[node, rank.clip(0, tree.ranks - 1)], -1)
-        count += node >= 0
-    return count
+        node = np.where(known, child[node, rank.clip(0, tree.ranks - 1)], NOTHING)
+        found[:, depth] = node
+    return found
+
+
+def by_category(replayed: Replay) -> dict[str, Replay]:
+    """Where texts ran alone, each category's part; nothing where they ran in batches."""
+    texts = replayed.trace.texts
+    if any(len(batch) > 1 for batch in batches(replayed.trace).values()):
+        return {}
+    parts: dict[str, list[int]] = {}
+    for number, text in enumerate(texts):
+        parts.setdefault(text.category, []).append(number)
+    return {
+        category: replace(
+            replayed,
+            trace=replace(replayed.trace, texts=[texts[i] for i in part]),
+            steps=replayed.steps[part],
+            tokens=replayed.tokens[part],
+            nodes=[replayed.nodes[i] for i in part],
+        )
+        for category, part in parts.items()
+    }
 
 
 def times(replayed: Replay, costs: Costs) -> Times:

@@ -51,7 +51,7 @@ class TextTrace:
     A drafter whose candidates do not depend on the path (Medusa's heads) has ids, logq [positions depths ranks]: every
     tree of its candidates can be replayed. Any other has nodes, parents [positions nodes]: the tree that it proposed at
     each root (without the root, which is parent 0; node i is numbered i + 1), padded with -1: every tree that is
-    a beginning of these can be replayed.
+    a beginning of these can be replayed. confidence [positions nodes]: see `TokenTree`.
 
     batch: which texts ran together.
     """
@@ -69,6 +69,7 @@ class TextTrace:
     logq: Array | None = None
     nodes: Array | None = None
     parents: Array | None = None
+    confidence: Array | None = None
 
     @property
     def positions(self) -> int:
@@ -106,7 +107,7 @@ class TextTrace:
         return np.stack(found, 1) if found else np.full((self.positions, 1), NOTHING)
 
 
-ARRAYS = ("tokens", "target_ids", "target_logp", "ids", "logq", "nodes", "parents")
+ARRAYS = ("tokens", "target_ids", "target_logp", "ids", "logq", "nodes", "parents", "confidence")
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,7 @@ class Trace:
 def bytes_per_position(vocabulary: int, ranks: int, depths: int | None, nodes: int) -> int:
     """Before compression, which takes off a third or so. depths: of a drafter that ranks; nodes: of any other."""
     number, probability = token_type(vocabulary).itemsize, 2
-    drafted = depths * ranks * (number + probability) if depths is not None else nodes * (number + 2)
+    drafted = depths * ranks * (number + probability) if depths is not None else nodes * (number + 2 + probability)
     return number + ranks * (number + probability) + drafted
 
 

@@ -14,6 +14,7 @@ from drafters.adaptive import Adaptive
 from drafters.adaptive.costs import DraftCosts, VerifyCosts, timed
 from drafters.adaptive.depth import FIRST, LONGEST_RETRY, DepthChoice
 from drafters.adaptive.estimates import EDGES, PRIOR, Estimates, Proposal
+from drafters.adaptive.replayed import replay_adaptive
 from drafters.draft_model import DraftModel
 from drafters.eagle import Eagle
 from drafters.early_exit import EarlyExit
@@ -28,11 +29,14 @@ from specdec.metrics import StepMetrics
 from specdec.models import load_tiny
 from specdec.profiling import Point
 from specdec.protocols import Drafter, DraftState, Session, Verdict, exit_layer_of
+from specdec.recording import Recorder
+from specdec.replay import Costs
 from specdec.sampling import SamplingParams, Streams
 from specdec.stopping import StopRule
 from specdec.target import TargetModel
 from specdec.tree import PAD, TokenTree
 from tests.conftest import tiny_draft
+from tests.medusa.made import random_heads
 from verifiers.acceptance.exact import Exact
 from verifiers.tree_attention import TreeAttention
 
@@ -123,7 +127,7 @@ def test_nothing_is_drafted_where_nothing_can_pay(tiny: TargetModel) -> None:
     """A node that takes as long as a step is not worth it, were it always right; nor is one with a dear draft."""
     certain = DraftModel(load_tiny(device="cpu"), children="top_k")
     for costs, draft_ms in ((Linear(1, 1), None), (Linear(1, 1.5), 0.0), (Linear(1, 0.1), 4000)):
-        done = generated(Adaptive(certain, costs, draft_ms), tiny)
+        done = generated(Adaptive(certain, costs, draft_ms, clock=lambda: 0.0), tiny)  # a stall is a dear draft
         assert {record.nodes for record in done.steps} == {0}
     paying = generated(Adaptive(certain, Linear(1, 0.1), 100), tiny)
     assert StepMetrics.of(paying.steps).tokens_per_step > 2.5
@@ -293,7 +297,7 @@ def test_a_verify_that_skips_padding_is_shared_by_what_pays_most(tiny: TargetMod
     def drafted(skips: bool) -> list[int]:
         adaptive = Adaptive(TwoRows([], [1.0], 6, tells=True), Linear(1, 0.2), draft_ms=0, nodes=5)
         adaptive.start(Session(tiny, [[1], [2]], GREEDY, 60))
-        adaptive._skips_padding = skips
+        adaptive._choice._skips_padding = skips
         verdict, streams = (
             Verdict(torch.zeros(2, 1).long(), torch.tensor([1, 2])),
             Streams([[0], [1]], GREEDY, torch.device("cpu")),
@@ -358,3 +362,35 @@ def test_bad_input(tiny: TargetModel) -> None:
     with pytest.raises(InputError, match="expected drafters whose children are chosen by rank, got DraftModel, which"):
         generated(Adaptive(DraftModel(tiny_draft(), [1, 1])), tiny, SAMPLED)
     assert Adaptive(inner, nodes=3).max_nodes == 4
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+@pytest.mark.parametrize("kind", ["medusa", "ngram"])
+def test_a_replay_makes_the_steps_of_a_run(
+    tiny: TargetModel, monkeypatch: pytest.MonkeyPatch, kind: str, rows: int
+) -> None:
+    """Of one that always drafts as deep as it can, at the same costs."""
+    monkeypatch.setattr(DepthChoice, "choose", lambda *_: None)
+    prompts = [[5, 6, 7], [8, 9], [40, 41, 42, 43, 44], [200]]
+    drafter: Drafter = Medusa(random_heads(tiny), 15) if kind == "medusa" else Ngram(3, 1, 6, 3, 12)
+    curve, stop = Linear(1, 0.12), StopRule(40)
+    live, recorder = Adaptive(drafter, curve, draft_ms=0), Recorder(drafter, tiny, GREEDY, stop, ranks=10)
+    steps, nodes = [], []
+    for number in range(0, len(prompts), rows):
+        batch, seeds = prompts[number : number + rows], [[0, row] for row in range(rows)]
+        done = speculative(batch, live, TreeAttention(tiny), Exact(), GREEDY, stop, seeds)
+        for row, (prompt, text) in enumerate(zip(batch, done.texts, strict=True)):
+            of_row = [record.nodes for record in done.steps if record.row == row]
+            steps.append(len(of_row))
+            nodes.append(of_row)
+            recorder.add(prompt, text, prompt=str(number + row), category="c", turn=0, repeat=0, batch=number)
+    trace = recorder.trace({"drafter": kind, "target": "tiny"}, rows)
+    replayed = replay_adaptive(trace, Costs(curve, padded=not tiny.skips_padding))
+    assert replayed.steps.tolist() == steps
+    made = [
+        table[: steps[i * rows + row], row].tolist() for i, table in enumerate(replayed.nodes) for row in range(rows)
+    ]
+    assert made == nodes
+    assert len({count for of_row in nodes for count in of_row}) > 2  # it did choose
+    with pytest.raises(InputError, match=r"temperature: expected 0, for adaptive trees, got 0.5"):
+        replay_adaptive(trace, Costs(curve), 0.5)

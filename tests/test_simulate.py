@@ -275,6 +275,14 @@ def test_a_recorded_run_is_simulated(
     assert figures["steps"] == summary["steps"]
     assert figures["speedup"] > 0
     assert "exact" in done.out
+    categories = {name: part["tokens_per_step"] for name, part in figures["by_category"].items()}
+    alone = {name: part["tokens_per_step"] for name, part in summary["by_category"].items()} if batch == 1 else {}
+    assert categories == alone
+    done = simulated(f"run={tmp_path / 'run'}", "hardware=a100_80g", "tree=adaptive")
+    assert done.status == 0, done.err
+    figures = json.loads((tmp_path / "simulated" / "summary.json").read_text())
+    assert 0 <= figures["nodes_per_step"] <= 7
+    assert "at these very costs" in done.out
 
 
 def test_the_best_tree_is_found_and_a_run_can_draft_it(
@@ -303,6 +311,7 @@ def test_the_best_tree_is_found_and_a_run_can_draft_it(
     ("override", "message"),
     [
         ("tree=best", "error: tree: expected costs to choose by, got none; pass profile=... or hardware=..."),
+        ("tree=adaptive", "error: tree: expected costs to choose by, got none; pass profile=... or hardware=..."),
         ("acceptance=typical", "error: acceptance: expected exact, or at temperature 0 any lossless rule"),
         ("temperature=-1", "error: temperature: expected a number >= 0, got -1"),
         ("temperature=1", "error: temperature: expected 0: ngram does not rank, got 1"),

@@ -1,0 +1,71 @@
+"""What adaptive trees would have done on a recorded run: the same choice of nodes, with no model and no clock."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import takewhile
+
+import numpy as np
+
+from drafters.adaptive.choice import NodeChoice
+from drafters.adaptive.estimates import SILENT, Estimates, Proposal
+from specdec.errors import InputError
+from specdec.replay import Costs, Replay, batches, right_nodes
+from specdec.topology import Topology
+from specdec.trace import NOTHING, Origin, TextTrace, Trace
+
+
+def replay_adaptive(trace: Trace, costs: Costs, temperature: float | None = None) -> Replay:
+    """Of the recorded trees, at each step the nodes that pay at these costs; each step drafts as deep as was recorded.
+
+    Raises:
+        InputError: a temperature, of the run too, other than 0.
+    """
+    if temperature := trace.origin.temperature if temperature is None else temperature:
+        fix = "replay a greedy run"
+        raise InputError("temperature", expected="0, for adaptive trees", got=temperature, fix=fix)
+    estimates, steps, nodes = Estimates(), np.zeros(len(trace.texts), dtype=np.int64), []
+    for batch in batches(trace).values():
+        drafted = _batch([trace.texts[i] for i in batch], trace.origin, costs, estimates)
+        steps[batch] = (drafted >= 0).sum(0)
+        nodes.append(drafted.clip(min=0))
+    tokens = np.array([text.positions for text in trace.texts])
+    return Replay(trace, steps, tokens, nodes, [], exact=False)
+
+
+def _batch(texts: Sequence[TextTrace], origin: Origin, costs: Costs, estimates: Estimates) -> np.ndarray:
+    """Drafted nodes [steps rows], -1 where a text has ended."""
+    topology = None if origin.tree is None else Topology.of(origin.tree)
+    most = topology.nodes if topology else 1 + max(text.nodes.shape[1] for text in texts if text.nodes is not None)
+    rows, context = len(texts), max(text.prompt_tokens for text in texts)
+    verify = np.array([costs.verify.seconds(n, rows, context) for n in range(1, most + 1)])
+    right = [right_nodes(text, topology or most) for text in texts]
+    written, at, found = [text.tokens.tolist() for text in texts], [0] * rows, []
+    choice = NodeChoice([0] * rows, verify, estimates, skips_padding=not costs.padded)
+    while any(i < text.positions for i, text in zip(at, texts, strict=True)):
+        room = [origin.max_new_tokens - (i + 1) if i < text.positions else 0 for i, text in zip(at, texts, strict=True)]
+        choice.read([tokens[: i + 1] for i, tokens in zip(at, written, strict=True)], room)
+        proposals = [_proposal(text, min(i, text.positions - 1), topology) for i, text in zip(at, texts, strict=True)]
+        drafting = costs.draft.seconds([len(level) for level in proposals[0].shape.levels], rows, context)
+        kept, _ = choice.choose(proposals, room, drafting)
+        found.append([len(nodes) - 1 if left > 0 else NOTHING for nodes, left in zip(kept, room, strict=True)])
+        for row, left in enumerate(room):
+            if left > 0:
+                path = takewhile(set(kept[row]).__contains__, right[row][at[row]].tolist())
+                at[row] = min(at[row] + 1 + len(list(path)), texts[row].positions)
+    return np.array(found, dtype=np.int64)
+
+
+def _proposal(text: TextTrace, at: int, tree: Topology | None) -> Proposal:
+    root = int(text.tokens[at])
+    if tree is not None:
+        assert text.ids is not None
+        assert text.logq is not None
+        depth, rank = np.array([(len(path) - 1, path[-1]) for path in tree.paths]).T
+        sure = np.exp(text.logq[at, depth, rank].astype(np.float64)).tolist()
+        return Proposal([root, *text.ids[at, depth, rank].tolist()], tree.parents.tolist(), [1.0, *sure])
+    assert text.nodes is not None
+    assert text.parents is not None
+    there = text.nodes[at] >= 0
+    sure = [SILENT] * int(there.sum()) if text.confidence is None else text.confidence[at, there].tolist()
+    return Proposal([root, *text.nodes[at, there].tolist()], [-1, *text.parents[at, there].tolist()], [1.0, *sure])
