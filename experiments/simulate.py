@@ -68,7 +68,7 @@ def main(cfg: DictConfig) -> None:
     if o.tree == "best":
         trace, sizes, o.tree = best(trace, required(costs), o)
         stdout.print(sizes)
-        figures |= {"searched_on": "every other batch, predicted on those between"}
+        figures |= {"searched_on": "every other batch of each category, predicted on those between"}
     if o.tree == "adaptive":
         tree, replayed = None, replay_adaptive(trace, required(costs), o.temperature)
     else:
@@ -164,8 +164,10 @@ def measured(profile: str, trace: Trace, run: Run) -> Costs:
 
 
 def best(trace: Trace, costs: Costs, o: Options) -> tuple[Trace, Table, Topology | int]:
-    """Searched on one half of the texts, so that the other half can tell what it is worth."""
-    halves = [Trace(trace.origin, [text for text in trace.texts if text.batch % 2 == half]) for half in (0, 1)]
+    """Searched on one half of the texts, of every category, so that the other half can tell what it is worth."""
+    category = {text.batch: text.category for text in reversed(trace.texts)}
+    half = {batch: i % 2 for i, batch in enumerate(sorted(category, key=lambda batch: (category[batch], batch)))}
+    halves = [Trace(trace.origin, [text for text in trace.texts if half[text.batch] == h]) for h in (0, 1)]
     if not halves[1].texts:
         raise InputError("run", expected="two batches or more, to search and to judge", got="one", fix="record more")
     found: dict[int, tuple[float, float, Topology | int]] = {}

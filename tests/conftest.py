@@ -68,7 +68,7 @@ def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
 def measured(tmp_path: Path) -> Path:
     """A profile of the tiny model, as `experiments.profile_target` writes it, with round figures."""
     points = [
-        {"tokens": n, "prefix": p, "batch": b, "ms": {"median": 9.0 + n * b}}
+        {"tokens": n, "prefix": p, "batch": b, "ms": {"quartiles": [9.0 + n * b] * 2}}
         for n in (1, 4)
         for p in (64, 128)
         for b in (1, 2)

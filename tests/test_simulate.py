@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from itertools import combinations
 from pathlib import Path
@@ -210,6 +211,15 @@ def test_a_search_over_64_nodes_is_quick() -> None:
     begun = time.process_time()
     best_plan(independent(rates, 64), Steps(0.01), DraftCost())
     assert time.process_time() - begun < 5
+
+
+def test_both_halves_of_a_search_hold_every_category(tiny: TargetModel) -> None:
+    """Also where prompts come in turns, one of each."""
+    trace = recorded(Medusa("fresh", 3), tiny)
+    texts = [replace(text, category="ab"[i % 2], batch=i) for i, text in enumerate([*trace.texts, *trace.texts])]
+    judged, _, _ = simulate.best(replace(trace, texts=texts), Costs(Steps(0.1)), simulate.Options(nodes=3))
+    assert {text.category for text in judged.texts} == {"a", "b"}
+    assert len(judged.texts) == 4
 
 
 def test_nothing_is_drafted_where_nothing_pays() -> None:

@@ -55,14 +55,16 @@ class NodeChoice:
         self._tokens = RATE_MEMORY * self._tokens + (emitted if self.begun else 0)
 
     def choose(
-        self, proposals: Sequence[Proposal], room: Sequence[int], drafting: float
-    ) -> tuple[list[list[int]], np.ndarray]:
-        """The nodes that each row keeps, the root first; and what trees of these proposals down to depth 0, 1, ... are
-        worth, in tokens a step. drafting: seconds that the proposals took."""
+        self, proposals: Sequence[Proposal], room: Sequence[int], drafting: float, by_depth: bool = False
+    ) -> tuple[list[list[int]], np.ndarray | None]:
+        """The nodes that each row keeps, the root first; and by_depth, what trees of these proposals down to depths 0,
+        1, ... are worth, in tokens a step. drafting: seconds that the proposals took."""
         rates = self._estimates.rates()
         for row, proposal, left in zip(self._rows, proposals, room, strict=True):
             row.propose(proposal, rates, left)
-        counts, worth = self._best(max(len(proposal.shape.levels) for proposal in proposals))
+        reached = max(len(proposal.shape.levels) for proposal in proposals)
+        counts, worth = self._best(reached)
+        worths = np.array([*(self._best(depth)[1] for depth in range(reached)), worth]) if by_depth else None
         if self._whole:
             sizes = [int(np.count_nonzero(proposal.shape.depth)) + 1 for proposal in proposals]
             for row, proposal in zip(self._rows, proposals, strict=True):
@@ -73,7 +75,7 @@ class NodeChoice:
         verifying = float(np.interp(size - 1, np.arange(len(self._seconds)), self._seconds))
         self._spent = RATE_MEMORY * self._spent + verifying + drafting
         self.begun = True
-        return [row.kept for row in self._rows], worth
+        return [row.kept for row in self._rows], worths
 
     def own(self, paths: Sequence[Sequence[int]]) -> list[list[int]]:
         """Accepted paths through the nodes that were kept, numbered as the proposals do."""
@@ -82,26 +84,24 @@ class NodeChoice:
             for row, path in zip(self._rows, paths, strict=True)
         ]
 
-    def _best(self, reached: int) -> tuple[list[int], np.ndarray]:
-        """How many nodes of each row pay; and what trees down to depth 0, 1, ... `reached` are worth."""
-        worth, sizes = np.zeros(reached + 1), np.arange(len(self._extra))
-        best, gains, ranked = 0, np.zeros(0), [np.zeros(0)] * len(self._rows)
-        for depth in range(1, reached + 1):
-            ranked = [row.ranked(depth)[: len(sizes) - 1] for row in self._rows]
-            if self._skips_padding:  # a node has its price, whichever row it is in
-                gains = -np.sort(-np.concatenate(ranked))
-                price = np.interp(np.arange(len(gains) + 1) / len(ranked), sizes, self._extra)
-            else:  # every row has room for as many nodes as the widest
-                gains = np.zeros(max(map(len, ranked)))
-                for row in ranked:
-                    gains[: len(row)] += row
-                price = self._extra[: len(gains) + 1]
-            net = np.append(0.0, gains.cumsum()) - self.rate * price
-            best = len(gains) if self._whole else int(net.argmax())
-            worth[depth] = net[best]
-        if self._skips_padding and best:
-            return [int(np.count_nonzero(row >= gains[best - 1])) for row in ranked], worth
-        return [best] * len(ranked), worth
+    def _best(self, depth: int) -> tuple[list[int], float]:
+        """How many nodes of each row pay, of those down to a depth; and what they are worth."""
+        rows = [row.ranked(depth)[: len(self._extra) - 1] for row in self._rows]
+        shared = self._skips_padding and len(rows) > 1
+        if shared:  # a node has its price, whichever row it is in
+            gains = -np.sort(-np.concatenate(rows))
+            price = np.interp(np.arange(len(gains) + 1) / len(rows), np.arange(len(self._extra)), self._extra)
+        else:  # every row has room for as many nodes as the widest
+            gains = np.zeros(max(map(len, rows)))
+            for row in rows:
+                gains[: len(row)] += row
+            price = self._extra[: len(gains) + 1]
+        net = -self.rate * price
+        net[1:] += gains.cumsum()
+        best = len(gains) if self._whole else int(net.argmax())
+        if shared and best:
+            return [int(np.count_nonzero(row >= gains[best - 1])) for row in rows], float(net[best])
+        return [best] * len(rows), float(net[best])
 
 
 class _Row:

@@ -6,6 +6,7 @@ import numpy as np
 
 NEWEST = 0.1  # of what a level is worth, the least share that is today's
 FIRST = 8  # proposals that are looked at before any depth is given up
+LOOK = 4  # steps between looks at what the levels are worth, which takes time too
 RETRY, LONGEST_RETRY = 4, 64  # steps until depths that did not pay are tried again; twice as many each time they do not
 
 
@@ -15,7 +16,8 @@ class DepthChoice:
 
     def __init__(self) -> None:
         self._worth, self._seen = np.zeros(1), np.zeros(1)  # of each level; how often it was looked at
-        self._retry, self._waited = RETRY, 0
+        self._retry, self._waited, self._steps = RETRY, 0, 0
+        self.looks = True  # whether what the levels are worth should be learnt from this step
 
     @property
     def deepest(self) -> int:
@@ -24,6 +26,8 @@ class DepthChoice:
     def choose(self, price: np.ndarray, most: float) -> int | None:
         """None: as deep as the drafter likes. price: in tokens, of drafting down to depths 0, 1, ... deepest. most: the
         largest worth there can be; where that does not pay, nothing is ever tried."""
+        self._steps += 1
+        self.looks = bool(self._seen.max() < FIRST) or self._steps % LOOK == 0
         if most <= price[1]:
             return 0
         if self._seen.max() < FIRST:
@@ -35,6 +39,7 @@ class DepthChoice:
         self._waited += 1
         if self._waited > self._retry:
             self._retry, self._waited = min(2 * self._retry, LONGEST_RETRY), 0
+            self.looks = True
             return None
         return best
 

@@ -86,8 +86,10 @@ class Adaptive:
         drafting = self._draft.seconds(self._depth.deepest)
         depth = self._depth.choose(choice.rate * drafting, choice.most(sum(room > 0 for room in state.room)))
         tree = self._ask(state, depth)
-        kept, worth = choice.choose(_proposals(tree), state.room, float(drafting[-1 if depth is None else depth]))
-        self._depth.learn(depth, worth)
+        spent, looks = float(drafting[-1 if depth is None else depth]), self._depth.looks
+        kept, worth = choice.choose(_proposals(tree), state.room, spent, by_depth=looks)
+        if worth is not None:
+            self._depth.learn(depth, worth)
         return _cut(tree, kept)
 
     def _ask(self, state: DraftState, depth: int | None) -> TokenTree:

@@ -51,7 +51,8 @@ class DraftCost:
 
 
 class MeasuredCurve:
-    """A `profile.json` of `experiments.profile_target`, interpolated linearly between its points; medians over rounds.
+    """A `profile.json` of `experiments.profile_target`, interpolated linearly between its points. Each point is the
+    lower quartile of its rounds: disturbances only ever add time, and on a busy machine they are in most rounds.
 
     Used are the pairs of prefix and batch at which several numbers of tokens were measured (`grid` of that command, and
     its base point). Outside of what was measured nothing is guessed.
@@ -101,7 +102,7 @@ def _monotone_all(points: Sequence[Mapping[str, Any]]) -> dict[tuple[int, int], 
     """Curves by (prefix, batch), seconds by tokens, rising."""
     found: dict[tuple[int, int], dict[int, float]] = {}
     for point in points:
-        found.setdefault((point["prefix"], point["batch"]), {})[point["tokens"]] = point["ms"]["median"] / 1e3
+        found.setdefault((point["prefix"], point["batch"]), {})[point["tokens"]] = point["ms"]["quartiles"][0] / 1e3
     curves = {pair: _monotone(pair, curve) for pair, curve in found.items() if len(curve) > 1 and 1 in curve}
     if not curves:
         raise _bad("profile", "times of several numbers of tokens, 1 among them", "none", "measure with axes.tokens")
