@@ -288,6 +288,7 @@ def test_a_bug_keeps_its_traceback_and_the_steps_made(
 def test_ctrl_c_keeps_finished_steps_and_exits_130(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "experiments.bench", f"hydra.run.dir={tmp_path}", *TINY]
     command += ["prompts.limit=60", "repeats=200", "generation.max_new_tokens=64"]
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell are told to ignore it
     process = subprocess.Popen(
         command, cwd=ROOT, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )
