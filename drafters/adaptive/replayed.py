@@ -46,7 +46,8 @@ def _batch(texts: Sequence[TextTrace], origin: Origin, costs: Costs, estimates: 
         room = [origin.max_new_tokens - (i + 1) if i < text.positions else 0 for i, text in zip(at, texts, strict=True)]
         choice.read([tokens[: i + 1] for i, tokens in zip(at, written, strict=True)], room)
         proposals = [_proposal(text, min(i, text.positions - 1), topology) for i, text in zip(at, texts, strict=True)]
-        drafting = costs.draft.seconds([len(level) for level in proposals[0].shape.levels], rows, context)
+        deepest = max((proposal.shape.levels for proposal in proposals), key=len)
+        drafting = costs.draft.seconds([len(level) for level in deepest], rows, context)
         kept, _ = choice.choose(proposals, room, drafting)
         found.append([len(nodes) - 1 if left > 0 else NOTHING for nodes, left in zip(kept, room, strict=True)])
         for row, left in enumerate(room):

@@ -62,7 +62,8 @@ def test_fewer_nodes_can_be_padded_to_more(tmp_path: Path) -> None:
 def test_noise_of_a_percent_is_not_worth_a_word(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        MeasuredCurve(profile(tmp_path, {(1, 64, 1): 10.1, (2, 64, 1): 10.0}))
+        curve = MeasuredCurve(profile(tmp_path, {(1, 64, 1): 10.1, (2, 64, 1): 10.0}))
+    assert curve.seconds(1, 1, 64) == curve.seconds(2, 1, 64) == 0.01
 
 
 def test_a_curve_that_falls_is_a_disturbed_measurement(tmp_path: Path) -> None:
