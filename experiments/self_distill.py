@@ -18,15 +18,16 @@ from omegaconf import DictConfig, OmegaConf
 from experiments.entry import CONF, launch, one_line_errors
 from experiments.progress import progress, say
 from specdec.prompts import Prompt, jsonl
-from specdec.runlog import provenance
+from specdec.runlog import provenance, write_text
 from specdec.sampling import SamplingParams
 from specdec.stopping import StopRule
 from specdec.target import TargetModel
 from specdec.training.archive import export_text, import_text
 from specdec.training.distill import SelfDistillation, prompt_key
 from specdec.training.features import check_names, complete, missing_tokens
+from specdec.training.passages import passage_prompts
 from specdec.training.self_written import write_prompts
-from specdec.training.store import FEATURE_BYTES, HIDDEN, Origin, Shard, Text, committed, note_source, shard_numbers
+from specdec.training.store import FEATURE_BYTES, HIDDEN, Origin, Shard, Text, TextStore, committed, note_source, shard_numbers
 
 
 @dataclass
@@ -48,6 +49,13 @@ class SelfWritten:
 
 
 @dataclass
+class Passages:
+    count: int
+    longest: int
+    categories: list[str] | None
+
+
+@dataclass
 class Options:
     folder: str
     import_from: str | None
@@ -55,6 +63,7 @@ class Options:
     features: list[str]
     answers: Answers
     self_written: SelfWritten
+    passages: Passages
     places: int
     seed: int
 
@@ -75,6 +84,8 @@ def main(cfg: DictConfig) -> None:
         if options.import_from and not part:
             say(f"{import_text(Path(options.import_from), shard):,} texts are new from {options.import_from}")
         add_features(options, target, shard, parts)
+        with state.main_process_first():
+            prompts = [*prompts, *long_prompts(options, target, shard.folder)]
         mine = [prompt for prompt in prompts if int(prompt_key(prompt), 16) % parts == part]
         answer(options, [*mine, *self_written(options, target, shard, part, parts)], target, shard, parts)
         add_features(options, target, shard, parts)  # those that are not stored as the text is made
@@ -96,6 +107,20 @@ def self_written(options: Options, target: TargetModel, shard: Shard, part: int,
             )  # fmt: skip
     files = [file for file in shard.folder.glob("prompts-*.jsonl") if file.stat().st_size]
     return [p for file in files if int(file.stem.removeprefix("prompts-")) % parts == part for p in jsonl(str(file))]
+
+
+def long_prompts(options: Options, target: TargetModel, folder: Path) -> list[Prompt]:
+    """The prompts made of passages, and of earlier runs: kept in the folder, as other text would make other ones."""
+    own, file = options.passages, folder / "passages.jsonl"
+    prompts = jsonl(str(file)) if file.exists() else []
+    if len(prompts) < own.count:
+        assert target.tokenizer is not None
+        prompts += passage_prompts(
+            TextStore(folder), target.tokenizer, own.count - len(prompts), longest=own.longest,
+            categories=own.categories, seed=len(prompts),
+        )  # fmt: skip
+        write_text(file, "".join(prompt.line() for prompt in prompts))
+    return prompts
 
 
 def add_features(options: Options, target: TargetModel, own: Shard, parts: int) -> None:

@@ -25,6 +25,11 @@ class Prompt:
     category: str
     turns: tuple[str, ...]
 
+    def line(self) -> str:
+        """Its line in a JSONL file, as `jsonl` reads it."""
+        data = dict(zip(FIELDS, (self.id, self.category, self.turns), strict=True))
+        return json.dumps(data, ensure_ascii=False) + "\n"
+
 
 def builtin(limit: int | None = None) -> list[Prompt]:
     """The project's own prompts: ten in each of six categories."""

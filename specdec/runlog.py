@@ -234,7 +234,7 @@ class TrainLog:
             folder.mkdir(parents=True, exist_ok=True)
             lines = file.read_text("utf-8").split("\n")[:-1] if step and file.exists() else []
             kept = [line for line in lines if json.loads(line)["step"] <= step]
-            _write_whole(file, "".join(line + "\n" for line in kept))
+            write_text(file, "".join(line + "\n" for line in kept))
             self._file = file.open("a", encoding="utf-8")
         except OSError as error:
             raise InputError(
@@ -293,12 +293,12 @@ def machine() -> dict[str, Any]:
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    """Whole or not at all."""
-    _write_whole(path, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+    """As `write_text`."""
+    write_text(path, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
 
 
-def _write_whole(path: Path, text: str) -> None:
-    """Written beside its place, then renamed."""
+def write_text(path: Path, text: str) -> None:
+    """Whole or not at all: written beside its place, then renamed."""
     unfinished = path.with_name(path.name + ".unfinished")
     unfinished.write_text(text, "utf-8")
     unfinished.replace(path)

@@ -22,8 +22,8 @@ SHORTEST = 12  # characters: shorter turns are greetings and fragments
 _MARK = "\u2402user\u2403"
 
 
-def user_opening(tokenizer: PreTrainedTokenizerBase) -> str:
-    """What the chat template writes before a user's first words.
+def turn_frame(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
+    """What the chat template writes before a user's first words, and after them up to the answer.
 
     Raises:
         InputError: there is no chat template.
@@ -35,8 +35,9 @@ def user_opening(tokenizer: PreTrainedTokenizerBase) -> str:
             got="a tokenizer without one",
             fix="give prompts instead (prompts=jsonl)",
         )
-    text = tokenizer.apply_chat_template([{"role": "user", "content": _MARK}], tokenize=False)
-    return str(text).partition(_MARK)[0]
+    turn = [{"role": "user", "content": _MARK}]
+    before, _, after = str(tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)).partition(_MARK)
+    return before, after
 
 
 def write_prompts(
@@ -63,7 +64,7 @@ def write_prompts(
         InputError: a target without a chat template.
     """
     assert target.tokenizer is not None
-    tokenizer, before = target.tokenizer, user_opening(target.tokenizer)
+    tokenizer, (before, _) = target.tokenizer, turn_frame(target.tokenizer)
     prompts, tried = _read(file)
     encoder = PromptEncoder(tokenizer)
     known = {prompt_key(prompt) for prompt in prompts}
@@ -86,8 +87,7 @@ def write_prompts(
             if ended and len(words.strip()) >= SHORTEST and prompt_key(prompt) not in known and len(prompts) < count:
                 known.add(prompt_key(prompt))
                 prompts.append(prompt)
-                line = {"question_id": prompt.id, "category": prompt.category, "turns": prompt.turns}
-                out.write(json.dumps(line, ensure_ascii=False) + "\n")
+                out.write(prompt.line())
                 out.flush()
                 on_prompt(prompt)
 

@@ -1,0 +1,86 @@
+"""Prompts with long inputs, made of the target's own answers: summaries, and questions over several passages.
+
+A small model does not write itself a turn of five hundred tokens that is worth reading. Its answers are such texts, and
+each comes with the question it answers.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+from transformers import PreTrainedTokenizerBase
+
+from specdec.errors import InputError
+from specdec.prompts import Prompt, PromptEncoder
+from specdec.training.self_written import turn_frame
+from specdec.training.store import TextStore
+
+SHORTEST = 96  # tokens: shorter answers are no passages
+CATEGORY = "passages"
+MOST = 4  # passages a prompt is made of, at most
+
+
+def passage_prompts(
+    store: TextStore,
+    tokenizer: PreTrainedTokenizerBase,
+    count: int,
+    *,
+    longest: int = 600,
+    categories: Sequence[str] | None = None,
+    seed: int = 0,
+) -> list[Prompt]:
+    """`count` prompts made of what the folder's training split holds: a function of the texts and the seed.
+
+    Every other one asks for a summary, in a few wordings; the others show several passages and ask what one of them
+    answers. longest: tokens of a prompt's words; what is too long is made of fewer passages. categories: whose answers
+    are taken; None for all. Validation texts are left out: what is held out must not be read in training.
+
+    Raises:
+        InputError: the folder has too few answers that are long enough; a target without a chat template.
+    """
+    found = _passages(store, tokenizer, categories)
+    rng = random.Random(seed)
+    rng.shuffle(found)
+    prompts: list[Prompt] = []
+    for number, (question, passage) in enumerate(found):
+        if len(prompts) == count:
+            break
+        others = [text for _, text in rng.sample(found, min(rng.randrange(MOST), len(found) - 1)) if text != passage]
+        for few in range(len(others), -1, -1):
+            passages = [passage, *others[:few]]
+            words = _summary(rng, passages) if number % 2 else _question(rng, question, passages)
+            if len(tokenizer.encode(words, add_special_tokens=False)) <= longest:
+                prompts.append(Prompt(f"passages-{seed}-{number}", CATEGORY, (words,)))
+                break
+    if len(prompts) < count:
+        raise InputError(
+            "passages.count", expected=f"at most {len(prompts):,}: so many answers of {SHORTEST} tokens or more that make "
+            f"prompts of at most {longest} are in {store.folder}", got=count, fix="distil other prompts first, or lower it",
+        )  # fmt: skip
+    return prompts
+
+
+def _summary(rng: random.Random, passages: Sequence[str]) -> str:
+    asked = ("Summarize: {}", "Summarize the following text:\n\n{}", "{}\n\nSummarize this in two sentences.", "{}\n\nTL;DR")
+    return rng.choice(asked).format("\n".join(passages))
+
+
+def _question(rng: random.Random, question: str, passages: Sequence[str]) -> str:
+    return "\n".join([*rng.sample(passages, len(passages)), question])
+
+
+def _passages(
+    store: TextStore, tokenizer: PreTrainedTokenizerBase, categories: Sequence[str] | None
+) -> list[tuple[str, str]]:
+    """(question, answer) of the first turn of every training text whose answer is long enough, in the folder's order."""
+    encoder, (before, after), found = PromptEncoder(tokenizer), turn_frame(tokenizer), []
+    for text in store.texts:
+        begin, end = text.answers[0] if text.answers else (0, 0)
+        wanted = text.category != CATEGORY and (categories is None or text.category in categories)
+        if text.validation or not wanted or end - begin < SHORTEST:
+            continue
+        ids = store.tokens(text).tolist()
+        question = str(tokenizer.decode(ids[:begin])).removeprefix(before).removesuffix(after)
+        found.append((question, encoder.decode(ids[begin:end]).strip()))
+    return found
