@@ -15,10 +15,10 @@ from torch import Tensor
 
 from drafters.distilled import is_student, load_student
 from drafters.shipped import shipped_folder
-from specdec.drafting import DynamicTree, TreeShape, already_read, level_q
+from specdec.drafting import DynamicTree, TreeShape, already_read, level_q, level_q_among, over_all_tokens
 from specdec.models import load, require_same_tokens
 from specdec.protocols import DraftState, Rows, Session, Weights
-from specdec.students import Student, over_all_tokens
+from specdec.students import Student
 from specdec.target import TargetModel
 from specdec.training.saving import training_tokens
 from specdec.tree import TokenTree
@@ -84,12 +84,14 @@ class DraftModel:
 
         def next_q(known: TokenTree, level: int) -> Tensor:
             logits = at_root if known.nodes == 1 else self._read_level(known, level)
+            if self.dynamic is not None:
+                return level_q_among(logits, self._vocabulary, self._vocab, known, state.rows, self._sampling)
             logits = over_all_tokens(logits, self._vocabulary, self._vocab)
             return level_q(logits, known, state.rows, self._sampling)
 
         root = torch.tensor([row[-1] for row in state.rows], device=self.model.device)
         if self.dynamic is not None:
-            tree, self._read = self.dynamic.grow(root, next_q, state.room)
+            tree, self._read = self.dynamic.grow(root, next_q, state.room, vocabulary=self._vocabulary)
             return tree
         how = "top_k" if self._sampling.greedy else self.shape.children
         depth = max(0, min(self.shape.depth, max(state.room) - 1))

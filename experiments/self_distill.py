@@ -27,7 +27,17 @@ from specdec.training.distill import SelfDistillation, prompt_key
 from specdec.training.features import check_names, complete, missing_tokens
 from specdec.training.passages import passage_prompts
 from specdec.training.self_written import write_prompts
-from specdec.training.store import FEATURE_BYTES, HIDDEN, Origin, Shard, Text, TextStore, committed, note_source, shard_numbers
+from specdec.training.store import (
+    FEATURE_BYTES,
+    HIDDEN,
+    Origin,
+    Shard,
+    Text,
+    TextStore,
+    committed,
+    note_source,
+    shard_numbers,
+)
 
 
 @dataclass

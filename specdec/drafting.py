@@ -143,14 +143,19 @@ class DynamicTree:
         self.depth, self.beam, self.nodes, self.threshold = depth, beam, nodes, threshold
 
     def grow(
-        self, root: Int[Tensor, " batch"], next_q: NextQ, room: Sequence[int], keep_read: bool = False
+        self,
+        root: Int[Tensor, " batch"],
+        next_q: NextQ,
+        room: Sequence[int],
+        keep_read: bool = False,
+        vocabulary: Int[Tensor, " rows"] | None = None,
     ) -> tuple[TokenTree, Int[Tensor, "batch nodes"]]:
         """The tree, and of each of its nodes how many had been read before it (-1: it was not read). Nodes that were
         read come first, in that order; `keep_read`: all of them, padding too, however little they are worth.
 
         next_q gets the tree of the nodes read so far, and how many of them are its last level, and returns what ranks
-        their children: probabilities, at temperature 0 too. room: as in `DraftState`; a row's tree is what it would be
-        alone.
+        their children: probabilities, at temperature 0 too; of the tokens of a draft `vocabulary`, where one is given.
+        room: as in `DraftState`; a row's tree is what it would be alone.
         """
         known = TokenTree.root_only(root)
         worth = torch.ones_like(known.tokens, dtype=torch.float32)  # of the level that is read next
@@ -162,7 +167,8 @@ class DynamicTree:
             children = q.topk(min(self.beam, q.shape[-1]), dim=-1)
             value = (worth[..., None] * children.values).where(level <= deepest[..., None], 0.0)
             parent = torch.arange(known.nodes - worth.shape[1], known.nodes, device=root.device)
-            pool = pool.with_level(children.indices, value, children.values, parent)
+            tokens = children.indices if vocabulary is None else vocabulary[children.indices]
+            pool = pool.with_level(tokens, value, children.values, parent)
             if level == depth:
                 break
             best = value.flatten(1).topk(min(self.beam, value[0].numel()))
@@ -301,6 +307,30 @@ def level_q(
     flat = logits.reshape(-1, vocab)
     q = sampling.scores(flat, before).softmax(-1) if sampling.greedy else sampling.probabilities(flat, before)
     return q.view(batch, level, vocab)
+
+
+def level_q_among(
+    logits: Float[Tensor, "batch level rows"],
+    vocabulary: Int[Tensor, " rows"] | None,
+    vocab: int,
+    known: TokenTree,
+    rows: Sequence[Sequence[int]],
+    sampling: SamplingParams,
+) -> Float[Tensor, "batch level rows"]:
+    """`level_q` of a draft vocabulary's tokens alone, as `DynamicTree` ranks them: without writing out the zeros."""
+    if vocabulary is None or not sampling.needs_history:
+        return level_q(logits, known, rows, sampling)
+    return level_q(over_all_tokens(logits, vocabulary, vocab), known, rows, sampling)[..., vocabulary]
+
+
+def over_all_tokens(
+    logits: Float[Tensor, "batch level rows"], vocabulary: Int[Tensor, " rows"] | None, vocab: int
+) -> Float[Tensor, "batch level vocab"]:
+    """Logits of a draft vocabulary's rows among those of all tokens; the others are impossible."""
+    if vocabulary is None:
+        return logits
+    whole = logits.new_full((*logits.shape[:2], vocab), -torch.inf)
+    return whole.index_copy(2, vocabulary, logits)
 
 
 def already_read(

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -64,6 +65,13 @@ class Verdict:
     next_token: Int[Tensor, " batch"]
     hidden: Float[Tensor, "batch kept dim"] | None = None
     stream: Float[Tensor, "batch kept dim"] | None = None
+
+    @property
+    def last_hidden(self) -> Float[Tensor, "batch dim"]:
+        """`hidden` of each row's last kept node, which the next root follows; anything where a row has finished."""
+        assert self.hidden is not None
+        last = ((self.path >= 0).sum(1) - 1).clamp(min=0)
+        return self.hidden[torch.arange(len(last), device=last.device), last]
 
 
 Begin = Callable[[TokenTree, Rows, int], Tensor]

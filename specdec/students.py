@@ -144,16 +144,6 @@ def output_rows(
     return weight[vocabulary], None if bias is None else bias[vocabulary]
 
 
-def over_all_tokens(
-    logits: Float[Tensor, "batch level rows"], vocabulary: Int[Tensor, " rows"] | None, vocab: int
-) -> Float[Tensor, "batch level vocab"]:
-    """Logits of a draft vocabulary's rows among those of all tokens; the others are impossible."""
-    if vocabulary is None:
-        return logits
-    whole = logits.new_full((*logits.shape[:2], vocab), -torch.inf)
-    return whole.index_copy(2, vocabulary, logits)
-
-
 def sharing(model: PreTrainedModel) -> PreTrainedModel:
     """The same model in modules of its own, with the very same tensors."""
     return copy.deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})

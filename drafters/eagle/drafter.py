@@ -10,10 +10,9 @@ from torch import Tensor
 
 from drafters.eagle.head import DRAFTER, EagleHead, fresh_head, load_head
 from drafters.shipped import shipped_folder
-from specdec.drafting import DynamicTree, TreeShape, level_q, require_children
+from specdec.drafting import DynamicTree, TreeShape, level_q, level_q_among, over_all_tokens, require_children
 from specdec.protocols import DraftState, Session, Weights
 from specdec.runtime import linear
-from specdec.students import over_all_tokens
 from specdec.target import PREFILL_CHUNK, TargetModel, TargetOutput
 from specdec.training.saving import training_tokens
 from specdec.tree import PAD, TokenTree
@@ -63,6 +62,7 @@ class Eagle:
         at_root = self._read_kept(state)
         root = torch.tensor([row[-1] for row in state.rows], device=self._layers.device)
         hidden = at_root.hidden  # after every node read, in that order
+        ranked = self.children == "top_k" or self._sampling.greedy
 
         def next_q(known: TokenTree, level: int) -> Tensor:
             nonlocal hidden
@@ -70,11 +70,13 @@ class Eagle:
             if known.nodes > 1:
                 out = self._read_level(known, level, hidden)
                 logits, hidden = out.logits, torch.cat([hidden, out.hidden], 1)
+            if ranked:
+                return level_q_among(logits, self._vocabulary, self._vocab, known, state.rows, self._sampling)
             logits = over_all_tokens(logits, self._vocabulary, self._vocab)
             return level_q(logits, known, state.rows, self._sampling)
 
-        if self.children == "top_k" or self._sampling.greedy:
-            return self.tree.grow(root, next_q, state.room)[0]
+        if ranked:
+            return self.tree.grow(root, next_q, state.room, vocabulary=self._vocabulary)[0]
         depth = max(0, min(self.tree.depth, max(state.room) - 1))
         draws = state.draws(self._chain.nodes)
         return self._chain.grow(root, next_q, draws, depth, "with_replacement", self.tree.threshold)

@@ -10,7 +10,7 @@ from torch import Tensor
 from drafters.early_exit.adapter import ExitAdapter, load_adapter
 from drafters.early_exit.exits import AdaptedExit, Exit, PlainExit
 from drafters.shipped import shipped_folder
-from specdec.drafting import DynamicTree, TreeShape, level_q, require_children
+from specdec.drafting import DynamicTree, TreeShape, level_q, level_q_among, over_all_tokens, require_children
 from specdec.protocols import DraftState, Session, Weights
 from specdec.target import TargetModel
 from specdec.training.saving import training_tokens
@@ -67,18 +67,21 @@ class EarlyExit:
     def propose(self, state: DraftState) -> TokenTree:
         self._exit.catch_up(state.verdict)
 
-        reads = 0
+        assert self._target is not None
+        vocabulary, vocab, reads = self._exit.vocabulary, self._target.vocab_size, 0
+        ranked = self.children == "top_k" or self._sampling.greedy
 
         def next_q(known: TokenTree, level: int) -> Tensor:
             nonlocal reads
             reads = known.nodes
-            stream = self._begin(known, state.rows, level)
-            return level_q(self._exit.logits(known, stream), known, state.rows, self._sampling)
+            logits = self._exit.logits(known, self._begin(known, state.rows, level))
+            if ranked:
+                return level_q_among(logits, vocabulary, vocab, known, state.rows, self._sampling)
+            return level_q(over_all_tokens(logits, vocabulary, vocab), known, state.rows, self._sampling)
 
-        assert self._target is not None
         root = torch.tensor([row[-1] for row in state.rows], device=self._target.device)
-        if self.children == "top_k" or self._sampling.greedy:
-            tree, read = self.tree.grow(root, next_q, state.room, keep_read=True)
+        if ranked:
+            tree, read = self.tree.grow(root, next_q, state.room, keep_read=True, vocabulary=vocabulary)
         else:
             draws, depth = state.draws(self._chain.nodes), max(0, min(self.tree.depth, max(state.room) - 1))
             tree = self._chain.grow(root, next_q, draws, depth, "with_replacement", self.tree.threshold)

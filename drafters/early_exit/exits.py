@@ -12,13 +12,17 @@ from drafters.early_exit.adapter import ExitAdapter
 from specdec.drafting import already_read
 from specdec.protocols import Verdict
 from specdec.runtime import linear
-from specdec.students import output_rows, over_all_tokens
+from specdec.students import output_rows
 from specdec.target import PREFILL_CHUNK, TargetModel
 from specdec.tree import PAD, TokenTree
 
 
 @runtime_checkable
 class Exit(Protocol):
+    """vocabulary: the target's ids of the tokens it may guess, ascending; None: all."""
+
+    vocabulary: Int[Tensor, " rows"] | None
+
     def start(self, batch: int, capacity: int) -> None:
         """A new batch; capacity as in `Session`."""
         ...
@@ -27,7 +31,7 @@ class Exit(Protocol):
         """Take notice of what was kept of the step before, or of the prompt."""
         ...
 
-    def logits(self, known: TokenTree, stream: Float[Tensor, "batch level dim"]) -> Float[Tensor, "batch level vocab"]:
+    def logits(self, known: TokenTree, stream: Float[Tensor, "batch level dim"]) -> Float[Tensor, "batch level rows"]:
         """After the last level of the tree read so far, whose stream is given."""
         ...
 
@@ -38,6 +42,8 @@ class Exit(Protocol):
 
 class PlainExit:
     """The target's own final norm and output layer."""
+
+    vocabulary = None
 
     def __init__(self, target: TargetModel) -> None:
         self._target = target
@@ -61,7 +67,7 @@ class AdaptedExit:
 
     def __init__(self, adapter: ExitAdapter, target: TargetModel) -> None:
         fast = target.runtime is not None
-        self._adapter, self._vocab, self._device = adapter, target.vocab_size, target.device
+        self._adapter, self.vocabulary, self._device = adapter, adapter.vocabulary, target.device
         self._layers: TargetModel | None = None
         if adapter.student is None:
             self._output = linear(*output_rows(target, adapter.vocabulary), fast=fast)
@@ -101,15 +107,14 @@ class AdaptedExit:
             self._cache.advance(counts)
 
     @torch.inference_mode()
-    def logits(self, known: TokenTree, stream: Float[Tensor, "batch level dim"]) -> Float[Tensor, "batch level vocab"]:
+    def logits(self, known: TokenTree, stream: Float[Tensor, "batch level dim"]) -> Float[Tensor, "batch level rows"]:
         level = stream.shape[1]
         if self._layers is None:
-            logits = self._output(self._adapter(stream))
-        else:
-            positions = self._cache.lengths[:, None] + known.depth
-            tokens, mask = known.tokens[:, -level:], known.ancestor_mask[:, -level:]
-            logits = self._layers.upper(self._cache, tokens, stream, positions, mask, 0).logits
-        return over_all_tokens(logits, self._adapter.vocabulary, self._vocab)
+            logits: Tensor = self._output(self._adapter(stream))
+            return logits
+        positions = self._cache.lengths[:, None] + known.depth
+        tokens, mask = known.tokens[:, -level:], known.ancestor_mask[:, -level:]
+        return self._layers.upper(self._cache, tokens, stream, positions, mask, 0).logits
 
     def remember(self, read: Int[Tensor, "batch nodes"]) -> None:
         self._read = read

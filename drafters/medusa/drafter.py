@@ -16,7 +16,7 @@ from drafters.medusa.trees import GUESSED_HEADS, first_paths, read_tree
 from drafters.shipped import shipped_folder
 from specdec.drafting import choose_children, require_children
 from specdec.errors import InputError
-from specdec.protocols import DraftState, Rows, Session, Verdict, Weights
+from specdec.protocols import DraftState, Rows, Session, Weights
 from specdec.runtime import linear
 from specdec.sampling import Draws
 from specdec.target import TargetModel
@@ -80,7 +80,7 @@ class Medusa:
         root = torch.tensor([row[-1] for row in state.rows], device=self._parents.device)
         if max(state.room) <= 1:
             return TokenTree.root_only(root)
-        logits = self._products(_last(state.verdict))
+        logits = self._products(state.verdict.last_hidden)
         if self.children != "top_k" and not self._sampling.greedy:
             return self._drawn(root, self._q(logits, state.rows), state.draws(self.max_nodes))
         best = logits.topk(self._topology.ranks)
@@ -193,10 +193,3 @@ def load_heads(heads: str | MedusaHeads, target: TargetModel, fresh: int) -> tup
             warnings.warn(note, stacklevel=2)
     heads.require_fits(target)
     return heads, file
-
-
-def _last(verdict: Verdict) -> Float[Tensor, "batch dim"]:
-    """The target's hidden state of the last kept token of each row, which the next root follows."""
-    assert verdict.hidden is not None
-    last = ((verdict.path >= 0).sum(1) - 1).clamp(min=0)  # a finished row keeps nothing, and needs nothing
-    return verdict.hidden[torch.arange(len(last), device=last.device), last]

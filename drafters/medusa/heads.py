@@ -55,10 +55,18 @@ class MedusaHeads(nn.Module):
     def forward(self, hidden: Float[Tensor, "*batch dim"]) -> Float[Tensor, "heads *batch dim"]:
         """What the output layer reads, for every head."""
         flat = hidden.reshape(1, -1, self.dim).to(self.weight.dtype)
-        x = flat.expand(self.heads, -1, -1)
+        return self.blocks(flat.expand(self.heads, -1, -1)).reshape(self.heads, *hidden.shape)
+
+    def guesses(
+        self, hidden: Float[Tensor, "rows dim"], path: Int[Tensor, "rows heads"], target: TargetModel
+    ) -> Float[Tensor, "heads rows dim"]:
+        """As `forward`, where `path` is the tokens t + 1, t + 2, ... that came: these heads do not look at them."""
+        return self(hidden)
+
+    def blocks(self, x: Float[Tensor, "heads rows dim"]) -> Float[Tensor, "heads rows dim"]:
         for weight, bias in zip(self.weight, self.bias, strict=True):
             x = x + F.silu(torch.baddbmm(bias[:, None], x, weight.mT))
-        return x.reshape(self.heads, *hidden.shape)
+        return x
 
     def rows(self, target: TargetModel) -> int:
         """How many tokens the heads know."""

@@ -34,12 +34,13 @@ def medusa_loss(
     as a miss.
     """
     heads = module.heads
-    at, tokens = _positions(batch, heads)
+    at, roots, tokens = _positions(batch, heads)
     labels = rows_of(module.vocabulary, target.vocab_size, tokens)
     states = hidden.flatten(0, 1)
     weights = module.output_rows(target)
     weights = weights[:1] if module.output is None else weights
-    x = module(states[at]).transpose(0, 1).to(weights[0].dtype)
+    path = torch.cat([roots[:, None], tokens[:, :-1].clamp(min=0)], 1)  # after an answer's end nothing is learnt
+    x = module.guesses(states[at], path, target).transpose(0, 1).to(weights[0].dtype)
     bias = module.output_bias(target)
     shared = [*weights, *([] if bias is None else [bias])]
     theirs = output_weight(target) if module.vocabulary is None else output_weight(target)[module.vocabulary]
@@ -71,9 +72,9 @@ def medusa_loss(
     return Loss(Sum(loss, torch.tensor(float(len(at)), device=loss.device)), metrics)
 
 
-def _positions(batch: TrainBatch, heads: int) -> tuple[Tensor, Tensor]:
-    """Positions t [roots], numbered over the flattened batch, and the tokens t + 2, t + 3, ... [roots heads] that the
-    heads are to guess there, -1 where that is nothing of the root's answer."""
+def _positions(batch: TrainBatch, heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Positions t [roots], numbered over the flattened batch, the tokens t + 1 [roots], and the tokens t + 2, t + 3,
+    ... [roots heads] that the heads are to guess there, -1 where that is nothing of the root's answer."""
     tokens, answer = F.pad(batch.tokens, (0, heads + 1)), F.pad(batch.answer, (0, heads + 1))
     seq = batch.tokens.shape[1]
     inside, wanted = answer[:, 1 : 1 + seq], []
@@ -82,7 +83,7 @@ def _positions(batch: TrainBatch, heads: int) -> tuple[Tensor, Tensor]:
         wanted.append(torch.where(inside, tokens[:, 2 + head : 2 + head + seq], IGNORED))
     labels = torch.stack(wanted, -1).flatten(0, 1)
     at = (labels[:, 0] != IGNORED).nonzero()[:, 0]
-    return at, labels[at]
+    return at, tokens[:, 1 : 1 + seq].flatten()[at], labels[at]
 
 
 class _SoftLabels:

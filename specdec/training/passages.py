@@ -18,6 +18,12 @@ from specdec.training.store import TextStore
 
 SHORTEST = 96  # tokens: shorter answers are no passages
 CATEGORY = "passages"
+SUMMARIES = (
+    "Summarize: {}",
+    "Summarize the following text:\n\n{}",
+    "{}\n\nSummarize this in two sentences.",
+    "{}\n\nTL;DR",
+)
 MOST = 4  # passages a prompt is made of, at most
 
 
@@ -54,15 +60,19 @@ def passage_prompts(
                 prompts.append(Prompt(f"passages-{seed}-{number}", CATEGORY, (words,)))
                 break
     if len(prompts) < count:
-        raise InputError(
-            "passages.count", expected=f"at most {len(prompts):,}: so many answers of {SHORTEST} tokens or more that make "
-            f"prompts of at most {longest} are in {store.folder}", got=count, fix="distil other prompts first, or lower it",
-        )  # fmt: skip
+        here = f"so many answers of {store.folder} have {SHORTEST} tokens or more and make prompts of at most {longest}"
+        expected, fix = f"at most {len(prompts):,}: {here}", "distil other prompts first, or lower it"
+        raise InputError("passages.count", expected=expected, got=count, fix=fix)
     return prompts
 
 
 def _summary(rng: random.Random, passages: Sequence[str]) -> str:
-    asked = ("Summarize: {}", "Summarize the following text:\n\n{}", "{}\n\nSummarize this in two sentences.", "{}\n\nTL;DR")
+    asked = (
+        "Summarize: {}",
+        "Summarize the following text:\n\n{}",
+        "{}\n\nSummarize this in two sentences.",
+        "{}\n\nTL;DR",
+    )
     return rng.choice(asked).format("\n".join(passages))
 
 
@@ -73,7 +83,7 @@ def _question(rng: random.Random, question: str, passages: Sequence[str]) -> str
 def _passages(
     store: TextStore, tokenizer: PreTrainedTokenizerBase, categories: Sequence[str] | None
 ) -> list[tuple[str, str]]:
-    """(question, answer) of the first turn of every training text whose answer is long enough, in the folder's order."""
+    """(question, answer) of the first turn of every training text whose answer is long enough, in folder order."""
     encoder, (before, after), found = PromptEncoder(tokenizer), turn_frame(tokenizer), []
     for text in store.texts:
         begin, end = text.answers[0] if text.answers else (0, 0)

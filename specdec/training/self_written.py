@@ -36,7 +36,9 @@ def turn_frame(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
             fix="give prompts instead (prompts=jsonl)",
         )
     turn = [{"role": "user", "content": _MARK}]
-    before, _, after = str(tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)).partition(_MARK)
+    before, _, after = str(tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)).partition(
+        _MARK
+    )
     return before, after
 
 

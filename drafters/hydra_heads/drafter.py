@@ -1,0 +1,136 @@
+"""The drafter: head after head, a tree grown from the hidden state of the last accepted node."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from drafters.hydra_heads.heads import DRAFTER, HydraHeads, load_heads
+from drafters.medusa.heads import fresh_heads, output_layer
+from drafters.shipped import shipped_folder
+from specdec.drafting import DynamicTree, TreeShape, level_q, level_q_among, over_all_tokens, require_children
+from specdec.errors import InputError
+from specdec.protocols import DraftState, Session, Weights
+from specdec.runtime import linear
+from specdec.target import TargetModel
+from specdec.training.saving import training_tokens
+from specdec.tree import TokenTree
+
+
+class Hydra:
+    """heads: a folder with trained heads; `auto`, those shipped for the target; `fresh`, untrained ones, whose every
+    guess is the target's next token; or loaded ones. depth, beam, nodes, threshold: see `DynamicTree` (arXiv
+    2406.16858); a beam of 1 is a chain. children: `top_k`; or, at a temperature above 0, a chain drawn from q:
+    `with_replacement`.
+
+    Raises:
+        InputError: a number out of range; when a batch begins: heads for another target, fewer heads than `depth`.
+    """
+
+    def __init__(
+        self,
+        heads: str | HydraHeads = "auto",
+        depth: int = 4,
+        beam: int = 6,
+        nodes: int = 15,
+        threshold: float = 0.0,
+        children: str = "top_k",
+    ) -> None:
+        require_children(children)
+        self.heads, self.children = heads, children
+        self.tree, self._chain = DynamicTree(depth, beam, nodes, threshold), TreeShape([1] * depth, "with_replacement")
+        self._target: TargetModel | None = None
+
+    @property
+    def max_nodes(self) -> int:
+        return 1 + max(self.tree.nodes, self.tree.depth)
+
+    @property
+    def weights(self) -> Weights:
+        return self._weights
+
+    def start(self, session: Session) -> None:
+        if session.target is not self._target:  # weights are read once, not for every batch
+            self._bind(session.target)
+        self._sampling = session.sampling
+
+    @torch.inference_mode()
+    def propose(self, state: DraftState) -> TokenTree:
+        hidden = state.verdict.last_hidden
+        root = torch.tensor([row[-1] for row in state.rows], device=hidden.device)
+        vocabulary, ranked = self._vocabulary, self.children == "top_k" or self._sampling.greedy
+
+        head = 0
+
+        def next_q(known: TokenTree, level: int) -> Tensor:
+            nonlocal head
+            logits = self._products(head, hidden, self._embed(_paths(known, level, head + 1)))
+            head += 1
+            if ranked:
+                return level_q_among(logits, vocabulary, self._vocab, known, state.rows, self._sampling)
+            return level_q(over_all_tokens(logits, vocabulary, self._vocab), known, state.rows, self._sampling)
+
+        if ranked:
+            return self.tree.grow(root, next_q, state.room, vocabulary=vocabulary)[0]
+        depth = max(0, min(self.tree.depth, max(state.room) - 1))
+        draws = state.draws(self._chain.nodes)
+        return self._chain.grow(root, next_q, draws, depth, "with_replacement", self.tree.threshold)
+
+    def _bind(self, target: TargetModel) -> None:
+        heads, learnt = self.heads, None
+        if heads == "fresh":
+            heads = HydraHeads.of(fresh_heads(target, self.tree.depth).to(target.dtype))
+        elif isinstance(heads, str):
+            folder = shipped_folder(target, DRAFTER, "drafter.heads") if heads == "auto" else Path(heads)
+            heads, learnt = load_heads(folder, target), training_tokens(folder)
+        heads.require_fits(target)
+        if heads.heads < self.tree.depth:
+            expected, fix = f"at most {heads.heads}, as there are heads", "lower it, or train more heads"
+            raise InputError("drafter.depth", expected=expected, got=self.tree.depth, fix=fix)
+        self._weights, self._products = Weights.of(heads, learnt), Products(heads, target)
+        self._target, self._vocabulary, self._vocab = target, heads.vocabulary, target.vocab_size
+        self._embed = target.model.get_input_embeddings()
+
+
+class Products:
+    """What one head computes for a level of the tree. Shares the weights of `heads` and of the target (a draft
+    vocabulary's rows are copied)."""
+
+    def __init__(self, heads: HydraHeads, target: TargetModel) -> None:
+        fast, rows = target.runtime is not None, heads.output_rows(target)
+        self._joins = [linear(heads.joined(head), fast=fast) for head in range(heads.heads)]
+        self._blocks = [
+            [linear(w, b, fast=fast) for w, b in zip(heads.weight[:, head], heads.bias[:, head], strict=True)]
+            for head in range(heads.heads)
+        ]
+        if heads.output is not None:
+            self._outputs = [linear(weight, fast=fast) for weight in rows]
+        elif heads.vocabulary is not None:
+            self._outputs = [linear(rows[0], heads.output_bias(target), fast=fast)] * heads.heads
+        else:
+            self._outputs = [output_layer(target)] * heads.heads
+        self._dtypes = heads.join.dtype, rows[0].dtype
+
+    def __call__(
+        self, head: int, hidden: Float[Tensor, "batch dim"], path: Float[Tensor, "batch level read dim"]
+    ) -> Float[Tensor, "batch level rows"]:
+        ours, output = self._dtypes
+        x: Tensor = hidden.to(ours)[:, None] + self._joins[head](path.to(ours).flatten(2))
+        for block in self._blocks[head]:
+            x = x + F.silu(block(x))
+        logits: Tensor = self._outputs[head](x.to(output))
+        return logits
+
+
+def _paths(known: TokenTree, level: int, length: int) -> Int[Tensor, "batch level length"]:
+    """The tokens from the root to each node of the last level; any where there is padding."""
+    at = torch.arange(known.nodes - level, known.nodes, device=known.tokens.device).expand(len(known.tokens), -1)
+    tokens = []
+    for _ in range(length):
+        tokens.append(known.tokens.gather(1, at).clamp(min=0))
+        at = known.parents.gather(1, at).clamp(min=0)
+    return torch.stack(tokens[::-1], -1)

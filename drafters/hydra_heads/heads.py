@@ -1,0 +1,85 @@
+"""The heads as a module, and on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from drafters.medusa.heads import MedusaHeads, fresh_heads
+from drafters.trained import fill, read_parts, save_parts
+from specdec.target import TargetModel
+
+DRAFTER = "hydra_heads"
+
+
+class HydraHeads(MedusaHeads):
+    """K heads on the target's last hidden state h_t and the tokens t + 1, t + 2, ... of a path: head i, counted from 0,
+    guesses token t + 2 + i, and reads all tokens before it (arXiv 2402.05109).
+
+    What a head makes of their embeddings, the target's own, is added to h_t before its residual blocks. Fresh ones make
+    nothing of them: Hydra heads begin as the Medusa heads they are made of.
+
+    join [pairs dim dim]: head i's matrix for token t + 1 + j, j <= i, of the pairs (i, j) in the order (0, 0), (1, 0),
+    (1, 1), (2, 0), ... All other tensors are those of `MedusaHeads`.
+    """
+
+    def __init__(
+        self,
+        heads: int,
+        layers: int,
+        dim: int,
+        output: Float[Tensor, "heads rows dim"] | None = None,
+        vocabulary: Int[Tensor, " rows"] | None = None,
+    ) -> None:
+        super().__init__(heads, layers, dim, output, vocabulary)
+        self.join = nn.Parameter(torch.zeros(heads * (heads + 1) // 2, dim, dim))
+
+    @classmethod
+    def of(cls, medusa: MedusaHeads) -> HydraHeads:
+        output = None if medusa.output is None else medusa.output.detach().clone()
+        heads = cls(medusa.heads, medusa.layers, medusa.dim, output, medusa.vocabulary)
+        heads.load_state_dict(medusa.state_dict(), strict=False)
+        return heads.to(medusa.weight.device, medusa.weight.dtype)
+
+    def joined(self, head: int) -> Float[Tensor, "dim inputs"]:
+        """Head i's matrix for the i + 1 embeddings it reads, one after the other."""
+        first = head * (head + 1) // 2
+        return torch.cat(list(self.join[first : first + head + 1]), 1)
+
+    def forward(
+        self, hidden: Float[Tensor, "rows dim"], path: Float[Tensor, "rows heads dim"]
+    ) -> Float[Tensor, "heads rows dim"]:
+        """What the output layer reads, for every head, after the embeddings of `path`, of which head i reads i + 1."""
+        hidden, path = hidden.to(self.join.dtype), path.to(self.join.dtype)
+        read = [F.linear(path[:, : head + 1].flatten(1), self.joined(head)) for head in range(self.heads)]
+        return self.blocks(hidden + torch.stack(read))
+
+    def guesses(
+        self, hidden: Float[Tensor, "rows dim"], path: Int[Tensor, "rows heads"], target: TargetModel
+    ) -> Float[Tensor, "heads rows dim"]:
+        with torch.no_grad():
+            embedded = target.model.get_input_embeddings()(path)
+        return self(hidden, embedded)
+
+
+def save_heads(heads: HydraHeads, target: TargetModel, folder: Path) -> None:
+    """What was trained, in the format of `drafters.trained`."""
+    shape = {"heads": heads.heads, "layers": heads.layers, "own_output": heads.output is not None}
+    save_parts(heads, {"drafter": DRAFTER, **shape}, target, folder)
+
+
+def load_heads(folder: Path, target: TargetModel, what: str = "drafter.heads") -> HydraHeads:
+    """Heads from their folder, on the target's device and in its precision.
+
+    Raises:
+        InputError: no heads there, corrupt ones, or some for a target of another shape.
+    """
+    config, state = read_parts(folder, DRAFTER, what)
+    shape = (config["heads"], config["layers"], config["own_output"], state.get("vocabulary"))
+    heads = HydraHeads.of(fresh_heads(target, *shape))
+    fill(heads, config, state, target, what)
+    return heads

@@ -1,0 +1,41 @@
+"""Training Hydra heads on a frozen target: Medusa's loss, each head after the tokens that came (arXiv 2402.05109)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from drafters.hydra_heads.drafter import Hydra
+from drafters.hydra_heads.heads import DRAFTER, HydraHeads, load_heads, save_heads
+from drafters.medusa.heads import MedusaHeads
+from drafters.medusa.recipe import MedusaRecipe
+from drafters.trained import CONFIG
+from specdec.target import TargetModel
+
+
+class HydraRecipe(MedusaRecipe):
+    """beam, nodes: of the tree by which tokens per step are measured while training. start: Medusa heads to begin as
+    (`auto`: those shipped for the target), or Hydra heads to go on from. Everything else: see `MedusaRecipe`.
+    """
+
+    def __init__(self, beam: int = 6, nodes: int = 15, **medusa: Any) -> None:
+        super().__init__(**medusa)
+        self.beam, self.nodes = beam, nodes
+
+    def build(self, target: TargetModel, frequencies: Int[Tensor, " vocab"]) -> nn.Module:
+        if self.start is not None and (Path(self.start) / CONFIG).is_file():
+            return load_heads(Path(self.start), target, f"recipe.start ({DRAFTER})").float()
+        medusa = super().build(target, frequencies)
+        assert isinstance(medusa, MedusaHeads)
+        return HydraHeads.of(medusa)
+
+    def save(self, module: nn.Module, target: TargetModel, folder: Path) -> None:
+        assert isinstance(module, HydraHeads)
+        save_heads(module, target, folder)
+
+    def drafter(self, module: nn.Module, target: TargetModel) -> Hydra:
+        assert isinstance(module, HydraHeads)
+        return Hydra(module, module.heads, self.beam, self.nodes)
