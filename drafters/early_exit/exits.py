@@ -43,7 +43,7 @@ class Exit(Protocol):
 class PlainExit:
     """The target's own final norm and output layer."""
 
-    vocabulary = None
+    vocabulary: Int[Tensor, " rows"] | None = None
 
     def __init__(self, target: TargetModel) -> None:
         self._target = target

@@ -50,20 +50,15 @@ class HydraHeads(MedusaHeads):
         first = head * (head + 1) // 2
         return torch.cat(list(self.join[first : first + head + 1]), 1)
 
-    def forward(
-        self, hidden: Float[Tensor, "rows dim"], path: Float[Tensor, "rows heads dim"]
-    ) -> Float[Tensor, "heads rows dim"]:
-        """What the output layer reads, for every head, after the embeddings of `path`, of which head i reads i + 1."""
-        hidden, path = hidden.to(self.join.dtype), path.to(self.join.dtype)
-        read = [F.linear(path[:, : head + 1].flatten(1), self.joined(head)) for head in range(self.heads)]
-        return self.blocks(hidden + torch.stack(read))
-
     def guesses(
         self, hidden: Float[Tensor, "rows dim"], path: Int[Tensor, "rows heads"], target: TargetModel
     ) -> Float[Tensor, "heads rows dim"]:
+        """What the output layer reads, for every head, after the tokens t + 1, t + 2, ..., of which head i reads
+        i + 1."""
         with torch.no_grad():
-            embedded = target.model.get_input_embeddings()(path)
-        return self(hidden, embedded)
+            embedded = target.model.get_input_embeddings()(path).to(self.join.dtype)
+        read = [F.linear(embedded[:, : head + 1].flatten(1), self.joined(head)) for head in range(self.heads)]
+        return self.blocks(hidden.to(self.join.dtype) + torch.stack(read))
 
 
 def save_heads(heads: HydraHeads, target: TargetModel, folder: Path) -> None:

@@ -15,12 +15,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from drafters.medusa.drafter import Medusa
 from drafters.medusa.formats import write_official
 from drafters.medusa.heads import MedusaHeads, output_layer
 from drafters.medusa.loss import medusa_loss
 from drafters.medusa.recipe import MedusaRecipe
 from specdec.errors import InputError
+from specdec.protocols import Drafter
 from specdec.target import TargetModel
 from specdec.training.recipe import Loss, Sum, TrainBatch
 from specdec.training.vocabulary_loss import cross_entropy, divergence
@@ -115,7 +115,7 @@ class JointMedusaRecipe:
         if target.tokenizer is not None:
             target.tokenizer.save_pretrained(folder / "backbone")
 
-    def drafter(self, module: nn.Module, target: TargetModel) -> Medusa:
+    def drafter(self, module: nn.Module, target: TargetModel) -> Drafter:
         assert isinstance(module, JointModule)
         return self.heads.drafter(module.heads, target)
 

@@ -14,6 +14,7 @@ from drafters.medusa.formats import write_official
 from drafters.medusa.heads import MedusaHeads, fresh_heads
 from drafters.medusa.loss import medusa_loss
 from specdec.errors import InputError
+from specdec.protocols import Drafter
 from specdec.target import TargetModel
 from specdec.training.draft_vocabulary import frequent_tokens
 from specdec.training.recipe import Loss, TrainBatch
@@ -66,6 +67,6 @@ class MedusaRecipe:
         assert isinstance(module, MedusaHeads)
         write_official(module, folder, target.name, torch.float16)
 
-    def drafter(self, module: nn.Module, target: TargetModel) -> Medusa:
+    def drafter(self, module: nn.Module, target: TargetModel) -> Drafter:
         assert isinstance(module, MedusaHeads)
         return Medusa(module, self.tree)

@@ -36,9 +36,8 @@ def turn_frame(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
             fix="give prompts instead (prompts=jsonl)",
         )
     turn = [{"role": "user", "content": _MARK}]
-    before, _, after = str(tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)).partition(
-        _MARK
-    )
+    text = tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
+    before, _, after = str(text).partition(_MARK)
     return before, after
 
 
