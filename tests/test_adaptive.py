@@ -19,6 +19,7 @@ from drafters.draft_model import DraftModel
 from drafters.eagle import Eagle
 from drafters.early_exit import EarlyExit
 from drafters.early_exit.adapter import fresh_adapter
+from drafters.hydra_heads import Hydra
 from drafters.medusa import Medusa
 from drafters.ngram import Ngram
 from drafters.union import Union
@@ -69,6 +70,7 @@ def makers() -> dict[str, Callable[[TargetModel], Drafter]]:
         "draft model, chain": lambda t: DraftModel(tiny_draft(), children="top_k"),
         "draft model, tree": lambda t: DraftModel(tiny_draft(), nodes=12, depth=4, beam=3),
         "eagle": lambda t: Eagle("fresh", depth=3, beam=2, nodes=8),
+        "hydra heads": lambda t: Hydra("fresh", depth=3, beam=2, nodes=8),
         "early exit": lambda t: EarlyExit(1, fresh_adapter(t, 1, layers=[0]), depth=3, beam=2, nodes=6),
         "union": lambda t: Union({"a": Ngram(3, 1, 5, 2, 7), "b": DraftModel(tiny_draft(), nodes=8, depth=4, beam=3)}),
     }

@@ -9,7 +9,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from drafters.hydra_heads.drafter import Hydra
-from drafters.hydra_heads.heads import DRAFTER, HydraHeads, load_heads, save_heads
+from drafters.hydra_heads.heads import HydraHeads, load_heads, save_heads
 from drafters.medusa.heads import MedusaHeads
 from drafters.medusa.recipe import MedusaRecipe
 from drafters.trained import CONFIG
@@ -26,11 +26,14 @@ class HydraRecipe(MedusaRecipe):
         self.beam, self.nodes = beam, nodes
 
     def build(self, target: TargetModel, frequencies: Int[Tensor, " vocab"]) -> nn.Module:
-        if self.start is not None and (Path(self.start) / CONFIG).is_file():
-            return load_heads(Path(self.start), target, f"recipe.start ({DRAFTER})").float()
-        medusa = super().build(target, frequencies)
-        assert isinstance(medusa, MedusaHeads)
-        return HydraHeads.of(medusa)
+        heads = super().build(target, frequencies)
+        assert isinstance(heads, MedusaHeads)
+        return heads if isinstance(heads, HydraHeads) else HydraHeads.of(heads)
+
+    def _read(self, start: str, target: TargetModel) -> MedusaHeads:
+        if (Path(start) / CONFIG).is_file():
+            return load_heads(Path(start), target, "recipe.start")
+        return super()._read(start, target)
 
     def save(self, module: nn.Module, target: TargetModel, folder: Path) -> None:
         assert isinstance(module, HydraHeads)

@@ -24,7 +24,8 @@ class MedusaRecipe:
     """heads, layers: how many, and of how many residual blocks; own_output: output layers of their own instead of the
     target's; vocabulary: guess only that many of the most frequent tokens, null for all; decay, soft: see
     `medusa_loss`; tree: for measuring tokens per step; start: heads to go on from instead of fresh ones (whose number,
-    layers, output and vocabulary then count).
+    layers and output then count, and their vocabulary, unless they share the target's output layer and another one is
+    asked for).
     """
 
     features: Sequence[str] = ("hidden",)
@@ -52,12 +53,18 @@ class MedusaRecipe:
         self.decay, self.soft, self.tree, self.start = decay, soft, tree, start
 
     def build(self, target: TargetModel, frequencies: Int[Tensor, " vocab"]) -> nn.Module:
-        if self.start is not None:
-            return load_heads(self.start, target, self.heads)[0].float()
         vocabulary = None
         if self.vocabulary is not None:
             vocabulary = frequent_tokens(frequencies, self.vocabulary).to(target.device)
+        if self.start is not None:
+            heads = self._read(self.start, target).float()
+            if heads.output is None and vocabulary is not None:
+                heads.vocabulary = vocabulary
+            return heads
         return fresh_heads(target, self.heads, self.layers, self.own_output, vocabulary)
+
+    def _read(self, start: str, target: TargetModel) -> MedusaHeads:
+        return load_heads(start, target, self.heads)[0]
 
     def loss(self, module: nn.Module, target: TargetModel, batch: TrainBatch) -> Loss:
         assert isinstance(module, MedusaHeads)

@@ -82,6 +82,12 @@ def test_training_goes_on_from_heads_on_disk(tiny: TargetModel, tmp_path: Path) 
     assert torch.equal(module.weight, made.weight)
 
 
+def test_a_shared_output_layer_takes_another_vocabulary(tiny: TargetModel, tmp_path: Path) -> None:
+    write_official(random_heads(tiny, 2, vocabulary=torch.tensor([1, 5, 9])), tmp_path, "tiny", torch.float32)
+    module = MedusaRecipe(start=str(tmp_path), vocabulary=4).build(tiny, torch.arange(tiny.vocab_size))
+    assert module.vocabulary.tolist() == list(range(tiny.vocab_size - 4, tiny.vocab_size))
+
+
 def joint(**options) -> JointMedusaRecipe:
     return JointMedusaRecipe(MedusaRecipe(heads=2), **{"rank": 4, "alpha": 2, "lambda_0": 0.2, **options})
 

@@ -173,7 +173,7 @@ def test_wandb_mirrors_training(run: Callable[..., Done], tmp_path: Path, monkey
         (["training.learning_rate=1e37"], "training: expected a finite loss, got"),
         (
             ["drafter=ngram"],
-            "recipe: expected one of draft_model, eagle, early_exit, linear, medusa, medusa2, got 'ngram'",
+            "recipe: expected one of draft_model, eagle, early_exit, hydra_heads, linear, medusa, medusa2, got 'ngram'",
         ),
         (["++recipe.lr_scale.nothing=2.0"], "recipe.lr_scale: expected parts of the module (1), got ['nothing']"),
     ],
