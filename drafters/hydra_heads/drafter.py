@@ -35,8 +35,8 @@ class Hydra:
         self,
         heads: str | HydraHeads = "auto",
         depth: int = 4,
-        beam: int = 6,
-        nodes: int = 15,
+        beam: int = 4,
+        nodes: int = 7,
         threshold: float = 0.0,
         children: str = "top_k",
     ) -> None:
