@@ -37,7 +37,7 @@ class Hydra:
         depth: int = 4,
         beam: int = 4,
         nodes: int = 7,
-        threshold: float = 0.0,
+        threshold: float = 0.1,
         children: str = "top_k",
     ) -> None:
         require_children(children)

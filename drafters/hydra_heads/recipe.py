@@ -41,4 +41,4 @@ class HydraRecipe(MedusaRecipe):
 
     def drafter(self, module: nn.Module, target: TargetModel) -> Hydra:
         assert isinstance(module, HydraHeads)
-        return Hydra(module, module.heads, self.beam, self.nodes)
+        return Hydra(module, module.heads, self.beam, self.nodes, threshold=0.0)
