@@ -88,7 +88,7 @@ def test_a_tree_holds_what_the_heads_say_of_every_path(options: dict) -> None:
             return tree
 
     stop = StopRule(NEW)
-    done = speculative(PROMPTS, Watched(heads, 4, 3, 30), TreeAttention(target), Exact(), GREEDY, stop, SEEDS)
+    done = speculative(PROMPTS, Watched(heads, 4, 3, 30, 0.0), TreeAttention(target), Exact(), GREEDY, stop, SEEDS)
     assert done.texts == autoregressive(PROMPTS, target, GREEDY, stop, SEEDS).texts
     assert checked == {1, 2, 3, 4}
 
@@ -97,7 +97,7 @@ def test_a_tree_holds_what_the_heads_say_of_every_path(options: dict) -> None:
 def test_a_row_is_what_it_would_be_alone(tiny: TargetModel, verifier: type) -> None:
     vocabulary = torch.arange(0, tiny.vocab_size, 3)
     heads = made(tiny, vocabulary=vocabulary)
-    for drafter in (Hydra(heads, 3, children="with_replacement"), Hydra(heads, 3, 2, 6), Hydra(heads, 4, 1, 4)):
+    for drafter in (Hydra(heads, 3, children="with_replacement"), Hydra(heads, 3, 2, 6, 0.0), Hydra(heads, 4, 1, 4, 0.0)):
         for sampling in (GREEDY, SamplingParams(temperature=0.9, top_k=30, repetition_penalty=1.1)):
             parts = (verifier(tiny), Exact(), sampling, StopRule(12))
             together = speculative(PROMPTS, drafter, *parts, SEEDS)
