@@ -97,7 +97,11 @@ def test_a_tree_holds_what_the_heads_say_of_every_path(options: dict) -> None:
 def test_a_row_is_what_it_would_be_alone(tiny: TargetModel, verifier: type) -> None:
     vocabulary = torch.arange(0, tiny.vocab_size, 3)
     heads = made(tiny, vocabulary=vocabulary)
-    for drafter in (Hydra(heads, 3, children="with_replacement"), Hydra(heads, 3, 2, 6, 0.0), Hydra(heads, 4, 1, 4, 0.0)):
+    for drafter in (
+        Hydra(heads, 3, children="with_replacement"),
+        Hydra(heads, 3, 2, 6, 0.0),
+        Hydra(heads, 4, 1, 4, 0.0),
+    ):
         for sampling in (GREEDY, SamplingParams(temperature=0.9, top_k=30, repetition_penalty=1.1)):
             parts = (verifier(tiny), Exact(), sampling, StopRule(12))
             together = speculative(PROMPTS, drafter, *parts, SEEDS)
@@ -170,7 +174,8 @@ def test_heads_learn_the_targets_text(target: TargetModel, batch: TrainBatch, tm
     after = tau(drafter)
     assert after > max(1.5, before + 0.3)
     recipe.save(module, target, tmp_path)
-    assert tau(Hydra(str(tmp_path), 3)) == pytest.approx(after, abs=0.1)
+    again = Hydra(str(tmp_path), 3, recipe.beam, recipe.nodes, 0.0)
+    assert tau(again) == pytest.approx(after, abs=0.1)
 
 
 def test_training_goes_on_from_either_kind_of_heads(tiny: TargetModel, tmp_path: Path) -> None:
