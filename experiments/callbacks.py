@@ -42,7 +42,7 @@ class CompareJobs(Callback):
         if short:
             stdout.print(comparison(short, "job"))
             stdout.print(steps(short, "job"))
-            stdout.print(by_category(short, "job"))
+            stdout.print(by_category(short))
             folder = Path(config.hydra.sweep.dir)
             axis = numbers([part.split(",") for part in short])
             if axis is not None:

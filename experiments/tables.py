@@ -126,12 +126,12 @@ def steps(summaries: Mapping[str, Summary], what: str) -> Table:
     return table
 
 
-def by_category(summaries: Mapping[str, Summary], what: str) -> Table:
+def by_category(summaries: Mapping[str, Summary]) -> Table:
     """τ and speedup of each, category by category."""
     table = Table(title="τ (speedup) by category")
     table.add_column("category")
     for name in summaries:
-        table.add_column(f"{what} {name}", justify="right")
+        table.add_column(name.replace("=", "=\n"), justify="right", no_wrap=True)  # whole, however many there are
     for category in dict.fromkeys(category for s in summaries.values() for category in s["by_category"]):
         figures = [s["by_category"].get(category) for s in summaries.values()]
         cells = [f"{number(f['tokens_per_step'])} ({f['speedup']:.2f}x)" if f else "-" for f in figures]
