@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from specdec.errors import InputError
+from specdec.protocols import DraftState
 from specdec.sampling import Draws, SamplingParams, draw_without_replacement
 from specdec.tree import PAD, TokenTree, histories
 
@@ -183,6 +184,53 @@ class DynamicTree:
             parents = pool.parents.gather(1, at).where(worth > 0, PAD)
             known = TokenTree(torch.cat([known.tokens, tokens], 1), torch.cat([known.parents, parents], 1))
         return pool.beside(known, self.nodes + 1) if keep_read else pool.best(self.nodes + 1)
+
+
+class ConfidentTree(DynamicTree):
+    """What a drafter proposes that is asked level by level: the likeliest nodes; or, where children are drawn (another
+    choice than `top_k`, at a temperature above 0), a chain drawn from q with replacement.
+
+    Raises:
+        InputError: a number out of range, an unknown way of choosing children.
+    """
+
+    def __init__(self, depth: int, beam: int, nodes: int, threshold: float, children: str) -> None:
+        require_children(children)
+        super().__init__(depth, beam, nodes, threshold)
+        self.children, self._chain = children, TreeShape([1] * depth, "with_replacement")
+
+    @property
+    def max_nodes(self) -> int:
+        """Root included."""
+        return 1 + max(self.nodes, self.depth)
+
+    def propose(
+        self,
+        root: Int[Tensor, " batch"],
+        next_logits: NextQ,
+        state: DraftState,
+        sampling: SamplingParams,
+        vocabulary: Int[Tensor, " rows"] | None,
+        vocab: int,
+        keep_read: bool = False,
+    ) -> tuple[TokenTree, Int[Tensor, "batch nodes"]]:
+        """As `grow`. next_logits: called like `next_q`; over a draft vocabulary's rows, where there is one."""
+        ranked, reads = self.children == "top_k" or sampling.greedy, 0
+
+        def next_q(known: TokenTree, level: int) -> Tensor:
+            nonlocal reads
+            reads = known.nodes
+            logits = next_logits(known, level)
+            if ranked:
+                return level_q_among(logits, vocabulary, vocab, known, state.rows, sampling)
+            return level_q(over_all_tokens(logits, vocabulary, vocab), known, state.rows, sampling)
+
+        if ranked:
+            return self.grow(root, next_q, state.room, keep_read, vocabulary)
+        draws, depth = state.draws(self._chain.nodes), max(0, min(self.depth, max(state.room) - 1))
+        tree = self._chain.grow(root, next_q, draws, depth, "with_replacement", self.threshold)
+        order = torch.arange(tree.nodes, device=root.device).expand_as(tree.tokens)
+        return tree, order.where(order < reads, -1)
 
 
 TINY = torch.finfo(torch.float32).tiny

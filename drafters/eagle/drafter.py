@@ -10,7 +10,7 @@ from torch import Tensor
 
 from drafters.eagle.head import DRAFTER, EagleHead, fresh_head, load_head
 from drafters.shipped import shipped_folder
-from specdec.drafting import DynamicTree, TreeShape, level_q, level_q_among, over_all_tokens, require_children
+from specdec.drafting import ConfidentTree
 from specdec.protocols import DraftState, Session, Weights
 from specdec.runtime import linear
 from specdec.target import PREFILL_CHUNK, TargetModel, TargetOutput
@@ -37,14 +37,12 @@ class Eagle:
         threshold: float = 0.0,
         children: str = "top_k",
     ) -> None:
-        require_children(children)
-        self.head, self.children = head, children
-        self.tree, self._chain = DynamicTree(depth, beam, nodes, threshold), TreeShape([1] * depth, "with_replacement")
+        self.head, self.tree = head, ConfidentTree(depth, beam, nodes, threshold, children)
         self._target: TargetModel | None = None
 
     @property
     def max_nodes(self) -> int:
-        return 1 + max(self.tree.nodes, self.tree.depth)
+        return self.tree.max_nodes
 
     @property
     def weights(self) -> Weights:
@@ -62,24 +60,16 @@ class Eagle:
         at_root = self._read_kept(state)
         root = torch.tensor([row[-1] for row in state.rows], device=self._layers.device)
         hidden = at_root.hidden  # after every node read, in that order
-        ranked = self.children == "top_k" or self._sampling.greedy
 
-        def next_q(known: TokenTree, level: int) -> Tensor:
+        def next_logits(known: TokenTree, level: int) -> Tensor:
             nonlocal hidden
-            logits = at_root.logits
-            if known.nodes > 1:
-                out = self._read_level(known, level, hidden)
-                logits, hidden = out.logits, torch.cat([hidden, out.hidden], 1)
-            if ranked:
-                return level_q_among(logits, self._vocabulary, self._vocab, known, state.rows, self._sampling)
-            logits = over_all_tokens(logits, self._vocabulary, self._vocab)
-            return level_q(logits, known, state.rows, self._sampling)
+            if known.nodes == 1:
+                return at_root.logits
+            out = self._read_level(known, level, hidden)
+            hidden = torch.cat([hidden, out.hidden], 1)
+            return out.logits
 
-        if ranked:
-            return self.tree.grow(root, next_q, state.room, vocabulary=self._vocabulary)[0]
-        depth = max(0, min(self.tree.depth, max(state.room) - 1))
-        draws = state.draws(self._chain.nodes)
-        return self._chain.grow(root, next_q, draws, depth, "with_replacement", self.tree.threshold)
+        return self.tree.propose(root, next_logits, state, self._sampling, self._vocabulary, self._vocab)[0]
 
     def _bind(self, target: TargetModel) -> None:
         head, learnt = self.head, None

@@ -10,7 +10,7 @@ from torch import Tensor
 from drafters.early_exit.adapter import ExitAdapter, load_adapter
 from drafters.early_exit.exits import AdaptedExit, Exit, PlainExit
 from drafters.shipped import shipped_folder
-from specdec.drafting import DynamicTree, TreeShape, level_q, level_q_among, over_all_tokens, require_children
+from specdec.drafting import ConfidentTree
 from specdec.protocols import DraftState, Session, Weights
 from specdec.target import TargetModel
 from specdec.training.saving import training_tokens
@@ -42,10 +42,8 @@ class EarlyExit:
         threshold: float = 0.0,
         children: str = "top_k",
     ) -> None:
-        require_children(children)
         self.exit_layer: int | None = exit_layer
-        self.adapter, self.children = adapter, children
-        self.tree, self._chain = DynamicTree(depth, beam, nodes, threshold), TreeShape([1] * depth, "with_replacement")
+        self.adapter, self.tree = adapter, ConfidentTree(depth, beam, nodes, threshold, children)
         self._target: TargetModel | None = None
 
     @property
@@ -68,25 +66,13 @@ class EarlyExit:
         self._exit.catch_up(state.verdict)
 
         assert self._target is not None
-        vocabulary, vocab, reads = self._exit.vocabulary, self._target.vocab_size, 0
-        ranked = self.children == "top_k" or self._sampling.greedy
 
-        def next_q(known: TokenTree, level: int) -> Tensor:
-            nonlocal reads
-            reads = known.nodes
-            logits = self._exit.logits(known, self._begin(known, state.rows, level))
-            if ranked:
-                return level_q_among(logits, vocabulary, vocab, known, state.rows, self._sampling)
-            return level_q(over_all_tokens(logits, vocabulary, vocab), known, state.rows, self._sampling)
+        def next_logits(known: TokenTree, level: int) -> Tensor:
+            return self._exit.logits(known, self._begin(known, state.rows, level))
 
         root = torch.tensor([row[-1] for row in state.rows], device=self._target.device)
-        if ranked:
-            tree, read = self.tree.grow(root, next_q, state.room, keep_read=True, vocabulary=vocabulary)
-        else:
-            draws, depth = state.draws(self._chain.nodes), max(0, min(self.tree.depth, max(state.room) - 1))
-            tree = self._chain.grow(root, next_q, draws, depth, "with_replacement", self.tree.threshold)
-            order = torch.arange(tree.nodes, device=root.device).expand_as(tree.tokens)
-            read = order.where(order < reads, -1)
+        vocabulary, vocab = self._exit.vocabulary, self._target.vocab_size
+        tree, read = self.tree.propose(root, next_logits, state, self._sampling, vocabulary, vocab, keep_read=True)
         self._exit.remember(read)
         return tree
 

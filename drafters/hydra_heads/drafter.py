@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from drafters.hydra_heads.heads import DRAFTER, HydraHeads, load_heads
 from drafters.medusa.heads import fresh_heads, output_layer
 from drafters.shipped import shipped_folder
-from specdec.drafting import DynamicTree, TreeShape, level_q, level_q_among, over_all_tokens, require_children
+from specdec.drafting import ConfidentTree
 from specdec.errors import InputError
 from specdec.protocols import DraftState, Session, Weights
 from specdec.runtime import linear
@@ -40,14 +40,12 @@ class Hydra:
         threshold: float = 0.1,
         children: str = "top_k",
     ) -> None:
-        require_children(children)
-        self.heads, self.children = heads, children
-        self.tree, self._chain = DynamicTree(depth, beam, nodes, threshold), TreeShape([1] * depth, "with_replacement")
+        self.heads, self.tree = heads, ConfidentTree(depth, beam, nodes, threshold, children)
         self._target: TargetModel | None = None
 
     @property
     def max_nodes(self) -> int:
-        return 1 + max(self.tree.nodes, self.tree.depth)
+        return self.tree.max_nodes
 
     @property
     def weights(self) -> Weights:
@@ -62,23 +60,15 @@ class Hydra:
     def propose(self, state: DraftState) -> TokenTree:
         hidden = state.verdict.last_hidden
         root = torch.tensor([row[-1] for row in state.rows], device=hidden.device)
-        vocabulary, ranked = self._vocabulary, self.children == "top_k" or self._sampling.greedy
-
         head = 0
 
-        def next_q(known: TokenTree, level: int) -> Tensor:
+        def next_logits(known: TokenTree, level: int) -> Tensor:
             nonlocal head
             logits = self._products(head, hidden, self._embed(_paths(known, level, head + 1)))
             head += 1
-            if ranked:
-                return level_q_among(logits, vocabulary, self._vocab, known, state.rows, self._sampling)
-            return level_q(over_all_tokens(logits, vocabulary, self._vocab), known, state.rows, self._sampling)
+            return logits
 
-        if ranked:
-            return self.tree.grow(root, next_q, state.room, vocabulary=vocabulary)[0]
-        depth = max(0, min(self.tree.depth, max(state.room) - 1))
-        draws = state.draws(self._chain.nodes)
-        return self._chain.grow(root, next_q, draws, depth, "with_replacement", self.tree.threshold)
+        return self.tree.propose(root, next_logits, state, self._sampling, self._vocabulary, self._vocab)[0]
 
     def _bind(self, target: TargetModel) -> None:
         heads, learnt = self.heads, None

@@ -27,15 +27,8 @@ class HydraHeads(MedusaHeads):
     (1, 1), (2, 0), ... All other tensors are those of `MedusaHeads`.
     """
 
-    def __init__(
-        self,
-        heads: int,
-        layers: int,
-        dim: int,
-        output: Float[Tensor, "heads rows dim"] | None = None,
-        vocabulary: Int[Tensor, " rows"] | None = None,
-    ) -> None:
-        super().__init__(heads, layers, dim, output, vocabulary)
+    def __init__(self, heads: int, layers: int, dim: int, *rest: Tensor | None) -> None:
+        super().__init__(heads, layers, dim, *rest)
         self.join = nn.Parameter(torch.zeros(heads * (heads + 1) // 2, dim, dim))
 
     @classmethod
