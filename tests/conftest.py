@@ -19,7 +19,9 @@ if "UNTYPED" not in os.environ:
 from experiments import entry
 from specdec.models import load_tiny
 from specdec.target import TargetModel
+from specdec.training.recipe import TrainBatch
 from tests.browser import chromium, open_page
+from tests.own_text import own_text
 
 __all__ = ["chromium", "open_page"]  # one browser for all files: a process can drive no second
 
@@ -33,6 +35,18 @@ def _one_thread():
 @pytest.fixture(scope="session")
 def tiny() -> TargetModel:
     return load_tiny(device="cpu")
+
+
+@pytest.fixture(scope="module")
+def target() -> TargetModel:
+    """Deeper, for drafters to be trained on."""
+    return load_tiny(device="cpu", layers=4)
+
+
+@pytest.fixture(scope="module")
+def batch(target: TargetModel) -> TrainBatch:
+    """Its own greedy text."""
+    return own_text(target)
 
 
 def tiny_draft(noise: float = 0.02) -> TargetModel:

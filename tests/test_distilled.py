@@ -31,11 +31,6 @@ from verifiers.tree_attention import TreeAttention
 
 
 @pytest.fixture(scope="module")
-def target() -> TargetModel:
-    return load_tiny(device="cpu", layers=4)
-
-
-@pytest.fixture(scope="module")
 def batch(target: TargetModel) -> TrainBatch:
     """Sampled text of the target's own, with its hidden states."""
     return own_text(target, temperature=1.0)

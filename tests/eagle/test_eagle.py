@@ -23,7 +23,7 @@ from specdec.training.features import teacher_forced
 from specdec.training.recipe import Recipe, TrainBatch
 from specdec.tree import PAD, TokenTree
 from tests.families import VOCAB, build
-from tests.own_text import learn, own_text
+from tests.own_text import learn
 from verifiers.acceptance.exact import Exact
 from verifiers.path_by_path import PathByPath
 from verifiers.tree_attention import TreeAttention
@@ -105,16 +105,6 @@ def test_a_long_prompt_is_read_in_parts(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr("drafters.eagle.drafter.PREFILL_CHUNK", 2)
     again = speculative(PROMPTS, drafter, *parts)
     assert [(s.row, s.accepted) for s in again.steps] == [(s.row, s.accepted) for s in whole.steps]
-
-
-@pytest.fixture(scope="module")
-def target() -> TargetModel:
-    return load_tiny(device="cpu", layers=4)
-
-
-@pytest.fixture(scope="module")
-def batch(target: TargetModel) -> TrainBatch:
-    return own_text(target)
 
 
 def test_heads_learn_to_draft_several_levels(target: TargetModel, batch: TrainBatch) -> None:

@@ -20,19 +20,9 @@ from specdec.target import TargetModel
 from specdec.training.imitation import LOSSES, next_token_loss
 from specdec.training.recipe import Recipe, TrainBatch
 from tests.commands import command
-from tests.own_text import NEW, PROMPTS, learn, own_text
+from tests.own_text import NEW, PROMPTS, learn
 from verifiers.acceptance.exact import Exact
 from verifiers.tree_attention import TreeAttention
-
-
-@pytest.fixture(scope="module")
-def target() -> TargetModel:
-    return load_tiny(device="cpu", layers=4)
-
-
-@pytest.fixture(scope="module")
-def batch(target: TargetModel) -> TrainBatch:
-    return own_text(target)
 
 
 def recipe(**options) -> EarlyExitRecipe:

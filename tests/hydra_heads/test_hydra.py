@@ -17,7 +17,6 @@ from drafters.medusa.heads import MedusaHeads, output_weight
 from specdec.errors import InputError
 from specdec.generate import autoregressive, speculative
 from specdec.metrics import StepMetrics
-from specdec.models import load_tiny
 from specdec.protocols import DraftState
 from specdec.sampling import SamplingParams
 from specdec.stopping import StopRule
@@ -26,7 +25,7 @@ from specdec.training.recipe import Recipe, TrainBatch
 from specdec.tree import PAD
 from tests.families import VOCAB, build
 from tests.medusa.made import random_heads
-from tests.own_text import learn, own_text
+from tests.own_text import learn
 from verifiers.acceptance.exact import Exact
 from verifiers.path_by_path import PathByPath
 from verifiers.tree_attention import TreeAttention
@@ -114,16 +113,6 @@ def test_fresh_heads_are_the_medusa_heads_they_are_made_of(tiny: TargetModel) ->
     hydra = HydraHeads.of(medusa)
     hidden, path = torch.randn(5, medusa.dim), torch.randint(0, tiny.vocab_size, (5, 3))
     assert torch.equal(hydra.guesses(hidden, path, tiny), medusa(hidden))
-
-
-@pytest.fixture(scope="module")
-def target() -> TargetModel:
-    return load_tiny(device="cpu", layers=4)
-
-
-@pytest.fixture(scope="module")
-def batch(target: TargetModel) -> TrainBatch:
-    return own_text(target)
 
 
 def test_a_head_reads_no_token_it_has_to_guess(target: TargetModel) -> None:
