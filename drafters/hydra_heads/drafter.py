@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from drafters.eagle.layers import EagleLayers
 from drafters.hydra_heads.heads import DRAFTER, HydraHeads, load_heads
 from drafters.medusa.heads import fresh_heads, output_layer
 from drafters.shipped import shipped_folder
@@ -55,10 +56,14 @@ class Hydra:
         if session.target is not self._target:  # weights are read once, not for every batch
             self._bind(session.target)
         self._sampling = session.sampling
+        if self._prefix is not None:
+            self._prefix.start(session)
 
     @torch.inference_mode()
     def propose(self, state: DraftState) -> TokenTree:
         hidden = state.verdict.last_hidden
+        if self._prefix is not None:
+            hidden = hidden + self._mix(self._prefix.read_text(state).hidden[:, 0])
         root = torch.tensor([row[-1] for row in state.rows], device=hidden.device)
         head = 0
 
@@ -82,6 +87,10 @@ class Hydra:
             expected, fix = f"at most {heads.heads}, as there are heads", "lower it, or train more heads"
             raise InputError("drafter.depth", expected=expected, got=self.tree.depth, fix=fix)
         self._weights, self._products = Weights.of(heads, learnt), Products(heads, target)
+        self._prefix = None
+        if heads.prefix is not None:
+            self._prefix = EagleLayers(heads.prefix, target)
+            self._mix = linear(heads.mix.to(target.dtype), fast=target.runtime is not None)
         self._target, self._vocabulary, self._vocab = target, heads.vocabulary, target.vocab_size
         self._embed = target.model.get_input_embeddings()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from drafters.hydra_heads.drafter import Hydra
-from drafters.hydra_heads.heads import HydraHeads, load_heads, save_heads
+from drafters.hydra_heads.heads import HydraHeads, fresh_prefix, load_heads, save_heads
 from drafters.medusa.heads import MedusaHeads
 from drafters.medusa.recipe import MedusaRecipe
 from drafters.trained import CONFIG
@@ -17,18 +18,22 @@ from specdec.target import TargetModel
 
 
 class HydraRecipe(MedusaRecipe):
-    """beam, nodes: of the tree by which tokens per step are measured while training. start: Medusa heads to begin as
-    (`auto`: those shipped for the target), or Hydra heads to go on from. Everything else: see `MedusaRecipe`.
+    """prefix: copies of which of the target's layers the heads' prefix begins as (-1: the last), where they have none
+    yet; null for heads without. beam, nodes: of the tree by which tokens per step are measured while training. start:
+    Medusa heads to begin as (`auto`: those shipped for the target), or Hydra heads to go on from. Everything else: see
+    `MedusaRecipe`.
     """
 
-    def __init__(self, beam: int = 6, nodes: int = 15, **medusa: Any) -> None:
+    def __init__(self, prefix: Sequence[int] | None = None, beam: int = 6, nodes: int = 15, **medusa: Any) -> None:
         super().__init__(**medusa)
-        self.beam, self.nodes = beam, nodes
+        self.prefix, self.beam, self.nodes = prefix, beam, nodes
 
     def build(self, target: TargetModel, frequencies: Int[Tensor, " vocab"]) -> nn.Module:
         heads = super().build(target, frequencies)
         assert isinstance(heads, MedusaHeads)
-        return heads if isinstance(heads, HydraHeads) else HydraHeads.of(heads)
+        if isinstance(heads, HydraHeads) and (heads.prefix is not None or self.prefix is None):
+            return heads
+        return HydraHeads.of(heads, None if self.prefix is None else fresh_prefix(target, self.prefix))
 
     def _read(self, start: str, target: TargetModel) -> MedusaHeads:
         if (Path(start) / CONFIG).is_file():

@@ -57,6 +57,12 @@ class MedusaHeads(nn.Module):
         flat = hidden.reshape(1, -1, self.dim).to(self.weight.dtype)
         return self.blocks(flat.expand(self.heads, -1, -1)).reshape(self.heads, *hidden.shape)
 
+    def entering(
+        self, hidden: Float[Tensor, "batch seq dim"], tokens: Int[Tensor, "batch seq"]
+    ) -> Float[Tensor, "batch seq dim"]:
+        """What `guesses` takes, of whole texts: the target's hidden states as they are."""
+        return hidden
+
     def guesses(
         self, hidden: Float[Tensor, "rows dim"], path: Int[Tensor, "rows heads"], target: TargetModel
     ) -> Float[Tensor, "heads rows dim"]:

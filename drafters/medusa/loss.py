@@ -36,11 +36,11 @@ def medusa_loss(
     heads = module.heads
     at, roots, tokens = _positions(batch, heads)
     labels = rows_of(module.vocabulary, target.vocab_size, tokens)
-    states = hidden.flatten(0, 1)
+    states, entering = hidden.flatten(0, 1), module.entering(hidden, batch.tokens).flatten(0, 1)
     weights = module.output_rows(target)
     weights = weights[:1] if module.output is None else weights
     path = torch.cat([roots[:, None], tokens[:, :-1].clamp(min=0)], 1)  # after an answer's end nothing is learnt
-    x = module.guesses(states[at], path, target).transpose(0, 1).to(weights[0].dtype)
+    x = module.guesses(entering[at], path, target).transpose(0, 1).to(weights[0].dtype)
     bias = module.output_bias(target)
     shared = [*weights, *([] if bias is None else [bias])]
     theirs = output_weight(target) if module.vocabulary is None else output_weight(target)[module.vocabulary]

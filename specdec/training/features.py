@@ -17,6 +17,8 @@ from specdec.errors import InputError
 from specdec.target import TargetModel
 from specdec.training.store import FEATURE_BYTES, HIDDEN, Shard, Text, TextStore, require_disk
 
+WINDOW = 128  # texts whose features are held in memory, to be batched by length; what an interruption loses at most
+
 
 def check_names(names: Sequence[str], target: TargetModel) -> None:
     """Refuse features the target does not have.
@@ -57,7 +59,7 @@ def complete(
 ) -> None:
     """Compute and store what features a shard's sequences lack; an interrupted run goes on where it stopped.
 
-    batch_tokens: of a forward, padding included. on_text: called with each sequence's number of tokens.
+    batch_tokens: of a forward, padding included. on_text: called with the tokens of every forward.
 
     Raises:
         InputError: a feature the target does not have, or a disk too small for it.
@@ -67,12 +69,17 @@ def complete(
     require_disk(shard.folder, needed, f"the features {', '.join(names)}", "choose a folder on a larger disk")
     store = TextStore(shard.folder)
     for name in names:
-        for batch in batches(shard.texts[shard.cut_feature(name) :], batch_tokens):
-            rows = [torch.from_numpy(store.tokens(text)).long() for text in batch]
-            values = teacher_forced(target, torch.nn.utils.rnn.pad_sequence(rows, batch_first=True), [name])[name]
-            for text, row in zip(batch, values, strict=True):
-                shard.append_feature(name, row[: text.tokens])
-                on_text(text.tokens)
+        left = shard.texts[shard.cut_feature(name) :]
+        for begin in range(0, len(left), WINDOW):
+            window = left[begin : begin + WINDOW]
+            values: dict[int, Tensor] = {}
+            for batch in batches(window, batch_tokens):
+                rows = [torch.from_numpy(store.tokens(window[i])).long() for i in batch]
+                made = teacher_forced(target, torch.nn.utils.rnn.pad_sequence(rows, batch_first=True), [name])[name]
+                values |= {i: row[: window[i].tokens].clone() for i, row in zip(batch, made, strict=True)}
+                on_text(sum(window[i].tokens for i in batch))
+            for i in range(len(window)):
+                shard.append_feature(name, values.pop(i))
 
 
 def missing_tokens(shard: Shard, names: Sequence[str]) -> int:
@@ -80,13 +87,14 @@ def missing_tokens(shard: Shard, names: Sequence[str]) -> int:
     return sum(text.tokens for name in names for text in shard.texts[shard.stored(name) :])
 
 
-def batches(texts: Sequence[Text], tokens: int) -> Iterator[list[Text]]:
-    """Neighbours that make at most so many tokens together, padded to the longest of them; at least one each."""
-    batch: list[Text] = []
-    for text in texts:
-        if batch and (len(batch) + 1) * max(text.tokens, *(t.tokens for t in batch)) > tokens:
+def batches(texts: Sequence[Text], tokens: int) -> Iterator[list[int]]:
+    """Numbers of texts that make at most so many tokens together, padded to the longest of them; at least one each.
+    The shortest come first, so that there is little padding."""
+    batch: list[int] = []
+    for i in sorted(range(len(texts)), key=lambda i: texts[i].tokens):
+        if batch and (len(batch) + 1) * texts[i].tokens > tokens:
             yield batch
             batch = []
-        batch.append(text)
+        batch.append(i)
     if batch:
         yield batch

@@ -11,11 +11,13 @@ from torch import Tensor
 
 from drafters.eagle import Eagle
 from drafters.eagle.head import EagleHead, fresh_head, load_head, save_head
+from drafters.eagle.layers import EagleLayers
 from drafters.eagle.recipe import EagleRecipe
 from specdec.errors import InputError
 from specdec.generate import autoregressive, speculative
 from specdec.metrics import StepMetrics
 from specdec.models import load_tiny
+from specdec.protocols import DraftState
 from specdec.sampling import SamplingParams
 from specdec.stopping import StopRule
 from specdec.target import TargetModel
@@ -66,14 +68,14 @@ def test_a_row_is_what_it_would_be_alone(verifier: type) -> None:
             assert together.texts == alone
 
 
-def test_drafting_is_what_was_practised() -> None:
+def test_drafting_is_what_was_practised(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every state drafted from is that of the training passes over the whole text: a level of the tree is a pass."""
     tiny = load_tiny(device="cpu", layers=3)
     head, checked = noisy(fresh_head(tiny, layers=[0, 2])), []
 
-    class Watched(Eagle):
-        def _read_level(self, known: TokenTree, level: int, hidden: Tensor):
-            out = super()._read_level(known, level, hidden)
+    class Watched(EagleLayers):
+        def read_level(self, known: TokenTree, level: int, hidden: Tensor):
+            out = super().read_level(known, level, hidden)
             for r, row in enumerate(self.rows):
                 for place in range(known.nodes - level, known.nodes):
                     if known.tokens[r, place] == PAD:
@@ -87,11 +89,12 @@ def test_drafting_is_what_was_practised() -> None:
                     checked.append(len(path))
             return out
 
-        def propose(self, state):
+        def read_text(self, state: DraftState):
             self.rows = [list(row) for row in state.rows]
-            return super().propose(state)
+            return super().read_text(state)
 
-    drafter = Watched(head, depth=4, beam=2, nodes=8)
+    monkeypatch.setattr("drafters.eagle.drafter.EagleLayers", Watched)
+    drafter = Eagle(head, depth=4, beam=2, nodes=8)
     done = speculative(PROMPTS, drafter, TreeAttention(tiny), Exact(), GREEDY, StopRule(NEW), SEEDS)
     assert {1, 2, 3} == set(checked)
     assert len({step.accepted for step in done.steps}) > 1
@@ -102,7 +105,7 @@ def test_a_long_prompt_is_read_in_parts(monkeypatch: pytest.MonkeyPatch) -> None
     drafter = Eagle(noisy(fresh_head(tiny)), depth=3)
     parts = (TreeAttention(tiny), Exact(), GREEDY, StopRule(8), SEEDS)
     whole = speculative(PROMPTS, drafter, *parts)
-    monkeypatch.setattr("drafters.eagle.drafter.PREFILL_CHUNK", 2)
+    monkeypatch.setattr("drafters.eagle.layers.PREFILL_CHUNK", 2)
     again = speculative(PROMPTS, drafter, *parts)
     assert [(s.row, s.accepted) for s in again.steps] == [(s.row, s.accepted) for s in whole.steps]
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from drafters.hydra_heads import Hydra
-from drafters.hydra_heads.heads import HydraHeads, load_heads, save_heads
+from drafters.hydra_heads.heads import HydraHeads, fresh_prefix, load_heads, save_heads
 from drafters.hydra_heads.recipe import HydraRecipe
 from drafters.medusa.formats import write_official
 from drafters.medusa.heads import MedusaHeads, output_weight
@@ -21,6 +21,7 @@ from specdec.protocols import DraftState
 from specdec.sampling import SamplingParams
 from specdec.stopping import StopRule
 from specdec.target import TargetModel
+from specdec.training.features import teacher_forced
 from specdec.training.recipe import Recipe, TrainBatch
 from specdec.tree import PAD
 from tests.families import VOCAB, build
@@ -36,13 +37,34 @@ SEEDS = [[0, 0], [0, 1], [0, 2]]
 
 
 def made(
-    target: TargetModel, heads: int = 4, layers: int = 1, own: bool = False, vocabulary: Tensor | None = None
+    target: TargetModel,
+    heads: int = 4,
+    layers: int = 1,
+    own: bool = False,
+    vocabulary: Tensor | None = None,
+    prefix: bool = False,
 ) -> HydraHeads:
-    """Heads that look at every token they are given."""
-    hydra = HydraHeads.of(random_heads(target, heads, layers, own, vocabulary))
+    """Heads that look at everything they are given."""
+    medusa = random_heads(target, heads, layers, own, vocabulary)
+    hydra = HydraHeads.of(medusa, fresh_prefix(target, [-1]) if prefix else None)
+    generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
-        hydra.join += 0.1 * torch.randn(hydra.join.shape, generator=torch.Generator().manual_seed(3))
+        hydra.join += 0.1 * torch.randn(hydra.join.shape, generator=generator)
+        if prefix:
+            for parameter in (hydra.mix, *hydra.prefix.parameters()):
+                parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
     return hydra
+
+
+def entering_by_hand(heads: HydraHeads, target: TargetModel, row: list[int]) -> Tensor:
+    """What the heads read behind a text, its last token the root: from a forward over all of it."""
+    ids = torch.tensor([row])
+    hidden = teacher_forced(target, ids, ["hidden"])["hidden"][:, :-1]
+    if heads.prefix is None:
+        return hidden[0, -1]
+    with torch.no_grad():
+        (states,) = heads.prefix(hidden, ids[:, 1:], 1)
+        return hidden[0, -1] + heads.mix @ states[0, -1]
 
 
 def logits_by_hand(heads: HydraHeads, target: TargetModel, hidden: Tensor, path: list[int]) -> Tensor:
@@ -61,8 +83,8 @@ def logits_by_hand(heads: HydraHeads, target: TargetModel, hidden: Tensor, path:
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"layers": 2, "vocabulary": torch.arange(0, VOCAB, 2)}, {"own": True}],
-    ids=["", "vocabulary", "own"],
+    [{}, {"layers": 2, "vocabulary": torch.arange(0, VOCAB, 2)}, {"own": True}, {"prefix": True}],
+    ids=["", "vocabulary", "own", "prefix"],
 )
 def test_a_tree_holds_what_the_heads_say_of_every_path(options: dict) -> None:
     target = TargetModel(build("llama"), name="llama")
@@ -72,13 +94,14 @@ def test_a_tree_holds_what_the_heads_say_of_every_path(options: dict) -> None:
         def propose(self, state: DraftState):
             tree = super().propose(state)
             for r, row in enumerate(state.rows):
+                hidden = entering_by_hand(heads, target, list(row))
                 for node in range(1, tree.nodes):
                     if tree.tokens[r, node] == PAD:
                         continue
                     parent = torch.full((tree.batch,), int(tree.parents[r, node]))
                     path = [int(n) for n in tree.path_to(parent)[r] if n > 0]
                     tokens = [row[-1], *tree.tokens[r, path].tolist()]
-                    q = logits_by_hand(heads, target, state.verdict.last_hidden[r], tokens).softmax(-1)
+                    q = logits_by_hand(heads, target, hidden, tokens).softmax(-1)
                     column = int(tree.tokens[r, node])
                     if heads.vocabulary is not None:
                         column = heads.vocabulary.tolist().index(column)
@@ -95,10 +118,10 @@ def test_a_tree_holds_what_the_heads_say_of_every_path(options: dict) -> None:
 @pytest.mark.parametrize("verifier", [TreeAttention, PathByPath])
 def test_a_row_is_what_it_would_be_alone(tiny: TargetModel, verifier: type) -> None:
     vocabulary = torch.arange(0, tiny.vocab_size, 3)
-    heads = made(tiny, vocabulary=vocabulary)
+    heads, informed = made(tiny, vocabulary=vocabulary), made(tiny, prefix=True)
     for drafter in (
         Hydra(heads, 3, children="with_replacement"),
-        Hydra(heads, 3, 2, 6, 0.0),
+        Hydra(informed, 3, 2, 6, 0.0),
         Hydra(heads, 4, 1, 4, 0.0),
     ):
         for sampling in (GREEDY, SamplingParams(temperature=0.9, top_k=30, repetition_penalty=1.1)):
@@ -110,9 +133,10 @@ def test_a_row_is_what_it_would_be_alone(tiny: TargetModel, verifier: type) -> N
 
 def test_fresh_heads_are_the_medusa_heads_they_are_made_of(tiny: TargetModel) -> None:
     medusa = random_heads(tiny, 3, 2, vocabulary=torch.tensor([2, 7, 11]))
-    hydra = HydraHeads.of(medusa)
+    hydra = HydraHeads.of(medusa, fresh_prefix(tiny, [0, -1]))
     hidden, path = torch.randn(5, medusa.dim), torch.randint(0, tiny.vocab_size, (5, 3))
     assert torch.equal(hydra.guesses(hidden, path, tiny), medusa(hidden))
+    assert torch.equal(hydra.entering(hidden[None], path[None, :, 0]), hidden[None])
 
 
 def test_a_head_reads_no_token_it_has_to_guess(target: TargetModel) -> None:
@@ -126,11 +150,26 @@ def test_a_head_reads_no_token_it_has_to_guess(target: TargetModel) -> None:
         assert changed.tolist() == [head >= place for head in range(4)]
 
 
-def test_the_loss_is_of_the_tokens_that_came(target: TargetModel, batch: TrainBatch) -> None:
-    heads, decay = made(target, 3), 0.7
+def test_a_prefix_reads_no_token_a_head_has_to_guess(target: TargetModel) -> None:
+    """At t it reads h up to t, and the tokens up to t + 1."""
+    heads, dim = made(target, prefix=True), output_weight(target).shape[1]
+    hidden, tokens = torch.randn(1, 9, dim, requires_grad=True), torch.arange(9)[None]
+    (read,) = torch.autograd.grad(heads.entering(hidden, tokens)[0, 4].sum(), hidden)
+    assert (read[0].abs().sum(-1) > 0).tolist() == [True] * 5 + [False] * 4
+    for place in range(9):
+        other = tokens.clone()
+        other[0, place] = 20
+        changed = not torch.equal(heads.entering(hidden, other)[0, 4], heads.entering(hidden, tokens)[0, 4])
+        assert changed == (1 <= place <= 5)
+
+
+@pytest.mark.parametrize("prefix", [False, True])
+def test_the_loss_is_of_the_tokens_that_came(target: TargetModel, batch: TrainBatch, prefix: bool) -> None:
+    heads, decay = made(target, 3, prefix=prefix), 0.7
     loss = HydraRecipe(heads=3, decay=decay).loss(heads, target, batch).loss
     expected, roots = 0.0, 0
-    for tokens, answer, hidden in zip(batch.tokens, batch.answer, batch.features["hidden"], strict=True):
+    entering = heads.entering(batch.features["hidden"], batch.tokens).detach()
+    for tokens, answer, hidden in zip(batch.tokens, batch.answer, entering, strict=True):
         for t in range(len(tokens) - 2):
             if not (answer[t + 1] and answer[t + 2]):
                 continue
@@ -144,7 +183,7 @@ def test_the_loss_is_of_the_tokens_that_came(target: TargetModel, batch: TrainBa
     assert float(loss.total.detach()) == pytest.approx(expected, rel=1e-4)
 
 
-@pytest.mark.parametrize("options", [{}, {"vocabulary": 80, "soft": 0.3}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"vocabulary": 80, "soft": 0.3, "prefix": [-1]}], ids=str)
 def test_heads_learn_the_targets_text(target: TargetModel, batch: TrainBatch, tmp_path: Path, options: dict) -> None:
     recipe = HydraRecipe(heads=3, **options)
     assert isinstance(recipe, Recipe)
@@ -181,6 +220,12 @@ def test_training_goes_on_from_either_kind_of_heads(tiny: TargetModel, tmp_path:
     again = HydraRecipe(start=str(tmp_path / "hydra")).build(tiny, none)
     for name, tensor in hydra.state_dict().items():
         torch.testing.assert_close(again.state_dict()[name].to(tensor), tensor, atol=1e-3, rtol=1e-3)
+    informed = HydraRecipe(start=str(tmp_path / "hydra"), prefix=[-1]).build(tiny, none)
+    assert isinstance(informed, HydraHeads)
+    assert informed.prefix is not None
+    torch.testing.assert_close(informed.join, again.join)
+    save_heads(informed, tiny, tmp_path / "hydra")
+    assert load_heads(tmp_path / "hydra", tiny).prefix is not None
     wider = HydraRecipe(start=str(tmp_path / "hydra"), vocabulary=5).build(tiny, none)
     assert isinstance(wider, MedusaHeads)
     assert wider.vocabulary is not None

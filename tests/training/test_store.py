@@ -193,11 +193,10 @@ def test_features_there_are_none_of(tmp_path: Path, tiny: TargetModel, name: str
         complete(tiny, shard, [name])
 
 
-def test_batches_keep_the_order_and_the_limit(folder: Path) -> None:
+def test_batches_keep_the_limit_and_pad_little(folder: Path) -> None:
     texts = TextStore(folder).texts  # of 5, 6, 7 and 8 tokens
-    made = list(batches(texts, 14))
-    assert [text for batch in made for text in batch] == texts
-    assert [len(batch) for batch in made] == [2, 1, 1]
+    assert list(batches(texts, 14)) == [[0, 1], [2], [3]]
+    assert list(batches(texts[::-1], 100)) == [[3, 2, 1, 0]]
 
 
 def test_token_ids_travel_in_a_file(folder: Path, tmp_path_factory: pytest.TempPathFactory, tiny: TargetModel) -> None:
