@@ -18,6 +18,7 @@ from drafters.shipped import shipped_folder
 from specdec.drafting import DynamicTree, TreeShape, already_read, level_q, level_q_among, over_all_tokens
 from specdec.models import load, require_same_tokens
 from specdec.protocols import DraftState, Rows, Session, Weights
+from specdec.runtime.quantised import STORED
 from specdec.students import Student
 from specdec.target import TargetModel
 from specdec.training.saving import training_tokens
@@ -31,6 +32,9 @@ class DraftModel:
 
     nodes: draft the most probable nodes instead, so many of them, in a tree that follows the draft model's confidence
     (`DynamicTree`; depth, beam, threshold as there; children are then the top-k, and widths count for nothing).
+
+    weights: as what the fast products of a CPU keep fp32 weights: `stored`, `bf16`, `int8` or `int4`. None: `int8` for
+    a student, `stored` for a model loaded by name.
     """
 
     def __init__(
@@ -42,17 +46,19 @@ class DraftModel:
         depth: int = 6,
         beam: int = 4,
         threshold: float = 0.0,
+        weights: str | None = None,
         **load_options: Any,
     ) -> None:
         self.shape = TreeShape(widths, children)
         self.dynamic = None if nodes is None else DynamicTree(depth, beam, nodes, threshold)
         self._student: Student | str | None = None
+        self._kept_as = weights or "int8"
         if isinstance(model, TargetModel):
             self.model = model
         elif isinstance(model, Student) or model == "auto" or is_student(model):
             self._student = model  # it needs what the target has
         else:
-            self.model = load(model, **load_options)
+            self.model = load(model, weights=weights or STORED, **load_options)
         self._vocabulary: Tensor | None = None
         self._target: TargetModel | None = None
 
@@ -114,7 +120,9 @@ class DraftModel:
         self._weights = Weights.of(student, tokens)
         runtime = "stock" if target.runtime is None and target.device.type == "cpu" else "auto"
         kernel, self._vocabulary = target.kernel.name, student.vocabulary
-        self.model = TargetModel(student.as_model(target), name="student", kernel=kernel, runtime=runtime)
+        self.model = TargetModel(
+            student.as_model(target, self._kept_as), name="student", kernel=kernel, runtime=runtime
+        )
 
     def _read_level(self, known: TokenTree, level: int) -> Tensor:
         """Logits [batch level vocab] after the last level's nodes; the levels before are cached.

@@ -18,7 +18,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from specdec.errors import InputError
 from specdec.layers import DecoderLayers
 from specdec.runtime import linear
-from specdec.runtime.quantised import QuantisedLinear
+from specdec.runtime.quantised import STORED, QuantisedLinear, quantise, require_weights
 from specdec.target import TargetModel
 
 
@@ -101,11 +101,14 @@ class Student(nn.Module):
         states = part(input_ids=tokens, use_cache=use_cache, entering=entering, **options).last_hidden_state
         return states
 
-    def as_model(self, target: TargetModel) -> PreTrainedModel:
+    def as_model(self, target: TargetModel, weights: str = STORED) -> PreTrainedModel:
         """For the decoding path: a model whose output layer has the rows of the draft vocabulary. Tensors are shared;
-        the modules are others, since a runtime may exchange them."""
+        the modules are others, since a runtime may exchange them. weights: as in `specdec.runtime.linear`."""
         model = sharing(self.model)
         model.set_output_embeddings(linear(*output_rows(target, self.vocabulary), fast=False))
+        require_weights(weights, "drafter.weights")
+        if target.runtime is not None and target.dtype is torch.float32:
+            quantise(model, weights)
         return model
 
     def in_precision_of(self, target: TargetModel) -> Student:

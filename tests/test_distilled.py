@@ -13,9 +13,10 @@ from drafters.distilled import DistillRecipe, load_student, save_whole
 from drafters.draft_model import DraftModel
 from experiments import bench, distill
 from specdec.errors import InputError
-from specdec.generate import speculative
+from specdec.generate import autoregressive, speculative
 from specdec.metrics import StepMetrics
 from specdec.models import load_tiny
+from specdec.runtime.quantised import QuantisedLinear
 from specdec.sampling import SamplingParams
 from specdec.stopping import StopRule
 from specdec.students import Student, new_student, student_of
@@ -141,6 +142,19 @@ def test_a_student_comes_back_from_its_folder(tmp_path: Path, target: TargetMode
     assert texts[0].texts == texts[1].texts
     drafted = [t for step in texts[0].steps for t in step.tokens[: step.accepted]]
     assert vocabulary is None or set(drafted) <= set(vocabulary.tolist())
+
+
+@pytest.mark.parametrize("weights", ["stored", "bf16", "int8", "int4"])
+def test_a_student_drafts_in_lower_precision(target: TargetModel, weights: str) -> None:
+    """In modules of its own: neither the target's weights nor the student's are touched, nor is the text."""
+    student = new_student(target, [0, -1])
+    parts = (TreeAttention(target), Exact(), SamplingParams(), StopRule(NEW), [[0]] * len(PROMPTS))
+    plain = autoregressive(PROMPTS, target, *parts[2:])
+    drafter = DraftModel(student, [1, 1], weights=weights)
+    assert speculative(PROMPTS, drafter, *parts).texts == plain.texts
+    kinds = {m.weights for m in drafter.model.model.modules() if isinstance(m, QuantisedLinear)}
+    assert kinds == (set() if weights == "stored" else {weights})
+    assert not any(isinstance(m, QuantisedLinear) for m in [*target.model.modules(), *student.model.modules()])
 
 
 def test_a_student_round_trips_through_transformers(tmp_path: Path, target: TargetModel) -> None:

@@ -20,7 +20,8 @@ from specdec.tree import TokenTree
 class Eagle:
     """head: a folder with a trained head; `auto`, the one shipped for the target; `fresh`, an untrained one;
     or a loaded one. depth, beam, nodes, threshold: see `DynamicTree` (arXiv 2406.16858); a beam of 1 is a chain.
-    children: `top_k`; or, at a temperature above 0, a chain drawn from q: `with_replacement`.
+    children: `top_k`; or, at a temperature above 0, a chain drawn from q: `with_replacement`. weights: as what the fast
+    products of a CPU keep the head's fp32 weights, and the draft vocabulary's: `stored`, `bf16`, `int8` or `int4`.
     """
 
     def __init__(
@@ -31,8 +32,9 @@ class Eagle:
         nodes: int = 12,
         threshold: float = 0.0,
         children: str = "top_k",
+        weights: str = "stored",
     ) -> None:
-        self.head, self.tree = head, ConfidentTree(depth, beam, nodes, threshold, children)
+        self.head, self.tree, self._kept_as = head, ConfidentTree(depth, beam, nodes, threshold, children), weights
         self._target: TargetModel | None = None
 
     @property
@@ -72,5 +74,5 @@ class Eagle:
         elif isinstance(head, str):
             folder = shipped_folder(target, DRAFTER, "drafter.head") if head == "auto" else Path(head)
             head, learnt = load_head(folder, target), training_tokens(folder)
-        self._weights, self._layers = Weights.of(head, learnt), EagleLayers(head, target)
+        self._weights, self._layers = Weights.of(head, learnt), EagleLayers(head, target, self._kept_as)
         self._target, self._vocabulary, self._vocab = target, head.vocabulary, target.vocab_size

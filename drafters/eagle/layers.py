@@ -9,6 +9,7 @@ from torch import Tensor
 from drafters.eagle.head import EagleHead
 from specdec.protocols import DraftState, Session
 from specdec.runtime import linear
+from specdec.runtime.quantised import STORED
 from specdec.target import PREFILL_CHUNK, TargetModel, TargetOutput
 from specdec.tree import PAD, TokenTree
 
@@ -16,15 +17,18 @@ from specdec.tree import PAD, TokenTree
 class EagleLayers:
     """The cache holds the entries of the committed text, made of the target's own hidden states: drafted entries, made
     of stand-ins, are forgotten after every step, and those that were accepted are made anew.
+
+    weights: as in `specdec.runtime.linear`.
     """
 
-    def __init__(self, head: EagleHead, target: TargetModel) -> None:
+    def __init__(self, head: EagleHead, target: TargetModel, weights: str = STORED) -> None:
         head = head.in_precision_of(target)
         fast = target.runtime is not None
         runtime = "stock" if target.device.type == "cpu" and not fast else "auto"
-        model, kernel = head.student.as_model(target), target.kernel.name
+        model, kernel = head.student.as_model(target, weights), target.kernel.name
         self._layers = TargetModel(model, name="eagle", kernel=kernel, runtime=runtime)
-        self._join, self._embed = linear(head.join.weight, fast=fast), target.model.get_input_embeddings()
+        self._join = linear(head.join.weight, fast=fast, weights=weights)
+        self._embed = target.model.get_input_embeddings()
 
     def start(self, session: Session, drafted: int = 0) -> None:
         """drafted: room for how many entries of a draft."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -26,7 +27,8 @@ class Hydra:
     """heads: a folder with trained heads; `auto`, those shipped for the target; `fresh`, untrained ones, whose every
     guess is the target's next token; or loaded ones. depth, beam, nodes, threshold: see `DynamicTree` (arXiv
     2406.16858); a beam of 1 is a chain. children: `top_k`; or, at a temperature above 0, a chain drawn from q:
-    `with_replacement`.
+    `with_replacement`. weights: as what the fast products of a CPU keep the heads' fp32 weights, and the draft
+    vocabulary's: `stored`, `bf16`, `int8` or `int4`.
 
     Raises:
         InputError: a number out of range; when a batch begins: heads for another target, fewer heads than `depth`.
@@ -40,8 +42,9 @@ class Hydra:
         nodes: int = 7,
         threshold: float = 0.1,
         children: str = "top_k",
+        weights: str = "stored",
     ) -> None:
-        self.heads, self.tree = heads, ConfidentTree(depth, beam, nodes, threshold, children)
+        self.heads, self.tree, self._kept_as = heads, ConfidentTree(depth, beam, nodes, threshold, children), weights
         self._target: TargetModel | None = None
 
     @property
@@ -86,30 +89,31 @@ class Hydra:
         if heads.heads < self.tree.depth:
             expected, fix = f"at most {heads.heads}, as there are heads", "lower it, or train more heads"
             raise InputError("drafter.depth", expected=expected, got=self.tree.depth, fix=fix)
-        self._weights, self._products = Weights.of(heads, learnt), Products(heads, target)
+        self._weights, self._products = Weights.of(heads, learnt), Products(heads, target, self._kept_as)
         self._prefix = None
         if heads.prefix is not None:
-            self._prefix = EagleLayers(heads.prefix, target)
-            self._mix = linear(heads.mix.to(target.dtype), fast=target.runtime is not None)
+            self._prefix = EagleLayers(heads.prefix, target, self._kept_as)
+            self._mix = linear(heads.mix.to(target.dtype), fast=target.runtime is not None, weights=self._kept_as)
         self._target, self._vocabulary, self._vocab = target, heads.vocabulary, target.vocab_size
         self._embed = target.model.get_input_embeddings()
 
 
 class Products:
     """What one head computes for a level of the tree. Shares the weights of `heads` and of the target (a draft
-    vocabulary's rows are copied)."""
+    vocabulary's rows are copied). weights: as in `specdec.runtime.linear`."""
 
-    def __init__(self, heads: HydraHeads, target: TargetModel) -> None:
-        fast, rows = target.runtime is not None, heads.output_rows(target)
-        self._joins = [linear(heads.joined(head), fast=fast) for head in range(heads.heads)]
+    def __init__(self, heads: HydraHeads, target: TargetModel, weights: str) -> None:
+        product = partial(linear, fast=target.runtime is not None, weights=weights)
+        rows = heads.output_rows(target)
+        self._joins = [product(heads.joined(head)) for head in range(heads.heads)]
         self._blocks = [
-            [linear(w, b, fast=fast) for w, b in zip(heads.weight[:, head], heads.bias[:, head], strict=True)]
+            [product(w, b) for w, b in zip(heads.weight[:, head], heads.bias[:, head], strict=True)]
             for head in range(heads.heads)
         ]
         if heads.output is not None:
-            self._outputs = [linear(weight, fast=fast) for weight in rows]
+            self._outputs = [product(weight) for weight in rows]
         elif heads.vocabulary is not None:
-            self._outputs = [linear(rows[0], heads.output_bias(target), fast=fast)] * heads.heads
+            self._outputs = [product(rows[0], heads.output_bias(target))] * heads.heads
         else:
             self._outputs = [output_layer(target)] * heads.heads
         self._dtypes = heads.join.dtype, rows[0].dtype

@@ -12,7 +12,7 @@ from specdec.errors import InputError
 from specdec.runtime.build import BuildError
 from specdec.runtime.few_rows import FewRowLinear
 from specdec.runtime.library import kernels
-from specdec.runtime.quantised import QuantisedLinear
+from specdec.runtime.quantised import STORED, QuantisedLinear, require_weights
 
 RUNTIMES = ("auto", "fast", "stock")
 
@@ -36,14 +36,22 @@ class FastRuntime:
             setattr(parent, name, stock)
 
 
-def linear(weight: Tensor, bias: Tensor | None = None, *, fast: bool) -> torch.nn.Module:
-    """x W^T + b on given weights, which are shared and not copied: how a drafter's own products become as fast as
-    the target's. fast: whether the target runs on the fast products (`TargetModel.runtime`)."""
+def linear(weight: Tensor, bias: Tensor | None = None, *, fast: bool, weights: str = STORED) -> torch.nn.Module:
+    """x W^T + b on given weights: how a drafter's own products become as fast as the target's. fast: whether the target
+    runs on the fast products (`TargetModel.runtime`), which can then keep a copy of fp32 weights in lower precision
+    (weights: as in `quantise`); otherwise the weights are shared and not copied.
+
+    Raises:
+        InputError: an unknown name for `weights`.
+    """
+    require_weights(weights, "drafter.weights")
     layer = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
     layer.weight = torch.nn.Parameter(weight.detach(), requires_grad=False)
     if bias is not None:
         layer.bias = torch.nn.Parameter(bias.detach(), requires_grad=False)
-    return FewRowLinear(layer) if fast and FewRowLinear.covers(layer) else layer
+    if not (fast and FewRowLinear.covers(layer)):
+        return layer
+    return FewRowLinear(layer) if weights == STORED else QuantisedLinear(layer, weights)
 
 
 def choose_runtime(name: str, model: PreTrainedModel) -> FastRuntime | None:

@@ -18,7 +18,8 @@ from specdec.errors import InputError
 from specdec.runtime import library as lib
 from specdec.runtime.build import BuildError
 
-WEIGHTS = ("stored", "bf16", "int8", "int4")
+STORED = "stored"
+WEIGHTS = (STORED, "bf16", "int8", "int4")
 GROUP = 32  # int4 weights that share a scale, as in kernels/product.hpp
 
 
@@ -93,11 +94,8 @@ def quantise(model: PreTrainedModel, weights: str) -> None:
     Raises:
         InputError: an unknown name, a model that is not in fp32 on a CPU, or no compiler.
     """
-    if weights not in WEIGHTS:
-        raise InputError(
-            "target.weights", expected=f"one of {', '.join(WEIGHTS)}", got=repr(weights), fix="use weights=stored"
-        )
-    if weights == "stored":
+    require_weights(weights, "target.weights")
+    if weights == STORED:
         return
     if model.device.type != "cpu" or model.dtype is not torch.float32:
         raise InputError(
@@ -116,6 +114,17 @@ def quantise(model: PreTrainedModel, weights: str) -> None:
         for name, child in list(parent.named_children()):
             if type(child) is nn.Linear:
                 setattr(parent, name, QuantisedLinear(child, weights))
+
+
+def require_weights(weights: str, what: str) -> None:
+    """Refuse an unknown way of keeping weights.
+
+    Raises:
+        InputError: and names those there are.
+    """
+    if weights not in WEIGHTS:
+        expected, fix = f"one of {', '.join(WEIGHTS)}", "use weights=stored"
+        raise InputError(what, expected=expected, got=repr(weights), fix=fix)
 
 
 def _scale(w: Tensor, largest: int) -> Tensor:
