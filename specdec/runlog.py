@@ -268,7 +268,7 @@ class TrainLog:
 
 
 def provenance() -> dict[str, Any]:
-    """Command, commit, uncommitted changes, versions and machine."""
+    """Command, commit, uncommitted changes, versions, machine and process."""
     return {
         "command": [sys.executable, *sys.orig_argv[1:]],
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -277,8 +277,14 @@ def provenance() -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},
         "machine": machine(),
+        "process": this_process(),
         "threads": torch.get_num_threads(),
     }
+
+
+def this_process() -> dict[str, Any]:
+    """What tells it from every other, a later one of the same number too."""
+    return {"host": platform.node(), "pid": os.getpid(), "began": psutil.Process().create_time()}
 
 
 def machine() -> dict[str, Any]:

@@ -6,11 +6,13 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import psutil
 import yaml
 
 from specdec.errors import InputError
@@ -154,8 +156,10 @@ class Run:
 
     @property
     def status(self) -> str:
-        """running, finished, interrupted, failed; a run without a provenance is unknown."""
-        return str(self.provenance.get("status", "unknown"))
+        """running, finished, interrupted, failed; killed, where its process ended without a word; a run without a
+        provenance is unknown."""
+        status = str(self.provenance.get("status", "unknown"))
+        return "killed" if status == "running" and _has_ended(self.provenance.get("process")) else status
 
     @property
     def names(self) -> dict[str, str]:
@@ -190,7 +194,7 @@ class Run:
         notes = [*self._unreadable, *(note for file in self._files.values() if (note := file.note))]
         if self.status == "running":
             notes.append("the run is under way: figures are those of its steps so far")
-        elif self.status in ("interrupted", "failed"):
+        elif self.status in ("interrupted", "failed", "killed"):
             notes.append(f"the run was {self.status}: figures are those of the steps it made")
         if self.steps and not any(record.parents for record in self.steps):
             notes.append("the run is of an older version that did not record its trees")
@@ -208,6 +212,16 @@ class Run:
         if found is None:
             self._unreadable.append(f"{name} cannot be read")
         return found or {}
+
+
+def _has_ended(process: Any) -> bool:
+    """Whether a run's process is known to be gone: nothing is known of other machines, and of older versions' runs."""
+    if not isinstance(process, dict) or process.get("host") != platform.node():
+        return False
+    try:
+        return bool(psutil.Process(process["pid"]).create_time() != process["began"])
+    except psutil.NoSuchProcess:
+        return True
 
 
 _STEP_FIELDS = tuple(StepRecord.__dataclass_fields__)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -51,6 +53,27 @@ def test_a_run_under_way_grows_and_its_figures_are_those_of_its_steps(tmp_path: 
     begin(tmp_path).stop("failed")  # another run began in its folder
     assert run.refresh()
     assert not run.steps
+
+
+def test_a_killed_run_is_not_under_way_for_ever(tmp_path: Path) -> None:
+    log = begin(tmp_path)
+    add_text(log, 0)
+    file = tmp_path / "provenance.json"
+    written = json.loads(file.read_text("utf-8"))
+    with subprocess.Popen([sys.executable, "-c", ""]) as gone:
+        pass
+    for process, status in [
+        (written["process"], "running"),
+        ({**written["process"], "pid": gone.pid}, "killed"),
+        ({**written["process"], "began": 1.0}, "killed"),  # its number is another's now
+        ({**written["process"], "pid": gone.pid, "host": "elsewhere"}, "running"),
+        (None, "running"),  # of an older version
+    ]:
+        file.write_text(json.dumps({**written, "process": process}), "utf-8")
+        run = read(tmp_path)
+        assert run.status == status
+        assert run.notes[0].startswith("the run was killed" if status == "killed" else "the run is under way")
+    log.stop("failed")
 
 
 def test_half_a_last_line_is_left_out_and_named_until_it_is_whole(tmp_path: Path) -> None:
