@@ -27,11 +27,12 @@ from specdec.tree import TokenTree
 
 class DraftModel:
     """model: a loaded model, or a name for `specdec.models.load` with its options; or a student of the target: a
-    module, a folder that `experiments.distill` wrote, or `auto` for the one shipped. widths, children: see `TreeShape`
-    (at temperature 0, where q is one-hot, children are always the top-k).
+    module, a folder that `experiments.distill` wrote, or `auto` for the one shipped.
 
-    nodes: draft the most probable nodes instead, so many of them, in a tree that follows the draft model's confidence
-    (`DynamicTree`; depth, beam, threshold as there; children are then the top-k, and widths count for nothing).
+    nodes: draft the most probable nodes, so many of them, in a tree that follows the draft model's confidence
+    (`DynamicTree`; depth, beam, threshold as there; children are the top-k).
+    widths: draft a tree of this fixed shape instead; children: how its nodes are chosen (`TreeShape`; at temperature 0,
+    where q is one-hot, always the top-k). Neither: a chain of four.
 
     weights: as what the fast products of a CPU keep fp32 weights: `stored`, `bf16`, `int8` or `int4`. None: `int8` for
     a student, `stored` for a model loaded by name.
@@ -40,7 +41,7 @@ class DraftModel:
     def __init__(
         self,
         model: TargetModel | Student | str = "auto",
-        widths: Sequence[int] = (1, 1, 1, 1),
+        widths: Sequence[int] | None = None,
         children: str = "with_replacement",
         nodes: int | None = None,
         depth: int = 6,
@@ -49,8 +50,8 @@ class DraftModel:
         weights: str | None = None,
         **load_options: Any,
     ) -> None:
-        self.shape = TreeShape(widths, children)
-        self.dynamic = None if nodes is None else DynamicTree(depth, beam, nodes, threshold)
+        self.shape = TreeShape([1] * 4 if widths is None else widths, children)
+        self.dynamic = None if nodes is None or widths is not None else DynamicTree(depth, beam, nodes, threshold)
         self._student: Student | str | None = None
         self._kept_as = weights or "int8"
         if isinstance(model, TargetModel):
