@@ -22,7 +22,7 @@ $(READY): pyproject.toml constraints.txt requirements-embedded.txt Makefile
 	touch $@
 
 demo: $(READY)  ## a real model, decoded faster with the same text; ends with the report it wrote
-	$(BIN)/python -m experiments.bench -m experiment=demo drafter=ngram,medusa,hydra_heads
+	$(BIN)/python -m experiments.bench -m experiment=demo drafter=ngram,medusa,hydra_heads,union
 
 test: $(READY)  ## all tests
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n auto

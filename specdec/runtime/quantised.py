@@ -33,6 +33,7 @@ class QuantisedLinear(nn.Module):
     codes: Tensor
     scale: Tensor | None
     bias: Tensor | None
+    _whole: lib.Matrix | None
 
     def __init__(self, linear: nn.Linear, weights: str) -> None:
         super().__init__()
@@ -52,7 +53,7 @@ class QuantisedLinear(nn.Module):
         self.register_buffer("codes", codes.contiguous())
         self.register_buffer("scale", None if scale is None else scale.squeeze(-1).contiguous())
         self.register_buffer("bias", None if linear.bias is None else linear.bias.detach().float())
-        self._kernel = lib.kernels().few_rows
+        self._kernel, self._whole = lib.kernels().few_rows, None
 
     @property
     def weight(self) -> Float[Tensor, "outputs features"]:
@@ -81,7 +82,9 @@ class QuantisedLinear(nn.Module):
         y = torch.empty(*x.shape[:-1], self.out_features)
         rows = math.prod(x.shape[:-1])
         if rows:
-            self._kernel(x.data_ptr(), rows, self.in_features, y.data_ptr(), self.matrix())
+            if self._whole is None or self._whole.w != self.codes.data_ptr():  # made anew only where weights have moved
+                self._whole = self.matrix()
+            self._kernel(x.data_ptr(), rows, self.in_features, y.data_ptr(), self._whole)
         return y
 
 
