@@ -15,7 +15,8 @@ from torch import Tensor
 
 from drafters.distilled import is_student, load_student
 from drafters.shipped import shipped_folder
-from specdec.drafting import DynamicTree, TreeShape, already_read, level_q, level_q_among, over_all_tokens
+from specdec.drafting import TreeShape, already_read, level_q, level_q_among, over_all_tokens
+from specdec.dynamic_tree import DynamicTree
 from specdec.models import load, require_same_tokens
 from specdec.protocols import DraftState, Rows, Session, Weights
 from specdec.runtime.quantised import STORED

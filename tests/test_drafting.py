@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from drafters.draft_model import DraftModel
-from specdec.drafting import DynamicTree, already_read
+from specdec.drafting import already_read
+from specdec.dynamic_tree import DynamicTree
 from specdec.errors import InputError
 from specdec.generate import autoregressive, speculative
 from specdec.metrics import StepMetrics

@@ -10,7 +10,7 @@ from torch import Tensor
 from drafters.eagle.head import DRAFTER, EagleHead, fresh_head, load_head
 from drafters.eagle.layers import EagleLayers
 from drafters.shipped import shipped_folder
-from specdec.drafting import ConfidentTree
+from specdec.dynamic_tree import ConfidentTree
 from specdec.protocols import DraftState, Session, Weights
 from specdec.target import TargetModel
 from specdec.training.saving import training_tokens

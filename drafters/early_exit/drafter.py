@@ -10,7 +10,7 @@ from torch import Tensor
 from drafters.early_exit.adapter import ExitAdapter, load_adapter
 from drafters.early_exit.exits import AdaptedExit, Exit, PlainExit
 from drafters.shipped import shipped_folder
-from specdec.drafting import ConfidentTree
+from specdec.dynamic_tree import ConfidentTree
 from specdec.protocols import DraftState, Session, Weights
 from specdec.target import TargetModel
 from specdec.training.saving import training_tokens

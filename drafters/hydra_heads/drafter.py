@@ -14,7 +14,7 @@ from drafters.eagle.layers import EagleLayers
 from drafters.hydra_heads.heads import DRAFTER, HydraHeads, load_heads
 from drafters.medusa.heads import fresh_heads, output_layer
 from drafters.shipped import shipped_folder
-from specdec.drafting import ConfidentTree
+from specdec.dynamic_tree import ConfidentTree
 from specdec.errors import InputError
 from specdec.protocols import DraftState, Session, Weights
 from specdec.runtime import linear
