@@ -1,7 +1,7 @@
 """The target's own text, for training drafters: tokens and hidden states in a folder.
 
 python -m experiments.self_distill folder=data/smollm2 prompts=jsonl prompts.path=questions.jsonl
-OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 -m experiments.self_distill ...    # a process per core or GPU
+OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 -m experiments.self_distill ...    # a process per core; on a GPU some six
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 import hydra
+import torch
 from accelerate import PartialState
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -83,9 +84,11 @@ class Options:
 def main(cfg: DictConfig) -> None:
     options = checked(cfg)
     prompts = instantiate(cfg.prompts) if cfg.get("prompts") else []
+    state = PartialState(cpu=True)  # processes wait for each other and exchange no tensors: any number may share a GPU
+    if torch.cuda.is_available():
+        torch.cuda.set_device(state.local_process_index % torch.cuda.device_count())
     target = instantiate(cfg.target)
     check_names(options.features, target)
-    state = PartialState(cpu=target.device.type == "cpu")
     part, parts = state.process_index, state.num_processes
     with Shard(Path(options.folder), part, Origin.of(target)) as shard:
         if not part:

@@ -70,7 +70,10 @@ def run(cfg: DictConfig) -> None:
     recipe = instantiate(cfg.recipe, _convert_="all")
     store = TextStore(Path(options.data))
     cpu = resolve_device(cfg.target.get("device", "auto")).type == "cpu"
-    accelerator = Accelerator(cpu=cpu, mixed_precision=precision(options.precision, cpu))
+    kind = precision(options.precision, cpu)
+    if kind == "tf32":
+        torch.set_float32_matmul_precision("high")
+    accelerator = Accelerator(cpu=cpu, mixed_precision="no" if kind == "tf32" else kind)
     target = instantiate(cfg.target)
     measure = tokens_per_step(
         instantiate(cfg.verifier, target=target), instantiate(cfg.acceptance), store, options.measure
@@ -133,7 +136,7 @@ def run_config(cfg: DictConfig, store: TextStore) -> dict[str, Any]:
 
 
 def precision(name: str, cpu: bool) -> str:
-    known = ("auto", "no", "bf16", "fp16")
+    known = ("auto", "no", "tf32", "bf16", "fp16")
     if name not in known:
         raise InputError("precision", expected=f"one of {', '.join(known)}", got=repr(name), fix="use precision=auto")
     if name != "auto":

@@ -12,6 +12,7 @@ from wandb.proto import wandb_internal_pb2 as pb
 from specdec.errors import InputError
 from specdec.metrics import StepRecord
 from specdec.runlog import NoTracker, RunLog, TrainLog, WandbTracker
+from tests.wandb_files import whole_file
 
 STEP = StepRecord(
     0, 1, 1, 3, 3, 2, 3, [0, 1, 2], [7, 8, 9], {"draft": 1.0, "verify": 2.0, "accept": 0.1, "commit": 0.1}
@@ -122,8 +123,7 @@ def test_wandb_mirrors_a_run_offline(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     log.finish(SUMMARY, report)
     assert log._mirror.tracker is not None, "the tracker was switched off"
-    (file,) = tmp_path.glob("sweep/0/wandb/offline-run-*/run-*.wandb")
-    records = wandb_records(file)
+    records = wandb_records(whole_file(tmp_path / "sweep" / "0"))
     logged = [
         {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
         for record in records

@@ -41,7 +41,8 @@ def deal(texts: Sequence[Text], parts: int) -> list[list[Text]]:
 def make_batch(
     store: TextStore, texts: Sequence[Text], features: Sequence[str], longest: int, progress: float = 0.0
 ) -> TrainBatch:
-    """Texts, cut to `longest` tokens and padded on the right, with their stored features; on the CPU."""
+    """Texts, cut to `longest` tokens and padded on the right, with their stored features in the 16 bit they are stored
+    in; on the CPU. `move` widens them, where they are used."""
     lengths = [min(text.tokens, longest) for text in texts]
     rows = [torch.from_numpy(store.tokens(text)[:n]).long() for text, n in zip(texts, lengths, strict=True)]
     answers = []
@@ -52,17 +53,19 @@ def make_batch(
         answers.append(answer)
 
     def feature(name: str) -> Tensor:
-        return _pad([store.feature(text, name)[:n].float() for text, n in zip(texts, lengths, strict=True)])
+        return _pad([store.feature(text, name)[:n] for text, n in zip(texts, lengths, strict=True)])
 
     valid = [torch.ones(n, dtype=torch.bool) for n in lengths]
     return TrainBatch(_pad(rows), _pad(answers), _pad(valid), {name: feature(name) for name in features}, progress)
 
 
 def move(batch: TrainBatch, device: torch.device) -> TrainBatch:
+    """The batch on a device, its features in fp32."""
+
     def to(tensor: Tensor) -> Tensor:
         return tensor.to(device, non_blocking=True)
 
-    features = {name: to(values) for name, values in batch.features.items()}
+    features = {name: to(values).float() for name, values in batch.features.items()}
     return TrainBatch(to(batch.tokens), to(batch.answer), to(batch.valid), features, batch.progress)
 
 

@@ -18,6 +18,7 @@ from specdec.target import TargetModel
 from specdec.training.store import FEATURE_BYTES, HIDDEN, Shard, Text, TextStore, require_disk
 
 WINDOW = 128  # texts whose features are held in memory, to be batched by length; what an interruption loses at most
+BATCH_TOKENS = {"cpu": 4096, "cuda": 16384}  # of a forward, padding included
 
 
 def check_names(names: Sequence[str], target: TargetModel) -> None:
@@ -54,12 +55,14 @@ def complete(
     target: TargetModel,
     shard: Shard,
     names: Sequence[str],
-    batch_tokens: int = 4096,
+    batch_tokens: int | None = None,
     on_text: Callable[[int], None] = lambda tokens: None,
 ) -> None:
-    """Compute and store what features a shard's sequences lack; an interrupted run goes on where it stopped.
+    """Compute and store what features a shard's sequences lack, those of one sequence in one forward; an interrupted
+    run goes on where it stopped.
 
-    batch_tokens: of a forward, padding included. on_text: called with the tokens of every forward.
+    batch_tokens: of a forward, padding included (None: what suits the device). on_text: called with the tokens of every
+    forward, times the features made of them.
 
     Raises:
         InputError: a feature the target does not have, or a disk too small for it.
@@ -67,19 +70,25 @@ def complete(
     check_names(names, target)
     needed = missing_tokens(shard, names) * FEATURE_BYTES * shard.origin.dim
     require_disk(shard.folder, needed, f"the features {', '.join(names)}", "choose a folder on a larger disk")
-    store = TextStore(shard.folder)
-    for name in names:
-        left = shard.texts[shard.cut_feature(name) :]
-        for begin in range(0, len(left), WINDOW):
-            window = left[begin : begin + WINDOW]
-            values: dict[int, Tensor] = {}
-            for batch in batches(window, batch_tokens):
-                rows = [torch.from_numpy(store.tokens(window[i])).long() for i in batch]
-                made = teacher_forced(target, torch.nn.utils.rnn.pad_sequence(rows, batch_first=True), [name])[name]
-                values |= {i: row[: window[i].tokens].clone() for i, row in zip(batch, made, strict=True)}
-                on_text(sum(window[i].tokens for i in batch))
+    store, stored = TextStore(shard.folder), {name: shard.cut_feature(name) for name in names}
+    batch_tokens = batch_tokens or BATCH_TOKENS.get(target.device.type, BATCH_TOKENS["cpu"])
+    begin = min(stored.values(), default=0)
+    while begin < len(shard.texts):
+        wanted = [name for name in names if stored[name] <= begin]
+        # up to where another feature is missing, too
+        end = min([begin + WINDOW, *(count for count in stored.values() if count > begin)])
+        window, values = shard.texts[begin:end], {}
+        for batch in batches(window, batch_tokens):
+            rows = [torch.from_numpy(store.tokens(window[i])).long() for i in batch]
+            made = teacher_forced(target, torch.nn.utils.rnn.pad_sequence(rows, batch_first=True), wanted)
+            for name, all_rows in made.items():
+                for i, row in zip(batch, all_rows.to("cpu"), strict=True):
+                    values[i, name] = row[: window[i].tokens].clone()
+            on_text(len(wanted) * sum(window[i].tokens for i in batch))
+        for name in wanted:
             for i in range(len(window)):
-                shard.append_feature(name, values.pop(i))
+                shard.append_feature(name, values.pop((i, name)))
+        begin = end
 
 
 def missing_tokens(shard: Shard, names: Sequence[str]) -> int:

@@ -7,7 +7,7 @@ travels together differs. Token ids only.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -51,11 +51,15 @@ class _Text:
         return len(self.request.prompt) + len(self.answer)
 
 
+TOGETHER = {"cuda": 16}  # prompts read in one forward, by device: launching its kernels takes as long as a single one's
+
+
 class Refill:
     """Generates many texts with `target`, `places` at a time.
 
     stop: ends a text; longest: tokens of the longest prompt that will come; hidden: the dtype to keep hidden states in,
-    or None; shared: what prompts begin with (a chat template's opening), read only once.
+    or None; shared: what prompts begin with (a chat template's opening), read only once; together: how many places must
+    be free before new prompts are read, all at once (None: what suits the device).
 
     Raises:
         InputError: prompts that do not fit the context window, or places that do not fit memory.
@@ -69,19 +73,20 @@ class Refill:
         longest: int,
         hidden: torch.dtype | None = None,
         shared: Sequence[int] = (),
+        together: int | None = None,
     ) -> None:
         self._target, self._stop, self._shared = target, stop, list(shared)
         capacity = longest_text([[0] * longest], stop, target.context_window)
         self._cache = target.new_cache(places, capacity)
-        self._entrance = target.new_cache(
-            1, max(longest, len(shared))
-        )  # where a prompt is read before it takes a place
+        self._together = min(together or TOGETHER.get(target.device.type, 1), places)
+        # where prompts are read before they take their places
+        self._entrance = target.new_cache(self._together, max(longest, len(shared)))
         self._places: list[_Text | None] = [None] * places
         dim = target.model.config.get_text_config().hidden_size if hidden is not None else 0
         self._hidden = torch.empty(places, capacity, dim, dtype=hidden or target.dtype, device=target.device)
         self._opened = bool(self._shared)  # whether the entrance holds the opening
         if self._shared:
-            opening = target.prefill(self._entrance, [self._shared]).hidden[0]
+            opening = target.prefill(self._entrance, [self._shared] * self._together).hidden[0]
             self._opening_hidden = opening[:, :dim].to(self._hidden.dtype)
 
     @torch.inference_mode()
@@ -97,11 +102,15 @@ class Refill:
         turn). step: called after each forward with the number of texts in it.
         """
         waiting, source = deque[Request](), iter(requests)
+
+        def following() -> Request | None:
+            return waiting.popleft() if waiting else next(source, None)
+
         while True:
-            for place, text in enumerate(self._places):
-                request = None if text else waiting.popleft() if waiting else next(source, None)
-                if request is not None:
-                    self._places[place] = self._admit(place, request)
+            free = [place for place, text in enumerate(self._places) if not text]
+            for begin in range(0, len(free) - self._together + 1, self._together):
+                places = free[begin : begin + self._together]
+                self._admit({place: request for place in places if (request := following()) is not None})
             live = [place for place, text in enumerate(self._places) if text]
             if not live:
                 return
@@ -117,22 +126,27 @@ class Refill:
             self._cache.crop([n if text else 0 for n, text in zip(self._cache.host_lengths, self._places, strict=True)])
             step(len(live))
 
-    def _admit(self, place: int, request: Request) -> _Text:
-        """Read a prompt, give it a place, and choose its first token."""
-        prompt, opening = request.prompt, len(self._shared)
-        known = opening if len(prompt) > opening and prompt[:opening] == self._shared else 0
-        self._entrance.crop([known if self._opened else 0])
+    def _admit(self, requests: Mapping[int, Request]) -> None:
+        """Read prompts, give each its place, and choose its first token."""
+        if not requests:
+            return
+        prompts, opening = [request.prompt for request in requests.values()], len(self._shared)
+        prompts += prompts[:1] * (self._together - len(prompts))  # rows of the entrance that nobody takes
+        known = opening if all(len(p) > opening and p[:opening] == self._shared for p in prompts) else 0
+        self._entrance.crop([known if self._opened else 0] * self._together)
         if known and not self._opened:  # a prompt that begins otherwise came between
-            self._target.prefill(self._entrance, [self._shared])
+            self._target.prefill(self._entrance, [self._shared] * self._together)
         self._opened = known > 0
-        out = self._target.prefill(self._entrance, [prompt[known:]])
-        self._cache.adopt(place, self._entrance, 0)
-        if self._hidden.shape[-1]:
-            self._hidden[place, :known] = self._opening_hidden[:known]
-            self._hidden[place, known : len(prompt)] = out.hidden[0].to(self._hidden.dtype)
-        text = _Text(request, [])
-        self._choose([text], out.logits[:, 0])
-        return text
+        out = self._target.prefill(self._entrance, [prompt[known:] for prompt in prompts])
+        texts = [_Text(request, []) for request in requests.values()]
+        for row, (place, text) in enumerate(zip(requests, texts, strict=True)):
+            self._cache.adopt(place, self._entrance, row)
+            self._places[place] = text
+            if self._hidden.shape[-1]:
+                length = len(text.request.prompt)
+                self._hidden[place, :known] = self._opening_hidden[:known]
+                self._hidden[place, known:length] = out.hidden[row, : length - known].to(self._hidden.dtype)
+        self._choose(texts, out.logits[: len(texts), 0])
 
     def _step(self, live: Sequence[int]) -> None:
         """One forward over all places; the next token of every text that goes on."""

@@ -10,7 +10,7 @@ import torch
 
 from specdec.errors import InputError
 from specdec.target import TargetModel
-from specdec.training.batches import Order, deal, make_batch
+from specdec.training.batches import Order, deal, make_batch, move
 from specdec.training.schedule import Schedule
 from specdec.training.store import HIDDEN, Origin, Shard, Text, TextStore
 
@@ -49,7 +49,7 @@ def test_a_batch_marks_answers_padding_and_features(tmp_path: Path, tiny: Target
             hidden = torch.arange(len(ids), dtype=torch.float32)[:, None].expand(-1, 64) + 10 * i
             shard.append(Text(f"{i:016x}", 0, str(i), "c", 0.0, shard.end, len(ids), spans), ids, {HIDDEN: hidden})
     store = TextStore(tmp_path)
-    batch = make_batch(store, store.texts, [HIDDEN], longest=5, progress=0.25)
+    batch = move(make_batch(store, store.texts, [HIDDEN], longest=5, progress=0.25), torch.device("cpu"))
     assert batch.tokens.tolist() == [[9, 8, 7, 6, 5], [1, 2, 3, 0, 0]]
     assert batch.answer.int().tolist() == [[0, 1, 0, 0, 1], [0, 0, 1, 0, 0]]
     assert batch.valid.int().tolist() == [[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]

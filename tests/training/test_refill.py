@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from specdec.generate import autoregressive
@@ -22,22 +23,26 @@ def requests(target: TargetModel, opening: str) -> list[Request]:
     return [Request(prompt, samplings[i % 3], [7, i], i) for i, prompt in enumerate(ids)]
 
 
-def refilled(target: TargetModel, stop: StopRule, todo: list[Request], opening: str) -> dict[object, Finished]:
+def refilled(
+    target: TargetModel, stop: StopRule, todo: list[Request], opening: str, together: int = 1
+) -> dict[object, Finished]:
     assert target.tokenizer is not None
     done: dict[object, Finished] = {}
     longest = max(len(request.prompt) for request in todo)
-    refill = Refill(target, stop, 3, longest, torch.float16, target.tokenizer.encode(opening) if opening else [])
+    shared = target.tokenizer.encode(opening) if opening else []
+    refill = Refill(target, stop, 3, longest, torch.float16, shared, together)
     refill.run(todo, lambda text: done.setdefault(text.request.tag, text) and None)
     return done
 
 
-def test_texts_equal_those_of_rows_alone(tiny: TargetModel) -> None:
+@pytest.mark.parametrize("together", [1, 2, 3])
+def test_texts_equal_those_of_rows_alone(tiny: TargetModel, together: int) -> None:
     opening = "system: be brief. user: "
     todo = requests(tiny, opening)
     # tokens of the tiny model's texts, so that texts end after few tokens, after many and never
     eos = frozenset([autoregressive([todo[0].prompt], tiny, GREEDY, StopRule(9), [[0]]).texts[0][-1]])
     stop = StopRule(24, eos)
-    done = refilled(tiny, stop, todo, opening)
+    done = refilled(tiny, stop, todo, opening, together)
     lengths = set()
     for request in todo:
         alone = autoregressive([request.prompt], tiny, request.sampling, stop, [request.seed]).texts[0]
@@ -46,9 +51,10 @@ def test_texts_equal_those_of_rows_alone(tiny: TargetModel) -> None:
     assert len(lengths) > 1, "all texts have one length: refilling was not put to the test"
 
 
-def test_hidden_states_equal_a_forward_over_the_finished_text(tiny: TargetModel) -> None:
+@pytest.mark.parametrize("together", [1, 2])
+def test_hidden_states_equal_a_forward_over_the_finished_text(tiny: TargetModel, together: int) -> None:
     todo = requests(tiny, "system: ")
-    for text in refilled(tiny, StopRule(8), todo, "system: ").values():
+    for text in refilled(tiny, StopRule(8), todo, "system: ", together).values():
         ids = text.request.prompt + text.answer
         with torch.inference_mode(), tiny.stock() as model:
             expected = model.base_model(input_ids=torch.tensor([ids])).last_hidden_state[0]

@@ -118,6 +118,23 @@ def test_features_that_are_gone_are_named_and_computed_again(tmp_path: Path, tin
     assert len((tmp_path / "shard-0.hidden").read_bytes()) == len(whole)
 
 
+def test_features_missing_to_different_extents_are_made_in_one_sweep(tmp_path: Path, tiny: TargetModel) -> None:
+    with Shard(tmp_path, 0, Origin.of(tiny)) as shard:
+        rows = fill(shard, 3, with_hidden=False)
+        complete(tiny, shard, [HIDDEN, "layer:1"])
+    cut_bytes(tmp_path / "shard-0.layer-1", 5)  # the last sequence's
+    cut_bytes(tmp_path / "shard-0.hidden", 2 * 64 * len(rows[2]) + 5)  # and one more sequence's
+    read: list[int] = []
+    with Shard(tmp_path, 0, Origin.of(tiny)) as shard:
+        complete(tiny, shard, [HIDDEN, "layer:1"], on_text=read.append)
+    assert sum(read) == len(rows[1]) + 2 * len(rows[2])
+    store = TextStore(tmp_path)
+    for text, ids in zip(store.texts, rows, strict=True):
+        expected = teacher_forced(tiny, torch.tensor([ids]), [HIDDEN, "layer:1"])
+        for name, values in expected.items():
+            torch.testing.assert_close(store.feature(text, name).float(), values[0], atol=2e-3, rtol=2e-3)
+
+
 def test_a_line_that_cannot_be_read_is_named(folder: Path) -> None:
     file = folder / "shard-0.jsonl"
     lines = file.read_text().splitlines(keepends=True)
