@@ -1,4 +1,4 @@
-"""The file of an offline W&B run, once it is whole: the process that writes it may outlast `finish()` on a busy machine."""
+"""The file of an offline W&B run, once it is whole: on a busy machine its writer outlasts `finish()`."""
 
 from __future__ import annotations
 

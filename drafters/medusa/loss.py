@@ -11,7 +11,7 @@ from drafters.medusa.heads import MedusaHeads, output_weight
 from specdec.target import TargetModel
 from specdec.training.draft_vocabulary import rows_of
 from specdec.training.recipe import Loss, Sum, TrainBatch
-from specdec.training.vocabulary_loss import CHUNK, IGNORED, chunked_sum
+from specdec.training.vocabulary_loss import IGNORED, chunked_sum, rows_at_once
 
 TOP = (1, 5)
 
@@ -23,7 +23,7 @@ def medusa_loss(
     hidden: Float[Tensor, "batch seq dim"],
     decay: float,
     soft: float,
-    chunk: int = CHUNK,
+    chunk: int | None = None,
 ) -> Loss:
     """sum over heads k of decay^k x cross-entropy, k counted from 1, over roots (arXiv 2401.10774, equation 1).
 
@@ -63,7 +63,7 @@ def medusa_loss(
             figures.append(torch.stack([((rank < k) & learnt).sum() for k in TOP]))
         return loss, torch.stack(figures).float()
 
-    rows = max(chunk // (heads * len(weights[0])), 1)
+    rows = rows_at_once(heads * len(weights[0]), x.device, chunk)
     loss, hits = chunked_sum(of_chunk, [x, labels, at], [*shared, *frozen], rows)
     counts = (tokens != IGNORED).sum(0).float()
     metrics = {

@@ -6,7 +6,9 @@ share them, so that a resumed run and a run on other hardware see what an uninte
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,6 +38,22 @@ def deal(texts: Sequence[Text], parts: int) -> list[list[Text]]:
     by_length = sorted(texts, key=lambda text: (text.tokens, text.key, text.sample))
     size = len(texts) // parts
     return [by_length[i : i + size] for i in range(0, len(texts), size)]
+
+
+class Ahead:
+    """`make(n)` for n up to `end`, asked for one after the other: while one is used, a thread makes the next."""
+
+    def __init__(self, make: Callable[[int], Any], end: int) -> None:
+        self._make, self._end = make, end
+        self._thread = ThreadPoolExecutor(1)
+        self._made: tuple[int, Future[Any]] | None = None
+
+    def __call__(self, number: int) -> Any:
+        if self._made is None or self._made[0] != number:
+            self._made = number, self._thread.submit(self._make, number)
+        wanted = self._made[1]
+        self._made = (number + 1, self._thread.submit(self._make, number + 1)) if number + 1 < self._end else None
+        return wanted.result()
 
 
 def make_batch(

@@ -9,7 +9,7 @@ from specdec.errors import InputError
 from specdec.target import TargetModel
 from specdec.training.draft_vocabulary import rows_of
 from specdec.training.recipe import Loss, Sum, TrainBatch
-from specdec.training.vocabulary_loss import CHUNK, DIVERGENCES, cross_entropy, divergence
+from specdec.training.vocabulary_loss import DIVERGENCES, cross_entropy, divergence
 
 LOSSES = ("token", *DIVERGENCES)
 
@@ -32,7 +32,7 @@ def next_token_loss(
     kind: str,
     vocabulary: Int[Tensor, " rows"] | None = None,
     weight: Float[Tensor, "rows dim"] | None = None,
-    chunk: int = CHUNK,
+    chunk: int | None = None,
 ) -> Loss:
     """At position t the drafter's state guesses token t + 1, wherever that is an answer's token.
 

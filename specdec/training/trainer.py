@@ -20,7 +20,7 @@ from specdec.errors import InputError
 from specdec.protocols import Drafter
 from specdec.runlog import TrainLog
 from specdec.target import TargetModel
-from specdec.training.batches import Order, deal, make_batch, move
+from specdec.training.batches import Ahead, Order, deal, make_batch, move
 from specdec.training.checkpoints import Checkpoints
 from specdec.training.recipe import Recipe, TrainBatch
 from specdec.training.schedule import Reports, Schedule
@@ -77,6 +77,7 @@ class Trainer:
         self.steps = schedule.steps(len(self.training))
         self.tokens = round(schedule.epochs * sum(text.answer_tokens for text in self.training))  # to learn from
         self._order = Order(self.training, schedule.batch_size, schedule.seed)
+        self._batches = Ahead(self._micro_batch, self.steps * schedule.accumulation)
         self._frequencies = store.frequencies()
         set_seed(schedule.seed)
         module = recipe.build(target, self._frequencies)
@@ -160,12 +161,13 @@ class Trainer:
         Raises:
             InputError: the loss is not finite.
         """
-        mine = deal(self._order[step], self._parts)[self.accelerator.process_index :: self.accelerator.num_processes]
         sums: Sums = {}
-        for number, texts in enumerate(mine, 1):
-            batch = self._batch(texts, step / self.steps)
-            with nullcontext() if number == len(mine) else self.accelerator.no_sync(self._model):
-                add(sums, {**self._backward(batch), TOKENS: (batch["valid"].sum(), torch.zeros(()))})
+        for number in range(self.schedule.accumulation):
+            batch = self._batches(step * self.schedule.accumulation + number)
+            last = number + 1 == self.schedule.accumulation
+            with nullcontext() if last else self.accelerator.no_sync(self._model):
+                read = batch["valid"].sum()
+                add(sums, {**self._backward(batch), TOKENS: (read, torch.zeros_like(read))})
         sums = self._over_processes(sums)
         loss, weight = (float(part) for part in sums[LOSS])
         if not math.isfinite(loss):
@@ -212,6 +214,12 @@ class Trainer:
             machines = self.accelerator.num_processes if self.accelerator.device.type == "cuda" else 1
             figures["product_share"] = rate * self._flops_per_token / (self._product_rate * machines)
         return figures
+
+    def _micro_batch(self, number: int) -> dict[str, Any]:
+        """This process's share of a step, as micro-batches numbered over all steps."""
+        step, part = divmod(number, self.schedule.accumulation)
+        mine = deal(self._order[step], self._parts)[self.accelerator.process_index :: self.accelerator.num_processes]
+        return self._batch(mine[part], step / self.steps)
 
     def _batch(self, texts: Sequence[Text], progress: float) -> dict[str, Any]:
         batch = make_batch(self.store, texts, self.recipe.features, self.schedule.longest, progress)

@@ -14,7 +14,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-CHUNK = 1 << 24  # logits per chunk: 64 MiB in fp32, a few times that at the peak
+# logits per chunk, by device: 64 MiB in fp32, or 512 where small kernels leave a GPU idle; a few times that at the peak
+CHUNKS = {"cpu": 1 << 24, "cuda": 1 << 27}
 IGNORED = -1
 DIVERGENCES = ("cross_entropy", "forward_kl", "reverse_kl", "total_variation")
 
@@ -25,7 +26,7 @@ def cross_entropy(
     labels: Int[Tensor, " rows"],
     bias: Float[Tensor, " vocab"] | None = None,
     top: Sequence[int] = (1, 5),
-    chunk: int = CHUNK,
+    chunk: int | None = None,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, " top"]]:
     """Cross-entropy of softmax(hidden @ weight.T + bias), summed over rows, in nats; and how many labels stand among
     the top[i] likeliest tokens. Rows labelled -1 count for nothing (their token is not in a draft vocabulary)."""
@@ -38,7 +39,7 @@ def cross_entropy(
         return loss, torch.stack([((rank < k) & (labels != IGNORED)).sum() for k in top]).to(loss)
 
     shared = [weight] if bias is None else [weight, bias]
-    return chunked_sum(of_chunk, [hidden, labels], shared, max(chunk // len(weight), 1))
+    return chunked_sum(of_chunk, [hidden, labels], shared, rows_at_once(len(weight), hidden.device, chunk))
 
 
 def divergence(
@@ -48,7 +49,7 @@ def divergence(
     target_weight: Float[Tensor, "vocab target_dim"],
     kind: str = "forward_kl",
     temperature: float = 1.0,
-    chunk: int = CHUNK,
+    chunk: int | None = None,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """How far q = softmax(hidden @ weight.T / temperature) is from the target's p, made likewise from its own last
     hidden states and output layer, which get no gradient; summed over rows, in nats (arXiv 2310.08461).
@@ -76,7 +77,13 @@ def divergence(
         return loss, len(hidden) - variation.detach()
 
     frozen = [target_hidden.detach(), target_weight.detach()]
-    return chunked_sum(of_chunk, [hidden, frozen[0]], [weight, frozen[1]], max(chunk // len(weight), 1))
+    rows = rows_at_once(len(weight), hidden.device, chunk)
+    return chunked_sum(of_chunk, [hidden, frozen[0]], [weight, frozen[1]], rows)
+
+
+def rows_at_once(logits: int, device: torch.device, chunk: int | None = None) -> int:
+    """How many rows of so many logits a chunk has. chunk: logits, None for what suits the device."""
+    return max((chunk or CHUNKS.get(device.type, CHUNKS["cpu"])) // logits, 1)
 
 
 def chunked_sum(

@@ -10,7 +10,7 @@ import torch
 
 from specdec.errors import InputError
 from specdec.target import TargetModel
-from specdec.training.batches import Order, deal, make_batch, move
+from specdec.training.batches import Ahead, Order, deal, make_batch, move
 from specdec.training.schedule import Schedule
 from specdec.training.store import HIDDEN, Origin, Shard, Text, TextStore
 
@@ -56,6 +56,22 @@ def test_a_batch_marks_answers_padding_and_features(tmp_path: Path, tiny: Target
     assert batch.features[HIDDEN].dtype is torch.float32
     assert batch.features[HIDDEN][..., 0].tolist() == [[0, 1, 2, 3, 4], [10, 11, 12, 0, 0]]
     assert batch.progress == 0.25
+
+
+def test_batches_are_made_one_ahead_and_never_beyond_the_end() -> None:
+    made: list[int] = []
+
+    def make(number: int) -> int:
+        made.append(number)
+        return number * 10
+
+    ahead = Ahead(make, 4)
+    assert [ahead(n) for n in range(4)] == [0, 10, 20, 30]
+    assert made == [0, 1, 2, 3]
+    assert ahead(2) == 20  # not the one that was expected
+    assert ahead(3) == 30
+    with pytest.raises(ZeroDivisionError):
+        Ahead(lambda number: 1 // (1 - number), 2)(1)
 
 
 def test_the_learning_rate_warms_up_and_follows_a_cosine() -> None:
