@@ -1,7 +1,7 @@
-"""Several drafters, one tree: proposals merged on shared prefixes, the node budget shared out by measured acceptance.
+"""Several drafters, one tree: proposals merged on shared prefixes, cut to the nodes that are likeliest to be right.
 
 It helps where they know different things: an n-gram table what the text has said, a trained drafter what the target
-would say. Still one verify, and still exact: a merged tree is a function of the committed text, as its parts are.
+would say. Still one verify, and still exact: a merged tree depends on the past alone, as its parts do.
 """
 
 from __future__ import annotations
@@ -12,25 +12,26 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from drafters.estimates import SILENT, Estimates, Pending, Proposal
 from specdec.drafting import require_ranked
 from specdec.errors import InputError
 from specdec.protocols import Drafter, DraftState, Session, Weights, exit_layer_of, weights_of
 from specdec.tree import PAD, TokenTree
 
-MEMORY = 0.9  # of the counts, per step: acceptance is that of about the last ten steps
-PRIOR = 1.0  # nodes and accepted nodes a drafter begins with: all alike until something is known
+MEMORY = 0.9  # of what drafters got right, per proposal: texts turn from copying to new words within a few steps
+BEYOND = 1 << 30  # a node of another drafter's tree
 
 
 class Union:
     """drafters: by any names; their children must be chosen by rank, so that each tree is a function of the text; at
     most one drafts with the target's first layers. nodes: drafted nodes in all; null: all that they propose.
 
-    With a budget, each drafter's share is that of its acceptance (nodes accepted over nodes proposed, over the last
-    steps of the same text) in the sum of all; a share is filled with the first nodes of its tree, and what one does not
-    use goes to the next. The tree of a drafter that exits early always stays whole: the target has begun to read it.
+    A budget goes to the nodes that are likeliest to be accepted, whoever proposes them: by how often each drafter has
+    been right in the same text so far, at that depth and rank and when as sure as this (`Estimates`). What several
+    propose is one node. The tree of a drafter that exits early stays whole: the target has begun to read it.
 
     Raises:
-        InputError: fewer than two drafters, or two that exit early; a budget below the number of drafters.
+        InputError: fewer than two drafters, or two that exit early; a budget of no nodes.
     """
 
     def __init__(self, drafters: Mapping[str, Drafter], nodes: int | None = None) -> None:
@@ -41,9 +42,8 @@ class Union:
         if sum(exit_layer_of(drafter) is not None for drafter in self.drafters) > 1:
             expected = "at most one drafter with an exit layer"
             raise InputError("drafter.drafters", expected=expected, got="two", fix="remove one")
-        if nodes is not None and nodes < len(drafters):
-            expected, fix = f"at least {len(drafters)}, one for each drafter", "raise it, or use null for all"
-            raise InputError("drafter.nodes", expected=expected, got=nodes, fix=fix)
+        if nodes is not None and nodes < 1:
+            raise InputError("drafter.nodes", expected="an integer >= 1, or null", got=nodes, fix="raise it")
         self.nodes = nodes
 
     @property
@@ -80,16 +80,14 @@ class Union:
 
     @torch.inference_mode()
     def propose(self, state: DraftState) -> TokenTree:
-        path = state.verdict.path.tolist()
-        if not self._first:
-            for row, kept in zip(self._rows, path, strict=True):
-                row.learn([node for node in kept if node > 0])
         trees = [self._ask(i, drafter, state) for i, drafter in enumerate(self.drafters)]
         self._first = False
-        begun = trees[0].nodes if self.exit_layer is not None else 0
-        lists = [(tree.tokens.tolist(), tree.parents.tolist(), _sure(tree)) for tree in trees]
-        for r, row in enumerate(self._rows):
-            row.merge([(tokens[r], parents[r], sure[r]) for tokens, parents, sure in lists], self.nodes, begun)
+        begun = trees[0].nodes if self.exit_layer is not None else 1
+        proposals = zip(*map(Proposal.rows, trees), strict=True)
+        for row, text, parts in zip(self._rows, state.rows, proposals, strict=True):
+            row.merge(parts, begun)
+            if self.nodes is not None:
+                row.cut(row.rates(parts, text), self.nodes, begun)
         tokens, parents, sure = zip(*((row.tokens, row.parents, row.confidence) for row in self._rows), strict=True)
         return TokenTree.from_rows(tokens, parents, trees[0].tokens.device, sure)
 
@@ -111,70 +109,59 @@ class Union:
         return torch.tensor(named, device=path.device).view_as(path)
 
 
-BEYOND = 1 << 30  # a node of another drafter's tree
-Part = tuple[list[int], list[int], list[float]]  # one row of a tree: tokens, parents, confidence
-
-
-def _sure(tree: TokenTree) -> list[list[float]]:
-    """Its nodes' confidence; -1 where the drafter says nothing of it."""
-    sure = torch.full(tree.tokens.shape, -1.0) if tree.confidence is None else tree.confidence
-    return sure.tolist()
-
-
 class _Row:
-    """One row's merged tree, and how well each drafter has done in its text."""
+    """One row's merged tree, and how often each drafter has been right in its text."""
 
     def __init__(self, drafters: int) -> None:
-        self._proposed, self._accepted = [PRIOR] * drafters, [PRIOR] * drafters
+        self._estimates = [Estimates(MEMORY) for _ in range(drafters)]
+        self._pending = [Pending() for _ in range(drafters)]
         self.tokens: list[int] = []
         self.parents: list[int] = []
         self.confidence: list[float] = []  # the largest, where several propose a node
-        self.own: list[dict[int, int]] = [{} for _ in range(drafters)]  # merged node -> the drafter's own number
+        self.own: list[dict[int, int]] = []  # of each drafter: merged node -> its own number
 
-    def learn(self, kept: Sequence[int]) -> None:
-        """What was accepted of the last tree, its root left out."""
-        for i, own in enumerate(self.own):
-            self._proposed[i] = MEMORY * self._proposed[i] + max(len(own) - 1, 0)
-            self._accepted[i] = MEMORY * self._accepted[i] + sum(node in own for node in kept)
-
-    def merge(self, trees: Sequence[Part], budget: int | None, begun: int) -> None:
+    def merge(self, proposals: Sequence[Proposal], begun: int) -> None:
         """begun: how many nodes of the first tree stand where they are, padding included."""
-        self.tokens, self.parents, self.confidence = (part[: max(begun, 1)] for part in trees[0])  # type: ignore[assignment]
-        self.own = [{0: 0} for _ in trees]
-        self._child = {
-            (parent, token): node
-            for node, (token, parent) in enumerate(zip(self.tokens, self.parents, strict=True))
-            if node and token != PAD
-        }
-        self.own[0] |= {node: node for node in self._child.values()}
-        left = None if budget is None else max(budget - len(self._child), 0)
-        for i, part in enumerate(trees):
-            if i or not begun:
-                wanted = None if left is None else self._share(i, left)
-                taken = self._add(i, part, wanted)
-                left = None if left is None else left - taken
-
-    def _share(self, number: int, left: int) -> int:
-        """Of the nodes that are left, this drafter's part among those still to come; what it leaves goes to them."""
-        rates = [accepted / proposed for accepted, proposed in zip(self._accepted, self._proposed, strict=True)]
-        return min(left, max(round(left * rates[number] / sum(rates[number:])), 1))
-
-    def _add(self, number: int, part: Part, most: int | None) -> int:
-        """Add the first nodes of a tree that are new, `most` at most; returns how many. Known ones are free."""
-        (tokens, parents, confidence), merged, added = part, {0: 0}, 0
-        for node in range(1, len(tokens)):
-            if tokens[node] == PAD or parents[node] not in merged:
-                continue
-            key = (merged[parents[node]], tokens[node])
-            if key not in self._child:
-                if most is not None and added == most:
+        first = proposals[0]
+        self.tokens, self.parents = list(first.tokens[:begun]), list(first.parents[:begun])
+        self.confidence = list(first.confidence[:begun])
+        child = {key: node for node, key in enumerate(zip(self.parents, self.tokens, strict=True)) if key[0] != PAD}
+        self.own = [{0: 0} for _ in proposals]
+        for proposal, own in zip(proposals, self.own, strict=True):
+            merged = {0: 0}
+            for node, (token, parent) in enumerate(zip(proposal.tokens, proposal.parents, strict=True)):
+                if parent not in merged:  # the root, and padding
                     continue
-                self._child[key] = len(self.tokens)
-                self.tokens.append(tokens[node])
-                self.parents.append(key[0])
-                self.confidence.append(-1.0)
-                added += 1
-            merged[node] = self._child[key]
-            self.confidence[merged[node]] = max(self.confidence[merged[node]], confidence[node])
-            self.own[number].setdefault(merged[node], node)
-        return added
+                key = (merged[parent], token)
+                if key not in child:
+                    child[key] = len(self.tokens)
+                    self.tokens.append(token)
+                    self.parents.append(key[0])
+                    self.confidence.append(SILENT)
+                merged[node] = at = child[key]
+                self.confidence[at] = max(self.confidence[at], proposal.confidence[node])
+                own.setdefault(at, node)
+
+    def rates(self, proposals: Sequence[Proposal], text: Sequence[int]) -> list[list[float]]:
+        """P(right | parent right) of each proposal's nodes, by what became of those before."""
+        rates = []
+        for proposal, pending, estimates in zip(proposals, self._pending, self._estimates, strict=True):
+            pending.judge(text, estimates)
+            pending.add(proposal, len(text))
+            rates.append(estimates.rates()[proposal.cells].tolist())
+        return rates
+
+    def cut(self, rates: Sequence[Sequence[float]], budget: int, begun: int) -> None:
+        """Keep what was begun, and the likeliest of the others. rates: of each drafter's nodes, as it numbers them."""
+        gains = [1.0]  # the probability that a node is accepted
+        for node, parent in enumerate(self.parents[1:], 1):
+            right = max((rate[own[node]] for rate, own in zip(rates, self.own, strict=True) if node in own), default=0)
+            gains.append(gains[parent] * right)
+        left = max(budget - sum(parent != PAD for parent in self.parents[:begun]), 0)
+        # a child gains no more than its parent and comes later: the first of these are a tree, however many
+        best = sorted(range(begun, len(gains)), key=lambda node: -gains[node])[:left]
+        kept = [*range(begun), *sorted(best)]
+        number = {node: i for i, node in enumerate(kept)}
+        self.tokens, self.confidence = [self.tokens[node] for node in kept], [self.confidence[node] for node in kept]
+        self.parents = [number.get(self.parents[node], PAD) for node in kept]
+        self.own = [{number[node]: its for node, its in own.items() if node in number} for own in self.own]

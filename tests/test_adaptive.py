@@ -13,7 +13,6 @@ import torch
 from drafters.adaptive import Adaptive
 from drafters.adaptive.costs import DraftCosts, VerifyCosts, timed
 from drafters.adaptive.depth import FIRST, LONGEST_RETRY, DepthChoice
-from drafters.adaptive.estimates import EDGES, PRIOR, Estimates, Proposal
 from drafters.adaptive.replayed import replay_adaptive
 from drafters.draft_model import DraftModel
 from drafters.eagle import Eagle
@@ -35,7 +34,7 @@ from specdec.replay import Costs
 from specdec.sampling import SamplingParams, Streams
 from specdec.stopping import StopRule
 from specdec.target import TargetModel
-from specdec.tree import PAD, TokenTree
+from specdec.tree import TokenTree
 from tests.conftest import tiny_draft
 from tests.medusa.made import random_heads
 from verifiers.acceptance.exact import Exact
@@ -216,34 +215,6 @@ def test_close_to_the_best_fixed_tree_wherever_that_is(tiny: TargetModel, rates:
     assert adaptive > 1.2 * min(fixed)
     if tells and len(rates) > 1:  # what no fixed tree can do
         assert adaptive > 1.05 * max(fixed)
-
-
-def test_estimates_are_counts_that_begin_with_what_the_drafter_says() -> None:
-    assert len(PRIOR) == len(EDGES) + 1
-    assert all(low < prior < high for low, prior, high in zip(EDGES, PRIOR[1:], (*EDGES[1:], 1), strict=True))
-    proposal = Proposal([1, 7, 8, 9, PAD], [-1, 0, 0, 1, PAD], [1.0, 0.4, 0.4, 0.99, 0.0])
-    assert proposal.shape.depth.tolist() == [0, 1, 1, 2, 0]
-    assert proposal.shape.children == [[1, 2], [3], [], [], []]
-    estimates = Estimates()
-    first, second, deep = proposal.cells[1:4]
-    assert estimates.rates()[first] == estimates.rates()[second] == pytest.approx(0.42)
-    for _ in range(2000):  # 8 always follows: 7 is wrong, and what lies below it is never known
-        estimates.learn(proposal, [8, 4])
-    rates = estimates.rates()
-    assert rates[first] < 0.05
-    assert rates[second] > 0.95
-    assert rates[deep] == pytest.approx(0.98)
-    assert proposal.gains(rates).tolist() == [0, rates[first], rates[second], rates[first] * rates[deep], 0]
-
-
-def test_late_siblings_share_a_cell() -> None:
-    wide = Proposal([1, *range(10, 20)], [-1, *[0] * 10], [1.0] + [-1.0] * 10)
-    estimates = Estimates()
-    for _ in range(3000):
-        estimates.learn(wide, [19])
-    first, *_, last = wide.cells[1:]
-    assert estimates.rates()[last] == pytest.approx(1 / 7, abs=0.02)  # one of ranks 3 to 9
-    assert estimates.rates()[first] < 0.02
 
 
 def test_every_proposal_is_held_against_what_came(tiny: TargetModel) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import pytest
 import torch
 
@@ -63,8 +64,8 @@ def step(union: Union, tiny: TargetModel, path: list[list[int]], sampling: Sampl
     return union.propose(DraftState(rows, verdict, [9] * len(path), streams))
 
 
-def begun(tiny: TargetModel, **drafters: Drafter) -> Union:
-    union = Union(drafters)
+def begun(tiny: TargetModel, nodes: int | None = None, **drafters: Drafter) -> Union:
+    union = Union(drafters, nodes)
     union.start(Session(tiny, [[1, 2, 3]], GREEDY, 40))
     return union
 
@@ -84,23 +85,102 @@ def test_shared_prefixes_are_merged_and_each_drafter_hears_of_its_own_nodes(tiny
     assert (a.told[-1], b.told[-1]) == ([[0, 4, PAD, PAD]], [[0, 1, PAD, PAD]])
 
 
-def test_the_budget_follows_acceptance(tiny: TargetModel) -> None:
-    good, bad = Fixed([1, 1, 1, 1, 1, 1]), Fixed([2, 2, 2, 2, 2, 2])
-    union = Union({"bad": bad, "good": good}, nodes=6)
-    union.start(Session(tiny, [[1, 2, 3]], GREEDY, 40))
-    assert union.max_nodes == 7
+def test_a_node_of_several_drafters_is_one_of_the_budget(tiny: TargetModel) -> None:
+    """And each hears of its own nodes, whatever was left out. Of 7 8 9 4 | 5 6 all but the last remain."""
+    a, b = Fixed([7, 8, 9], [4]), Fixed([4, 5], [7, 8, 6])
+    union = begun(tiny, nodes=5, a=a, b=b)
+    assert union.max_nodes == 6
+    tree = step(union, tiny, [[0, 1, 2]])
+    tree.validate(tiny.vocab_size)
+    assert tree.tokens.tolist() == [[3, 7, 8, 9, 4, 5]]
+    step(union, tiny, [[0, 4, 5]])
+    assert (a.told[-1], b.told[-1]) == ([[0, 4, 1 << 30]], [[0, 1, 2]])
+    a, b = Fixed([7, 8, 9]), Fixed([4, 5])
+    union = begun(tiny, nodes=3, a=a, b=b)
+    assert step(union, tiny, [[0, 1, 2]]).tokens.tolist() == [[3, 7, 8, 4]]  # 9 comes before 4, and is left out
+    step(union, tiny, [[0, 3]])
+    assert (a.told[-1], b.told[-1]) == ([[0, 1 << 30]], [[0, 1]])
 
-    def shares(path: list[int]) -> tuple[int, int]:
-        tokens = step(union, tiny, [path]).tokens[0].tolist()
-        return tokens[1:].count(2), tokens[1:].count(1)
 
-    assert shares([0, 1, 2]) == (3, 3)
-    for _ in range(20):
-        tokens = step(union, tiny, [[0]]).tokens[0].tolist()
-        of_good = [0] + [node for node, token in enumerate(tokens) if node and token == 1]
-        last = shares(of_good)
-    assert last[1] > last[0] >= 1
-    assert sum(last) == 6
+TEXT = np.random.default_rng(0).integers(50, size=600).tolist()
+GUESS = 100  # what a wrong guess differs by, of the first drafter; twice that, of the second
+
+
+class Knowing:
+    """Knows TEXT, and drafts chains of it; where `right` says so, else of other tokens. sure: what it says of each."""
+
+    def __init__(self, right: Callable[[int], bool], guess: int, nodes: int, sure: float | None = None) -> None:
+        self.right, self.guess, self.nodes, self.sure, self.max_nodes = right, guess, nodes, sure, nodes + 1
+
+    def start(self, session: Session) -> None:
+        pass
+
+    def propose(self, state: DraftState) -> TokenTree:
+        at = len(state.rows[0])
+        drafted = [token + (0 if self.right(at) else self.guess) for token in TEXT[at : at + self.nodes]]
+        sure = None if self.sure is None else [[1.0] + [self.sure] * len(drafted)]
+        return TokenTree.from_rows([[TEXT[at - 1], *drafted]], [list(range(-1, len(drafted)))], confidence=sure)
+
+
+def drafted(tiny: TargetModel, union: Union) -> dict[int, list[int]]:
+    """The loop without a model, which writes TEXT: where each tree stands, and its tokens less the right ones."""
+    union.start(Session(tiny, [TEXT[:1]], GREEDY, 4000))
+    at, path, found, streams = 2, [0], {}, Streams([[0]], GREEDY, torch.device("cpu"))
+    while at < len(TEXT) - 10:
+        state = DraftState([TEXT[:at]], Verdict(torch.tensor([path]), torch.tensor([TEXT[at - 1]])), [99], streams)
+        tree = union.propose(state)
+        tree.validate(1000)
+        depth = tree.depth[0].tolist()
+        found[at] = [token - TEXT[at - 1 + deep] for token, deep in zip(tree.tokens[0].tolist(), depth, strict=True)]
+        path = [node for node, off in enumerate(found[at]) if off == 0]
+        found[at], at = found[at][1:], at + len(path)
+    return found
+
+
+def test_the_budget_goes_to_the_drafter_that_is_right(tiny: TargetModel) -> None:
+    for order in (1, -1):
+        drafters = {"good": Knowing(lambda at: True, 0, 6), "bad": Knowing(lambda at: False, GUESS, 6)}
+        trees = list(drafted(tiny, Union(dict(list(drafters.items())[::order]), nodes=6)).values())
+        assert sorted(trees[0]) == [0] * 3 + [GUESS] * 3  # nothing is known, and neither says
+        assert all(tree == [0] * 6 for tree in trees[8:])
+
+
+@pytest.mark.parametrize("justified", [True, False])
+def test_a_drafter_that_is_sure_is_believed_at_once_until_it_is_wrong(tiny: TargetModel, justified: bool) -> None:
+    drafters = {
+        "doubts": Knowing(lambda at: not justified, 2 * GUESS, 6, 0.4),
+        "sure": Knowing(lambda at: justified, GUESS, 6, 0.95),
+    }
+    trees = list(drafted(tiny, Union(drafters, nodes=6)).values())
+    assert trees[0] == [0 if justified else GUESS] * 6
+    assert all(tree == [0] * 6 for tree in trees[20:])
+
+
+def test_a_budget_turns_with_the_text(tiny: TargetModel) -> None:
+    """From copying to new text and back: what one has lost, the other gets, within some steps."""
+    drafters = {
+        "copies": Knowing(lambda at: not 200 <= at < 400, GUESS, 6),
+        "invents": Knowing(lambda at: 200 <= at < 400, 2 * GUESS, 6),
+    }
+    trees = drafted(tiny, Union(drafters, nodes=6))
+    for begin in (0, 200, 400):
+        after = [tree for at, tree in trees.items() if begin <= at < begin + 190]
+        turned = next(i for i, tree in enumerate(after) if tree == [0] * 6)
+        assert turned <= 16  # of 28, were no node wrong
+        assert all(tree == [0] * 6 for tree in after[turned:])
+
+
+class Exits(Fixed):
+    exit_layer = 1
+
+
+def test_what_the_target_has_begun_to_read_stays_as_it_is(tiny: TargetModel) -> None:
+    """First and whole, however little it is worth; the budget's other nodes go on from it, or beside it."""
+    exits, other = Exits([7, 8], [9]), Fixed([7, 8, 6, 5], [4])
+    for nodes, tokens in ((2, []), (3, []), (4, [4]), (5, [6, 4]), (6, [6, 5, 4]), (9, [6, 5, 4])):
+        tree = step(begun(tiny, nodes=nodes, a=other, b=exits), tiny, [[0, 1, 2]])
+        assert tree.tokens.tolist() == [[3, 7, 8, 9, *tokens]]
+        assert tree.parents.tolist() == [[-1, 0, 1, 0, *({6: 2, 5: 4, 4: 0}[token] for token in tokens)]]
 
 
 def makers() -> dict[str, Callable[[TargetModel], Drafter]]:
@@ -128,9 +208,11 @@ def test_text_is_the_targets_own_and_a_rows_what_it_would_be_alone(tiny: TargetM
     for sampling in (GREEDY, SAMPLED):
         parts = (TreeAttention(tiny), Exact(), sampling, StopRule(24, tiny.eos))
         done = speculative(PROMPTS, union, *parts, SEEDS)
-        alone = [speculative([p], union, *parts, [seed]).texts[0] for p, seed in zip(PROMPTS, SEEDS, strict=True)]
+        alone = [speculative([p], union, *parts, [seed]) for p, seed in zip(PROMPTS, SEEDS, strict=True)]
         if sampling.greedy or union.exit_layer is None:  # see EarlyExit
-            assert done.texts == alone
+            assert done.texts == [generation.texts[0] for generation in alone]
+            nodes = [[record.nodes for record in done.steps if record.row == row] for row in range(len(PROMPTS))]
+            assert nodes == [[record.nodes for record in generation.steps] for generation in alone]
         if sampling.greedy:
             assert done.texts == autoregressive(PROMPTS, tiny, sampling, StopRule(24, tiny.eos), SEEDS).texts
         assert 0 < (StepMetrics.of(done.steps).acceptance_rate or 0) < 1
@@ -157,8 +239,8 @@ def test_bad_input(tiny: TargetModel) -> None:
             "drafter.drafters: expected at most one drafter with an exit layer, got two; remove one",
         ),
         (
-            {"drafters": {"a": NoDrafter(), "b": NoDrafter()}, "nodes": 1},
-            "drafter.nodes: expected at least 2, one for each drafter, got 1; raise it, or use null for all",
+            {"drafters": {"a": NoDrafter(), "b": NoDrafter()}, "nodes": 0},
+            "drafter.nodes: expected an integer >= 1, or null, got 0; raise it",
         ),
     ]
     for options, message in cases:

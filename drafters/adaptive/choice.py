@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from drafters.adaptive.estimates import Estimates, Proposal
+from drafters.estimates import Estimates, Pending, Proposal
 from specdec.tree import PAD
 
 RATE_MEMORY = 0.95  # of tokens and seconds, per step: the rate is that of about the last twenty
@@ -108,25 +108,17 @@ class _Row:
     """One row's text so far, and what was proposed for it."""
 
     def __init__(self, length: int) -> None:
-        self._length = length
-        self._pending: list[tuple[int, Proposal]] = []  # with the length of the text when they were made
+        self._length, self._pending = length, Pending()
         self.kept = [0]  # of the last proposal, in order
 
     def read(self, text: Sequence[int], room: int, estimates: Estimates) -> int:
         """Learn from proposals whose text has been written, of a text that has ended from all; how many tokens came."""
         new, self._length = len(text) - self._length, len(text)
-        waiting = []
-        for length, proposal in self._pending:
-            if room and len(text) - length < len(proposal.shape.levels):
-                waiting.append((length, proposal))
-            else:
-                estimates.learn(proposal, text[length:])
-        self._pending = waiting
+        self._pending.judge(text, estimates, over=not room)
         return new
 
     def propose(self, proposal: Proposal, rates: np.ndarray, room: int) -> None:
-        if proposal.shape.levels:
-            self._pending.append((self._length, proposal))
+        self._pending.add(proposal, self._length)
         depth = proposal.shape.depth
         gains = np.where(depth < max(room, 1), proposal.gains(rates), 0.0)  # what follows has no place
         # a child gains less than its parent and comes later: the first of these nodes are a tree, however many

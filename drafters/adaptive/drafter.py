@@ -8,12 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from drafters.adaptive.choice import NodeChoice
 from drafters.adaptive.costs import DraftCosts, VerifyCosts
 from drafters.adaptive.depth import DepthChoice
-from drafters.adaptive.estimates import SILENT, Estimates, Proposal
+from drafters.estimates import Estimates, Proposal
 from specdec.drafting import require_ranked
 from specdec.errors import InputError
 from specdec.hardware import CostCurve, MeasuredCurve
@@ -87,7 +86,7 @@ class Adaptive:
         depth = self._depth.choose(choice.rate * drafting, choice.most(sum(room > 0 for room in state.room)))
         tree = self._ask(state, depth)
         spent, looks = float(drafting[-1 if depth is None else depth]), self._depth.looks
-        kept, worth = choice.choose(_proposals(tree), state.room, spent, by_depth=looks)
+        kept, worth = choice.choose(Proposal.rows(tree), state.room, spent, by_depth=looks)
         if worth is not None:
             self._depth.learn(depth, worth)
         return _cut(tree, kept)
@@ -107,12 +106,6 @@ class Adaptive:
             self._draft.learn(self._depth.deepest if depth is None else depth, self._clock() - asked)
         require_ranked(tree, self.drafter, "drafter")
         return tree
-
-
-def _proposals(tree: TokenTree) -> list[Proposal]:
-    sure = torch.full(tree.tokens.shape, SILENT) if tree.confidence is None else tree.confidence
-    parts: tuple[Tensor, ...] = (tree.tokens, tree.parents, sure)
-    return [Proposal(*row) for row in zip(*(part.tolist() for part in parts), strict=True)]
 
 
 def _cut(tree: TokenTree, kept: Sequence[Sequence[int]]) -> TokenTree:

@@ -8,7 +8,7 @@ from itertools import takewhile
 import numpy as np
 
 from drafters.adaptive.choice import NodeChoice
-from drafters.adaptive.estimates import SILENT, Estimates, Proposal
+from drafters.estimates import SILENT, Estimates, Proposal
 from specdec.errors import InputError
 from specdec.replay import Costs, Replay, batches, right_nodes
 from specdec.topology import Topology

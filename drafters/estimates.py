@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from specdec.tree import PAD
+from specdec.tree import PAD, TokenTree
 
 SILENT = -1.0  # the confidence of a drafter that does not say
 EDGES = (0.0, 0.003, 0.01, 0.03, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.97)  # of confidence, between its classes
@@ -24,9 +26,10 @@ MEMORY = 0.995  # of the counts, per judged proposal: what counts is about the l
 class Estimates:
     """Counts of tries and hits in every cell (depth, rank, class of confidence). A cell that has seen little is taken
     for what its class of confidence is at that depth, that for what the class is at any depth, and that for what the
-    drafter says."""
+    drafter says. memory: what is left of the counts when the next proposal is judged."""
 
-    def __init__(self) -> None:
+    def __init__(self, memory: float = MEMORY) -> None:
+        self._memory = memory
         self._counts = np.zeros((2, DEPTHS * RANKS * len(PRIOR)))  # tried, right
         self._rates: np.ndarray | None = None
 
@@ -42,7 +45,7 @@ class Estimates:
 
     def learn(self, proposal: Proposal, came: Sequence[int]) -> None:
         """came: the tokens that followed the proposal's root, as far as they are known."""
-        self._counts *= MEMORY
+        self._counts *= self._memory
         self._rates, node = None, 0
         tried, right = self._counts
         for token in came:
@@ -86,8 +89,16 @@ class Proposal:
     """One row's tree, as the drafter proposed it. cells: of each node, where `Estimates` counts it."""
 
     def __init__(self, tokens: Sequence[int], parents: Sequence[int], confidence: Sequence[float]) -> None:
-        self.tokens, self.shape = tokens, Shape.of(tuple(parents))
+        self.tokens, self.parents, self.confidence = tokens, parents, confidence
+        self.shape = Shape.of(tuple(parents))
         self.cells = self.shape.base + np.searchsorted(EDGES, confidence, side="right")
+
+    @classmethod
+    def rows(cls, tree: TokenTree) -> list[Proposal]:
+        """Of a batch, each row's."""
+        sure = torch.full(tree.tokens.shape, SILENT) if tree.confidence is None else tree.confidence
+        parts: tuple[Tensor, ...] = (tree.tokens, tree.parents, sure)
+        return [cls(*row) for row in zip(*(part.tolist() for part in parts), strict=True)]
 
     def gains(self, rates: np.ndarray) -> np.ndarray:
         """Of each node, the probability that it is accepted: what it adds to the tokens of a step. 0 for padding."""
@@ -98,3 +109,24 @@ class Proposal:
             gains[level] *= gains[shape.parents[level]]
         gains[0] = 0.0  # the root comes anyway
         return gains
+
+
+class Pending:
+    """Proposals for one text that wait for what follows them."""
+
+    def __init__(self) -> None:
+        self._waiting: list[tuple[int, Proposal]] = []  # with the length of the text when they were made
+
+    def add(self, proposal: Proposal, length: int) -> None:
+        if proposal.shape.levels:
+            self._waiting.append((length, proposal))
+
+    def judge(self, text: Sequence[int], estimates: Estimates, over: bool = False) -> None:
+        """Learn from those whose text has been written; from all, if it is over."""
+        waiting = []
+        for length, proposal in self._waiting:
+            if over or len(text) - length >= len(proposal.shape.levels):
+                estimates.learn(proposal, text[length:])
+            else:
+                waiting.append((length, proposal))
+        self._waiting = waiting
