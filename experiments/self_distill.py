@@ -13,6 +13,7 @@ from pathlib import Path
 import hydra
 import torch
 from accelerate import PartialState
+from filelock import FileLock
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
@@ -84,7 +85,7 @@ class Options:
 def main(cfg: DictConfig) -> None:
     options = checked(cfg)
     prompts = instantiate(cfg.prompts) if cfg.get("prompts") else []
-    state = PartialState(cpu=True)  # processes wait for each other and exchange no tensors: any number may share a GPU
+    state = PartialState(cpu=True)  # processes exchange nothing but files: any number may share a GPU
     if torch.cuda.is_available():
         torch.cuda.set_device(state.local_process_index % torch.cuda.device_count())
     target = instantiate(cfg.target)
@@ -97,8 +98,7 @@ def main(cfg: DictConfig) -> None:
         if options.import_from and not part:
             say(f"{import_text(Path(options.import_from), shard):,} texts are new from {options.import_from}")
         add_features(options, target, shard, parts)
-        with state.main_process_first():
-            prompts = [*prompts, *long_prompts(options, target, shard.folder)]
+        prompts = [*prompts, *long_prompts(options, target, shard.folder)]
         mine = [prompt for prompt in prompts if int(prompt_key(prompt), 16) % parts == part]
         answer(options, [*mine, *self_written(options, target, shard, part, parts)], target, shard, parts)
         add_features(options, target, shard, parts)  # those that are not stored as the text is made
@@ -125,14 +125,15 @@ def self_written(options: Options, target: TargetModel, shard: Shard, part: int,
 def long_prompts(options: Options, target: TargetModel, folder: Path) -> list[Prompt]:
     """The prompts made of passages, and of earlier runs: kept in the folder, as other text would make other ones."""
     own, file = options.passages, folder / "passages.jsonl"
-    prompts = jsonl(str(file)) if file.exists() else []
-    if len(prompts) < own.count:
-        assert target.tokenizer is not None
-        prompts += passage_prompts(
-            TextStore(folder), target.tokenizer, own.count - len(prompts), longest=own.longest,
-            categories=own.categories, seed=len(prompts),
-        )  # fmt: skip
-        write_text(file, "".join(prompt.line() for prompt in prompts))
+    with FileLock(folder / ".passages.lock"):  # one process makes them, all read them
+        prompts = jsonl(str(file)) if file.exists() else []
+        if len(prompts) < own.count:
+            assert target.tokenizer is not None
+            prompts += passage_prompts(
+                TextStore(folder), target.tokenizer, own.count - len(prompts), longest=own.longest,
+                categories=own.categories, seed=len(prompts),
+            )  # fmt: skip
+            write_text(file, "".join(prompt.line() for prompt in prompts))
     return prompts
 
 
