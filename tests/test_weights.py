@@ -100,5 +100,5 @@ SHIPPED = sorted(file.parent for file in shipped.WEIGHTS.glob("*/*/*.safetensors
 def test_what_is_shipped_has_a_card_and_its_training_and_is_small(folder: Path) -> None:
     assert "## Training" in (folder / "README.md").read_text("utf-8")
     assert (training_tokens(folder) or 0) > 0
-    others = [folder.parent / name for name in ("draft_model", "early_exit", "eagle")]
-    assert sum(file.stat().st_size for other in others for file in other.rglob("*")) < 25e6
+    both = [folder.parent / name for name in ("draft_model", "early_exit")]
+    assert sum(file.stat().st_size for one in both for file in one.rglob("*")) < 25e6
