@@ -7,13 +7,14 @@ OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 -m experiments.self_distill ...   
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 import hydra
 import torch
 from accelerate import PartialState
-from filelock import FileLock
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
@@ -85,7 +86,7 @@ class Options:
 def main(cfg: DictConfig) -> None:
     options = checked(cfg)
     prompts = instantiate(cfg.prompts) if cfg.get("prompts") else []
-    state = PartialState(cpu=True)  # processes exchange nothing but files: any number may share a GPU
+    state = PartialState(cpu=True)  # processes exchange no tensors: any number may share a GPU
     if torch.cuda.is_available():
         torch.cuda.set_device(state.local_process_index % torch.cuda.device_count())
     target = instantiate(cfg.target)
@@ -98,13 +99,24 @@ def main(cfg: DictConfig) -> None:
         if options.import_from and not part:
             say(f"{import_text(Path(options.import_from), shard):,} texts are new from {options.import_from}")
         add_features(options, target, shard, parts)
-        prompts = [*prompts, *long_prompts(options, target, shard.folder)]
+        with first(state):
+            prompts = [*prompts, *long_prompts(options, target, shard.folder)]
         mine = [prompt for prompt in prompts if int(prompt_key(prompt), 16) % parts == part]
         answer(options, [*mine, *self_written(options, target, shard, part, parts)], target, shard, parts)
         add_features(options, target, shard, parts)  # those that are not stored as the text is made
     if options.export_to and not part:
         size = export_text(shard.folder, Path(options.export_to))
         say(f"{options.export_to}: {size:,} bytes, token ids of {len(committed(shard.folder)):,} texts")
+
+
+@contextmanager
+def first(state: PartialState) -> Iterator[None]:
+    """The main process before all others, as accelerate has it; but its barrier asks for a GPU for every process."""
+    if not state.is_main_process:
+        torch.distributed.barrier()
+    yield
+    if state.is_main_process and state.num_processes > 1:
+        torch.distributed.barrier()
 
 
 def self_written(options: Options, target: TargetModel, shard: Shard, part: int, parts: int) -> list[Prompt]:
@@ -125,15 +137,14 @@ def self_written(options: Options, target: TargetModel, shard: Shard, part: int,
 def long_prompts(options: Options, target: TargetModel, folder: Path) -> list[Prompt]:
     """The prompts made of passages, and of earlier runs: kept in the folder, as other text would make other ones."""
     own, file = options.passages, folder / "passages.jsonl"
-    with FileLock(folder / ".passages.lock"):  # one process makes them, all read them
-        prompts = jsonl(str(file)) if file.exists() else []
-        if len(prompts) < own.count:
-            assert target.tokenizer is not None
-            prompts += passage_prompts(
-                TextStore(folder), target.tokenizer, own.count - len(prompts), longest=own.longest,
-                categories=own.categories, seed=len(prompts),
-            )  # fmt: skip
-            write_text(file, "".join(prompt.line() for prompt in prompts))
+    prompts = jsonl(str(file)) if file.exists() else []
+    if len(prompts) < own.count:
+        assert target.tokenizer is not None
+        prompts += passage_prompts(
+            TextStore(folder), target.tokenizer, own.count - len(prompts), longest=own.longest,
+            categories=own.categories, seed=len(prompts),
+        )  # fmt: skip
+        write_text(file, "".join(prompt.line() for prompt in prompts))
     return prompts
 
 
