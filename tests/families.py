@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.models.auto import CONFIG_MAPPING
@@ -36,9 +38,9 @@ FAMILIES: dict[str, dict] = {
 }
 
 
-def build(family: str, seed: int = 0) -> PreTrainedModel:
-    """A random model of the family in fp32, with weights large enough that attention matters."""
-    config = CONFIG_MAPPING[family](**FAMILIES[family])
+def build(family: str, seed: int = 0, **extra: Any) -> PreTrainedModel:
+    """A random model of the family in fp32, with weights large enough that attention matters. extra: of its config."""
+    config = CONFIG_MAPPING[family](**{**FAMILIES[family], **extra})
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
