@@ -67,13 +67,7 @@ def passage_prompts(
 
 
 def _summary(rng: random.Random, passages: Sequence[str]) -> str:
-    asked = (
-        "Summarize: {}",
-        "Summarize the following text:\n\n{}",
-        "{}\n\nSummarize this in two sentences.",
-        "{}\n\nTL;DR",
-    )
-    return rng.choice(asked).format("\n".join(passages))
+    return rng.choice(SUMMARIES).format("\n".join(passages))
 
 
 def _question(rng: random.Random, question: str, passages: Sequence[str]) -> str:
