@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from specdec.errors import InputError
-from specdec.runlog import write_json
+from specdec.files import write_json
 from specdec.target import TargetModel
 from specdec.training.store import fingerprint
 

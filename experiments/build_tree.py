@@ -27,9 +27,10 @@ from experiments.progress import progress
 from experiments.settings import Settings, settings
 from experiments.tables import stdout
 from specdec.errors import InputError
+from specdec.files import write_json
 from specdec.generate import autoregressive
 from specdec.prompts import PromptEncoder
-from specdec.runlog import provenance, write_json
+from specdec.runlog import provenance
 from specdec.target import TargetModel
 from specdec.topology import Path as IndexPath
 from specdec.topology import best_tree, most_frequent_tree

@@ -20,10 +20,11 @@ from experiments.entry import CONF, launch, one_line_errors
 from experiments.settings import settings
 from experiments.tables import number, progress_bar, stdout
 from specdec.errors import InputError
+from specdec.files import write_json
 from specdec.prompts import PromptEncoder
 from specdec.protocols import AcceptanceRule
 from specdec.rule_comparison import RuleComparison, Trees
-from specdec.runlog import provenance, write_json
+from specdec.runlog import provenance
 from specdec.sampling import SamplingParams
 
 # Okabe and Ito's palette: told apart by colour-blind readers

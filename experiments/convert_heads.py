@@ -19,8 +19,9 @@ from drafters.medusa.formats import HeadsFile, read_heads, write_official, write
 from experiments.entry import CONF, launch, one_line_errors, stderr
 from experiments.tables import stdout
 from specdec.errors import InputError
+from specdec.files import write_json
 from specdec.models import resolve_dtype
-from specdec.runlog import provenance, write_json
+from specdec.runlog import provenance
 from specdec.target import TargetModel
 
 SHOWN = 5  # tensors left out that are named; a full model has hundreds

@@ -27,9 +27,10 @@ from experiments.pictures.plan import picture
 from experiments.settings import typed
 from experiments.tables import stdout
 from specdec.errors import InputError
+from specdec.files import write_json
 from specdec.hardware import CostCurve, DraftCost, MeasuredCurve, ModelShape, Roofline, load_config
 from specdec.hardware.planning import Acceptance, Plan, Planner
-from specdec.runlog import provenance, write_json
+from specdec.runlog import provenance
 from specdec.runs import Run
 from specdec.tree_search import Acceptances
 

@@ -25,8 +25,9 @@ from experiments.compare_acceptance import COLOURS
 from experiments.entry import CONF, launch, one_line_errors, stderr
 from experiments.settings import typed
 from experiments.tables import progress_bar, stdout
+from specdec.files import write_json
 from specdec.profiling import Footprint, figures, fitting, profile, sweep
-from specdec.runlog import provenance, write_json
+from specdec.runlog import provenance
 
 AXES = {"tokens": "tokens in a forward", "prefix": "tokens before it", "batch": "rows"}
 Figures = dict[str, Any]

@@ -20,8 +20,9 @@ from experiments.cost_model import Reached
 from experiments.entry import CONF, launch, one_line_errors
 from experiments.settings import typed
 from experiments.tables import stdout
+from specdec.files import write_json
 from specdec.hardware import FREE, CostCurve, Machine, ModelShape, Precision, Roofline, load_config
-from specdec.runlog import provenance, write_json
+from specdec.runlog import provenance
 
 GPT_FAST = "a100_80g"
 

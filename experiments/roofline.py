@@ -25,8 +25,9 @@ from experiments.entry import CONF, launch, one_line_errors
 from experiments.pictures.style import BLUE, GREEN, GREY, ORANGE, VERMILION, axis, figure
 from experiments.settings import typed
 from experiments.tables import stdout
+from specdec.files import write_json
 from specdec.hardware import Forward, Roofline
-from specdec.runlog import provenance, write_json
+from specdec.runlog import provenance
 
 KINDS = {"decode": VERMILION, "verify": BLUE, "batch": GREEN, "prompt": ORANGE}
 CONTEXTS = (512, 4096, 32768, 131072)  # whose largest batch is shown

@@ -20,8 +20,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments.entry import CONF, launch, one_line_errors
 from experiments.progress import progress, say
+from specdec.files import write_text
 from specdec.prompts import Prompt, jsonl
-from specdec.runlog import provenance, write_text
+from specdec.runlog import provenance
 from specdec.sampling import SamplingParams
 from specdec.stopping import StopRule
 from specdec.target import TargetModel

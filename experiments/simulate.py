@@ -26,11 +26,12 @@ from experiments.entry import CONF, launch, one_line_errors
 from experiments.settings import typed
 from experiments.tables import stdout
 from specdec.errors import InputError
+from specdec.files import write_json
 from specdec.hardware import DraftCost, MeasuredCurve, ModelShape, Roofline, load_config
 from specdec.metrics import Interval
 from specdec.protocols import AcceptanceRule
 from specdec.replay import Costs, Fixed, Replay, batches, by_category, replay, right_ranks, times
-from specdec.runlog import provenance, write_json
+from specdec.runlog import provenance
 from specdec.runs import Run
 from specdec.topology import Topology
 from specdec.trace import Trace

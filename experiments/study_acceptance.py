@@ -23,7 +23,8 @@ from experiments.tables import stdout
 from specdec.drafting import TreeShape
 from specdec.enumeration import Tables, emission, outcomes
 from specdec.errors import InputError
-from specdec.runlog import provenance, write_json
+from specdec.files import write_json
+from specdec.runlog import provenance
 
 MOST_OUTCOMES = 300_000  # some seconds
 

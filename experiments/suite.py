@@ -27,11 +27,12 @@ from experiments.tables import identical, progress_bar, stdout
 from specdec.batch_curve import BatchCurve, BatchSize
 from specdec.benchmark import BASE, OURS, Benchmark, Trial, describe, speedup_over
 from specdec.errors import InputError
+from specdec.files import write_json
 from specdec.overhead import share_outside_forwards
 from specdec.profiling import Footprint, Point, Profile, figures, fitting, profile
 from specdec.prompts import PromptEncoder
 from specdec.ratios import SIDES, Ratio, expectations, read_expectations, shortfalls
-from specdec.runlog import NoTracker, RunLog, machine, write_json
+from specdec.runlog import NoTracker, RunLog, machine
 from specdec.target import TargetModel
 
 REGRESSED = 1  # exit status

@@ -28,6 +28,7 @@ import psutil
 import torch
 
 from specdec.errors import InputError
+from specdec.files import write_json, write_text
 from specdec.metrics import StepRecord
 
 RUN_FILES = ("steps.jsonl", "generations.jsonl", "summary.json", "provenance.json", "report.html")
@@ -296,18 +297,6 @@ def machine() -> dict[str, Any]:
         "gpu": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if cuda else [],
         "system": platform.platform(),
     }
-
-
-def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    """As `write_text`."""
-    write_text(path, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Whole or not at all: written beside its place, then renamed."""
-    unfinished = path.with_name(path.name + ".unfinished")
-    unfinished.write_text(text, "utf-8")
-    unfinished.replace(path)
 
 
 def _append(file: Any, records: Sequence[Mapping[str, Any]]) -> None:

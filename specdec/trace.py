@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from specdec.errors import InputError
+from specdec.files import replacing
 
 TRACE_FILE = "trace.npz"
 NOTHING = -1  # where nothing was proposed
@@ -133,9 +134,9 @@ class Trace:
                 arrays[name] = np.concatenate(_padded(parts))
         described = [_head(text) for text in self.texts]
         meta = json.dumps({"origin": asdict(self.origin), "texts": described}).encode()
-        file, unfinished = folder / TRACE_FILE, folder / f"{TRACE_FILE}.unfinished.npz"
-        np.savez_compressed(unfinished, meta=np.frombuffer(meta, dtype=np.uint8), **arrays)
-        unfinished.replace(file)
+        file = folder / TRACE_FILE
+        with replacing(file) as unfinished, unfinished.open("wb") as out:
+            np.savez_compressed(out, meta=np.frombuffer(meta, dtype=np.uint8), **arrays)
         return file
 
     @classmethod

@@ -20,7 +20,7 @@ from drafters.medusa.heads import MedusaHeads, output_weight
 from drafters.medusa.layouts import LAYOUTS, TOKEN_MAP, Parts, places_of
 from drafters.medusa.trees import TREE_FILE
 from specdec.errors import InputError
-from specdec.runlog import write_json
+from specdec.files import replacing, write_json
 from specdec.target import TargetModel
 from specdec.training.saving import TRAINING, training_tokens
 
@@ -209,9 +209,8 @@ def _write(
         expected, fix = f"weights that {dtype} can hold", "use dtype=bfloat16 or dtype=float32"
         raise InputError("dtype", expected=expected, got="NaN or infinity", fix=fix)
     folder.mkdir(parents=True, exist_ok=True)
-    unfinished = folder / f"{file}.unfinished"
-    save_file(whole, unfinished, metadata={"format": "pt"})
-    unfinished.replace(folder / file)
+    with replacing(folder / file) as unfinished:
+        save_file(whole, unfinished, metadata={"format": "pt"})
     write_json(folder / "config.json", config)
     return list(whole)
 

@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from specdec.errors import InputError
+from specdec.files import write_text
 from specdec.topology import Topology, best_tree
 
 TREE_FILE = "tree.yaml"  # its name beside the heads it was measured for
@@ -52,10 +53,8 @@ def guessed_accuracies(heads: int) -> list[list[float]]:
 
 def write_tree(file: Path, comment: str, figures: Mapping[str, Any]) -> None:
     """A tree file: `comment` in its first line, then the figures, `paths` among them."""
-    unfinished = file.with_name(file.name + ".unfinished")
     body = yaml.safe_dump(dict(figures), sort_keys=False, default_flow_style=None, width=120, allow_unicode=True)
-    unfinished.write_text(f"# {comment}\n{body}", "utf-8")
-    unfinished.replace(file)
+    write_text(file, f"# {comment}\n{body}")
 
 
 def _paths(file: Path, what: str) -> list[Any]:

@@ -17,6 +17,7 @@ from experiments.pictures import one_run, several_runs, training
 from experiments.pictures.picture import Picture, Table, Tile
 from experiments.pictures.reader import reader
 from experiments.pictures.style import CONFIG
+from specdec.files import write_text
 from specdec.runs import Run
 
 REPORT = "report.html"
@@ -84,9 +85,8 @@ def write_page(runs: Sequence[Run], file: Path) -> Path:
     """Whole or not at all."""
     for run in runs:
         run.refresh()
-    unfinished = file.with_name(file.name + ".unfinished")
-    unfinished.write_text(page(runs), "utf-8")
-    return unfinished.replace(file)
+    write_text(file, page(runs))
+    return file
 
 
 def reader_page(run: Run) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from specdec.errors import InputError
+from specdec.files import write_bytes
 from specdec.training.store import FORMAT, Origin, Shard, Text, TextStore, committed, index_of
 
 _ALIGNED = {"lc": 2, "lp": 1, "pb": 1}  # the ids' bytes alternate between low and high
@@ -33,10 +34,8 @@ def export_text(folder: Path, file: Path) -> int:
     ids = np.concatenate([store.tokens(text) for text in store.texts] or [np.empty(0, "<i4")]).astype(kind)
     filters = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, **_ALIGNED}]
     data = lzma.compress(json.dumps(head).encode() + b"\n" + ids.tobytes(), filters=filters)
-    unfinished = file.with_name(file.name + ".unfinished")
     file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished.write_bytes(data)
-    unfinished.replace(file)
+    write_bytes(file, data)
     return len(data)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from specdec.errors import InputError
-from specdec.runlog import write_json
+from specdec.files import write_json
 
 
 class Checkpoints:

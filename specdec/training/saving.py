@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 from torch import nn
 
 from specdec.errors import InputError
-from specdec.runlog import write_json
+from specdec.files import replacing, write_json
 from specdec.target import TargetModel
 from specdec.training.recipe import Recipe
 
@@ -17,14 +16,11 @@ TRAINING = "training.json"
 
 
 def save_drafter(recipe: Recipe, module: nn.Module, target: TargetModel, folder: Path, tokens: int) -> None:
-    """Written beside its place, then renamed; an earlier one goes. tokens: as in `Weights.training_tokens`."""
-    unfinished = folder.with_name(folder.name + ".unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    recipe.save(module, target, unfinished)
-    write_json(unfinished / TRAINING, {"tokens": tokens})
-    shutil.rmtree(folder, ignore_errors=True)
-    unfinished.rename(folder)
+    """Write it in place of an earlier one. tokens: as in `Weights.training_tokens`."""
+    with replacing(folder) as unfinished:
+        unfinished.mkdir()
+        recipe.save(module, target, unfinished)
+        write_json(unfinished / TRAINING, {"tokens": tokens})
 
 
 def training_tokens(folder: Path) -> int | None:

@@ -27,7 +27,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from specdec.errors import InputError
-from specdec.runlog import write_json
+from specdec.files import write_json
 from specdec.target import TargetModel
 
 FORMAT = 1
