@@ -13,9 +13,9 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from experiments.components import instantiate
 from experiments.entry import CONF, INTERRUPTED, launch, one_line_errors, stderr
 from experiments.pictures.page import REPORT, write_page
 from experiments.settings import Settings, settings

@@ -14,7 +14,6 @@ from typing import Any
 import hydra
 import torch
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 from rich.table import Table
 from torch import Tensor
@@ -22,6 +21,7 @@ from torch import Tensor
 from drafters.medusa.drafter import load_heads
 from drafters.medusa.measure import Accuracy, accuracies
 from drafters.medusa.trees import GUESSED_HEADS, TREE_FILE, write_tree
+from experiments.components import instantiate
 from experiments.entry import CONF, launch, one_line_errors
 from experiments.progress import progress
 from experiments.settings import Settings, settings

@@ -11,15 +11,14 @@ from typing import Any
 import hydra
 import plotly.graph_objects as go
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from plotly.subplots import make_subplots
 from rich.table import Table
 
+from experiments.components import choice_of, instantiate
 from experiments.entry import CONF, launch, one_line_errors
 from experiments.settings import settings
 from experiments.tables import number, progress_bar, stdout
-from specdec.errors import InputError
 from specdec.files import write_json
 from specdec.prompts import PromptEncoder
 from specdec.protocols import AcceptanceRule
@@ -70,11 +69,8 @@ def trees(name: str, cfg: DictConfig) -> Trees:
 
 def rule(choice: str) -> AcceptanceRule:
     """The rule that `acceptance=choice` means."""
-    file = Path(CONF) / "acceptance" / f"{choice}.yaml"
-    if not file.exists():
-        known = ", ".join(sorted(other.stem for other in file.parent.glob("*.yaml")))
-        raise InputError("rules", expected=f"acceptance rules ({known})", got=repr(choice), fix="check the spelling")
-    return instantiate(OmegaConf.load(file))
+    made: AcceptanceRule = instantiate(choice_of("acceptance", choice, "rules"))
+    return made
 
 
 def table(results: list[dict[str, Any]], title: str) -> Table:

@@ -11,11 +11,11 @@ from pathlib import Path
 import hydra
 import torch
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 from rich.table import Table
 
 from drafters.medusa.formats import HeadsFile, read_heads, write_official, write_vllm
+from experiments.components import instantiate
 from experiments.entry import CONF, launch, one_line_errors, stderr
 from experiments.tables import stdout
 from specdec.errors import InputError

@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 from rich.console import Console
 
+from experiments.composition import checked_composition
 from specdec.errors import InputError
 
 BAD_INPUT, INTERRUPTED = 2, 130
@@ -25,7 +26,7 @@ stderr = Console(stderr=True)
 def launch(main: Callable[[], None]) -> None:
     """Call a `hydra.main` function; what it or Hydra raises ends the process as `one_line_errors` says."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises, and leaves the words to us
-    with one_line_errors():
+    with one_line_errors(), checked_composition():
         main()
 
 
@@ -43,13 +44,15 @@ def one_line_errors() -> Iterator[None]:
         message = explain(error)
         if message is None:
             raise
-        print(f"error: {message}", file=sys.stderr)
+        print(f"error: {' '.join(message.split())}", file=sys.stderr)
         sys.exit(BAD_INPUT)
 
 
 def explain(error: BaseException) -> str | None:  # noqa: PLR0911  (one return per kind of error)
     """What the user should read, or None for a bug, which keeps its traceback."""
     if isinstance(error, InstantiationException) and error.__cause__ is not None:
+        return explain(error.__cause__)
+    if isinstance(error, OmegaConfBaseException) and isinstance(error.__cause__, InputError):  # of a resolver
         return explain(error.__cause__)
     unknown = error.__cause__
     if isinstance(unknown, ConfigKeyError | ConfigAttributeError) and isinstance(unknown.parent_node, DictConfig):

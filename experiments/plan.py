@@ -17,10 +17,10 @@ from typing import Any
 import hydra
 import yaml
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 from rich.table import Table
 
+from experiments.components import instantiate
 from experiments.cost_model import Modelled, where
 from experiments.entry import CONF, launch, one_line_errors, stderr
 from experiments.pictures.plan import picture

@@ -16,12 +16,12 @@ from typing import Any
 import hydra
 import plotly.graph_objects as go
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 from plotly.subplots import make_subplots
 from rich.table import Table
 
 from experiments.compare_acceptance import COLOURS
+from experiments.components import instantiate
 from experiments.entry import CONF, launch, one_line_errors, stderr
 from experiments.settings import typed
 from experiments.tables import progress_bar, stdout

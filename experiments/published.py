@@ -12,10 +12,10 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.table import Table
 
+from experiments.components import choice_of, instantiate
 from experiments.cost_model import Reached
 from experiments.entry import CONF, launch, one_line_errors
 from experiments.settings import typed
@@ -100,7 +100,7 @@ def shape_of(name: str) -> ModelShape:
 
 @cache
 def machine(choice: str) -> Machine:
-    made: Machine = instantiate(OmegaConf.load(Path(CONF) / "hardware" / f"{choice}.yaml"))
+    made: Machine = instantiate(choice_of("hardware", choice, "hardware"))
     return made
 
 

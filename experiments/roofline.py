@@ -16,10 +16,10 @@ import hydra
 import numpy as np
 import plotly.graph_objects as go
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 from rich.table import Table
 
+from experiments.components import instantiate
 from experiments.cost_model import Modelled, where
 from experiments.entry import CONF, launch, one_line_errors
 from experiments.pictures.style import BLUE, GREEN, GREY, ORANGE, VERMILION, axis, figure

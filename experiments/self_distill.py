@@ -15,9 +15,9 @@ from pathlib import Path
 import hydra
 import torch
 from accelerate import PartialState
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from experiments.components import instantiate
 from experiments.entry import CONF, launch, one_line_errors
 from experiments.progress import progress, say
 from specdec.files import write_text

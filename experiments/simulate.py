@@ -15,12 +15,12 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 from rich.table import Table
 
 from drafters.adaptive.replayed import replay_adaptive
 from drafters.medusa.trees import TREE_FILE, read_tree, write_tree
+from experiments.components import instantiate
 from experiments.cost_model import Modelled
 from experiments.entry import CONF, launch, one_line_errors
 from experiments.settings import typed

@@ -15,12 +15,12 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 from rich.markup import escape
 from rich.table import Table
 
 from experiments.bench import assembled, closing, config
+from experiments.components import instantiate
 from experiments.entry import CONF, launch, one_line_errors
 from experiments.settings import settings, typed
 from experiments.tables import identical, progress_bar, stdout

@@ -18,9 +18,9 @@ import hydra
 import torch
 from accelerate import Accelerator
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from experiments.components import instantiate
 from experiments.entry import CONF, INTERRUPTED, launch, one_line_errors
 from experiments.progress import progress, say
 from specdec.errors import InputError

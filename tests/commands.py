@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,9 +24,11 @@ def command(
 ) -> Callable[..., Done]:
     """What calls `main` with overrides; the run folder is `folder`."""
 
-    def call(*overrides: str) -> Done:
+    def call(*overrides: str, flags: Sequence[str] = ()) -> Done:
         monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
-        monkeypatch.setattr(sys, "argv", ["command", f"hydra.run.dir={folder}", *overrides])
+        dashed = [word for word in overrides if word.startswith("-")]  # argparse wants them together
+        rest = [word for word in overrides if not word.startswith("-")]
+        monkeypatch.setattr(sys, "argv", ["command", *flags, *dashed, f"hydra.run.dir={folder}", *rest])
         capsys.readouterr()
         try:
             launch(main)

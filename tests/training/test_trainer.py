@@ -27,7 +27,8 @@ from tests.wandb_files import whole_file
 
 ROOT = Path(__file__).resolve().parents[2]
 CONF = ROOT / "tests" / "training" / "conf"
-TINY = [f"hydra.searchpath=[file://{CONF}]", "drafter=linear", "target=tiny", "target.device=cpu", "tracker=none"]
+TINY = [f"hydra.searchpath=[file://{CONF}]", "drafter=linear", "target=tiny", "target.device=cpu", "tracker=none",
+        "allow_targets=[tests.training.]"]  # fmt: skip
 SHORT = ["training.epochs=2", "training.batch_size=8", "reports.log_every=1", "reports.checkpoint_every=5"]
 ROUNDING = 1e-6  # gradients of order 0.1, the same sums in another order
 SPEEDS = ("tokens_per_second", "product_share")
