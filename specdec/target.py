@@ -22,10 +22,10 @@ from specdec.attention import ATTENTION_NAME, AttentionContext, choose_kernel
 from specdec.cache import LayerShape, TreeCache
 from specdec.errors import InputError
 from specdec.layers import DecoderLayers
+from specdec.proof import Path, admitted
 from specdec.runtime import CapturedForwards, FusedDecoder, NotCovered, choose_runtime
 from specdec.tree import TokenTree
 
-FUSED_TOLERANCE = 1e-3  # of the largest value: between rounding (1e-6) and another computation (1)
 PREFILL_CHUNK = 256  # tokens of a prompt per forward: bounds activation memory, long enough for the matrix units
 
 
@@ -45,11 +45,12 @@ class TargetModel:
 
     model: a causal LM in eval mode; name: how it is called in results; kernel: see `choose_kernel`;
     runtime: see `choose_runtime`; tokenizer: kept beside the model for the entry points and for comparing vocabularies;
-    layers: the name of the list of its decoder layers, where it cannot be found (see `DecoderLayers`).
+    layers: the name of the list of its decoder layers, where it cannot be found (see `DecoderLayers`); prove: compare
+    its forwards with the stock model's (see `specdec.proof`), which leaves it on the fastest path that agrees.
 
     Raises:
-        InputError: the architecture does not route its attention through `AttentionInterface`, or the
-            kernel cannot be had.
+        InputError: the architecture does not route its attention through `AttentionInterface`, its forwards differ from
+            the stock model's, or the kernel cannot be had.
     """
 
     def __init__(
@@ -61,12 +62,13 @@ class TargetModel:
         runtime: str = "auto",
         tokenizer: PreTrainedTokenizerBase | None = None,
         layers: str | None = None,
+        prove: bool = True,
     ) -> None:
         self.model, self.name, self.tokenizer = model.eval(), name, tokenizer
         self._layers_path = layers
         self.kernel = choose_kernel(kernel, self.device)
         self._hidden: Tensor | None = None
-        self._stock_attention = model.config._attn_implementation  # what transformers chose
+        self.stock_attention = _stock_attention(model)
         self.runtime = choose_runtime(runtime, self.model)
         self._ours()
         if model.config._attn_implementation != ATTENTION_NAME:
@@ -81,6 +83,8 @@ class TargetModel:
             self.fused = self._fused_decoder()
         elif runtime != "stock" and self.device.type == "cuda":
             self.graphs = CapturedForwards(self._modules)
+        self._built = (self.fused, self.runtime, self.graphs, self.kernel)
+        self.proof = admitted(self, kernel, runtime) if prove else None
 
     @property
     def device(self) -> torch.device:
@@ -354,12 +358,28 @@ class TargetModel:
         """The model as `transformers` runs it by itself, for references and oracles."""
         if self.runtime is not None:
             self.runtime.remove()
-        self.model.set_attn_implementation(self._stock_attention)
+        self.model.set_attn_implementation(self.stock_attention)
         try:
             yield self.model
         finally:
             self._ours()
             self._hidden = None
+
+    @property
+    def path(self) -> Path:
+        """The way that its forwards take."""
+        return Path(self.fused is not None, self.runtime is not None or self.graphs is not None, self.kernel.name)
+
+    def run_on(self, path: Path) -> None:
+        """Give up what `path` does without, in comparison with the path it was built on."""
+        fused, runtime, graphs, kernel = self._built
+        if self.runtime is not None:
+            self.runtime.remove()
+        self.fused = fused if path.fused else None
+        self.runtime, self.graphs = (runtime, graphs) if path.fast else (None, None)
+        self.kernel = kernel if kernel.name == path.kernel else choose_kernel(path.kernel, self.device)
+        if self.runtime is not None:
+            self.runtime.install()
 
     def _ours(self) -> None:
         self.model.set_attn_implementation(ATTENTION_NAME)
@@ -381,24 +401,13 @@ class TargetModel:
             raise self._unsupported(str(error)) from error
         return layers
 
-    @torch.inference_mode()
     def _fused_decoder(self) -> FusedDecoder | None:
-        """The layers in one call, where the kernel knows the modules and computes what the model computes."""
+        """The layers in one call, if the kernel knows the modules; that it computes what they do is to be proven."""
         try:
-            fused = FusedDecoder(self.model)
-            cache = self.new_cache(1, 6)
-            self.prefill(cache, [[1, 2]])
-            tree = TokenTree.from_rows([[3, 4, 5, 6]], [[-1, 0, 0, 2]])
-            theirs = self.forward_tree(cache, tree)
-            positions = cache.lengths[:, None] + tree.depth
-            ours = TargetOutput(*fused.forward(cache, tree.tokens, positions, tree.ancestor_mask, None))
-            off = max(_apart(ours.logits, theirs.logits), _apart(ours.hidden, theirs.hidden))
-            if not off <= FUSED_TOLERANCE:
-                raise NotCovered(f"its layers are wired differently (results {off:.0e} apart)")
+            return FusedDecoder(self.model)
         except NotCovered as reason:
             warnings.warn(f"{type(self.model).__name__} runs module by module: {reason}", stacklevel=3)
             return None
-        return fused
 
     def _unsupported(self, why: str) -> InputError:
         return InputError(
@@ -409,6 +418,8 @@ class TargetModel:
         )
 
 
-def _apart(a: Tensor, b: Tensor) -> float:
-    """Largest difference, as a share of the largest value."""
-    return float((a - b).abs().max() / b.abs().max())
+def _stock_attention(model: PreTrainedModel) -> str:
+    """The implementation that transformers chose; or would, for a model that another target has taken over."""
+    if model.config._attn_implementation == ATTENTION_NAME:
+        model.set_attn_implementation("sdpa" if model._supports_sdpa else "eager")
+    return str(model.config._attn_implementation)

@@ -32,6 +32,13 @@ def _one_thread():
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def _nothing_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Proofs of other code must not reach a test, nor those of a test others."""
+    monkeypatch.setattr("specdec.proof.memory.recall", lambda _name: None)
+    monkeypatch.setattr("specdec.proof.memory.remember", lambda _name, _proof: None)
+
+
 @pytest.fixture(scope="session")
 def tiny() -> TargetModel:
     return load_tiny(device="cpu")

@@ -68,7 +68,7 @@ class AttentionContext:
 
     def visible(self, window: int | None) -> Bool[Tensor, "batch new slots"]:
         """Which cache slots each new node sees: the prefix, its block ancestors, no further back than
-        `window` positions. Computed once per forward and window."""
+        `window` tokens. Computed once per forward and window."""
         if window not in self._visible:
             slots = torch.arange(self.cache.capacity, device=self.lengths.device)
             in_block = slots - self.lengths[:, None]
@@ -77,8 +77,10 @@ class AttentionContext:
             of_block = self.block_mask().gather(2, spread) & ((in_block >= 0) & (in_block < self.block))[:, None]
             visible = of_block | (in_block < 0)[:, None]
             if window is not None:
-                position = torch.where(in_block < 0, slots, self.positions.gather(1, index))
-                own = self.positions[:, -self.new :]
+                # counted from the block's first node, as in the stock model, wherever positions begin
+                steps = self.positions - self.positions[:, :1] + self.lengths[:, None]
+                position = torch.where(in_block < 0, slots, steps.gather(1, index))
+                own = steps[:, -self.new :]
                 visible = visible & (own[:, :, None] - position[:, None, :] < window)
             self._visible[window] = visible
         return self._visible[window]
