@@ -31,7 +31,9 @@ from specdec.protocols import AcceptanceRule, Drafter, Verifier
 from specdec.runlog import TrainLog
 from specdec.sampling import SamplingParams
 from specdec.stopping import StopRule
+from specdec.target import TargetModel
 from specdec.training.checkpoints import Checkpoints
+from specdec.training.recipe import Recipe
 from specdec.training.saving import save_drafter
 from specdec.training.schedule import Reports, Schedule
 from specdec.training.store import TextStore
@@ -74,7 +76,7 @@ def run(cfg: DictConfig) -> None:
     if kind == "tf32":
         torch.set_float32_matmul_precision("high")
     accelerator = Accelerator(cpu=cpu, mixed_precision="no" if kind == "tf32" else kind)
-    target = instantiate(cfg.target)
+    target = target_of(cfg, recipe)
     measure = tokens_per_step(
         instantiate(cfg.verifier, target=target), instantiate(cfg.acceptance), store, options.measure
     )
@@ -92,6 +94,11 @@ def run(cfg: DictConfig) -> None:
     try:
         with progress("steps", trainer.steps - begun) as advance:
             figures = trainer.run(checkpoints, log, lambda words: advance(1, words))
+        module = trainer.plain_module()
+        if log is not None and module is not None:
+            save_drafter(recipe, module, target, folder / "drafter", trainer.tokens)
+            memory = {"peak_memory_mb": peak_memory_mb(accelerator.device)}
+            log.finish({**names, "steps": trainer.steps, **figures, **memory})
     except BaseException as error:
         status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
         if log is not None:
@@ -100,13 +107,17 @@ def run(cfg: DictConfig) -> None:
         if isinstance(error, KeyboardInterrupt):
             raise SystemExit(INTERRUPTED) from error
         raise
-    module = trainer.plain_module()
-    if log is not None and module is not None:
-        save_drafter(recipe, module, target, folder / "drafter", trainer.tokens)
-        log.finish({**names, "steps": trainer.steps, **figures, "peak_memory_mb": peak_memory_mb(accelerator.device)})
+    if log is not None:
         say("  ".join(f"{name} {value:.3f}" for name, value in figures.items() if isinstance(value, float)))
         say(f"drafter: {folder / 'drafter'}")
-    accelerator.end_training()
+
+
+def target_of(cfg: DictConfig, recipe: Recipe) -> TargetModel:
+    """The target; a recipe that trains parts of it needs its own modules, where `runtime=auto` takes faster ones."""
+    if recipe.live and cfg.target.get("runtime") == "auto":
+        say("target.runtime: stock, because the recipe trains parts of the target")
+        return instantiate(cfg.target, runtime="stock")
+    return instantiate(cfg.target)
 
 
 def tokens_per_step(verifier: Verifier, rule: AcceptanceRule, store: TextStore, how: Measurement) -> Measure:

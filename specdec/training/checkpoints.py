@@ -6,12 +6,19 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
+import torch
 from accelerate import Accelerator
+from accelerate.utils import RNG_STATE_NAME, load
+from safetensors import SafetensorError
 
 from specdec.errors import InputError
 from specdec.files import write_json
+
+FIGURES = "figures.json"
+UNREADABLE = (OSError, EOFError, ValueError, KeyError, TypeError, RuntimeError, UnpicklingError, SafetensorError)
 
 
 class Checkpoints:
@@ -46,8 +53,11 @@ class Checkpoints:
         """The step of the newest checkpoint."""
         return max(self._steps(), default=None)
 
-    def save(self, step: int) -> None:
-        """Write all state beside its place, then rename; older checkpoints go."""
+    def save(self, step: int, figures: Mapping[str, Any]) -> None:
+        """Write all state beside its place, then rename; older checkpoints go.
+
+        figures: JSON values that `load` gives back.
+        """
         unfinished = self._folder / f"step-{step}.unfinished"
         if self._accelerator.is_main_process:
             shutil.rmtree(unfinished, ignore_errors=True)
@@ -55,13 +65,40 @@ class Checkpoints:
         self._accelerator.save_state(str(unfinished))
         self._accelerator.wait_for_everyone()
         if self._accelerator.is_main_process:
+            write_json(unfinished / FIGURES, figures)
             unfinished.rename(self._folder / f"step-{step}")
             for old in sorted(self._steps())[: -self._keep]:
                 shutil.rmtree(self._folder / f"step-{old}")
         self._accelerator.wait_for_everyone()
 
-    def load(self, step: int) -> None:
-        self._accelerator.load_state(str(self._folder / f"step-{step}"))
+    def load(self, step: int) -> dict[str, Any]:
+        """Restore all state; returns the figures that were saved with it.
+
+        Raises:
+            InputError: a file that is missing or cannot be read, this process's random states among them.
+        """
+        folder = self._folder / f"step-{step}"
+        try:
+            self._accelerator.load_state(str(folder))
+            self._require_random_states(folder)
+            return dict(json.loads((folder / FIGURES).read_text("utf-8")))
+        except UNREADABLE as error:
+            raise InputError(
+                str(folder), expected=f"the whole checkpoint of a run of {self._accelerator.num_processes} processes",
+                got=str(error).partition("\n")[0] or type(error).__name__,
+                fix="run as many processes as before; or delete it, to go on from the checkpoint before",
+            ) from error  # fmt: skip
+
+    def _require_random_states(self, folder: Path) -> None:
+        """Refuse what accelerate only notes: random states that it could not restore."""
+        file = folder / f"{RNG_STATE_NAME}_{self._accelerator.process_index}.pkl"
+        states = load(file)
+        same = torch.equal(states["torch_manual_seed"], torch.get_rng_state())
+        if torch.cuda.is_available():
+            pairs = zip(states["torch_cuda_manual_seed"], torch.cuda.get_rng_state_all(), strict=True)
+            same = same and all(torch.equal(stored, now) for stored, now in pairs)
+        if not same:
+            raise ValueError(f"random states in {file.name} that could not be restored")
 
     def _steps(self) -> list[int]:
         names = [path.name.removeprefix("step-") for path in self._folder.glob("step-*")]

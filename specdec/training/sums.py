@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
+import torch
 from torch import Tensor
 
 Sums = dict[str, tuple[Tensor, Tensor]]
@@ -25,6 +28,20 @@ class Window:
         now = time.perf_counter()
         self.tokens, self.seconds, self.norm = self.tokens + tokens, self.seconds + now - self._begun, norm
         self._begun = now
+
+    @classmethod
+    def of(cls, state: Mapping[str, Any]) -> Window:
+        """What `state` gave, from JSON."""
+        sums = {
+            name: tuple(torch.tensor(part, dtype=torch.float64) for part in pair)
+            for name, pair in state["sums"].items()
+        }
+        return cls(sums, state["tokens"], state["seconds"], state["norm"])  # type: ignore[arg-type]
+
+    def state(self) -> dict[str, Any]:
+        """The sums so far, for a checkpoint: JSON writes every bit of a double."""
+        sums = {name: [float(total), float(weight)] for name, (total, weight) in self.sums.items()}
+        return {"sums": sums, "tokens": self.tokens, "seconds": self.seconds, "norm": self.norm}
 
     def restart(self) -> None:
         """What happened since the last step was not training."""

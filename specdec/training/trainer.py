@@ -104,10 +104,14 @@ class Trainer:
                 log.report(step, figures)
 
         if begun:
-            checkpoints.load(begun)
+            state = checkpoints.load(begun)
+            window, latest = Window.of(state["window"]), state["latest"]
         else:
+            window = Window()
             report(0, self.evaluate())
-        window = Window()
+        if begun < self.steps and not self._sharded:
+            self._flops_per_token = self._counted(self._micro_batch(begun * self.schedule.accumulation))
+        window.restart()
         for step in range(begun, self.steps):
             window.add(*self._step(step))
             done, last = step + 1, step + 1 == self.steps
@@ -118,7 +122,7 @@ class Trainer:
                 report(done, self.evaluate())
                 window.restart()
             if last or done % self.reports.checkpoint_every == 0:
-                checkpoints.save(done)
+                checkpoints.save(done, {"window": window.state(), "latest": latest})
                 window.restart()
             on_step("  ".join(f"{name} {latest[name]:.3f}" for name in SHOWN if name in latest))
         return latest
@@ -191,18 +195,21 @@ class Trainer:
         return sums, tokens, float(norm)
 
     def _backward(self, batch: dict[str, Any]) -> Sums:
-        sums: Sums = {}
+        total, sums = self._model(batch)
+        self.accelerator.backward(total)
+        return sums
+
+    def _counted(self, batch: dict[str, Any]) -> float:
+        """Operations per token of a batch's forward and backward. The counter takes operators apart, which rounds
+        otherwise: so it watches a pass of its own, which leaves no gradient and takes no random number."""
+        model = self.accelerator.unwrap_model(self._model)
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
 
         def work() -> None:
-            nonlocal sums
-            total, sums = self._model(batch)
-            self.accelerator.backward(total)
+            torch.autograd.grad(model(batch)[0], trained, allow_unused=True)
 
-        if self._flops_per_token is None and not self._sharded:
-            self._flops_per_token = counted(work) / int(batch["valid"].sum())
-        else:
-            work()
-        return sums
+        with torch.random.fork_rng():
+            return counted(work) / int(batch["valid"].sum())
 
     def _figures(self, window: Window, step: int) -> dict[str, Any]:
         rate = window.tokens / window.seconds

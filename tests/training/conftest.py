@@ -12,12 +12,17 @@ from specdec.target import TargetModel
 from specdec.training.distill import SelfDistillation
 from specdec.training.store import Origin, Shard
 
+CONF = Path(__file__).parent / "conf"
+
+
+def numbered(count: int) -> list[Prompt]:
+    return [Prompt(f"q{i}", "test", (f"tell me number {i}",)) for i in range(count)]
+
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory, tiny: TargetModel) -> Path:
     """160 prompts with answers of 40 tokens, two thirds greedy."""
     folder = tmp_path_factory.mktemp("data")
-    prompts = [Prompt(f"q{i}", "test", (f"tell me number {i}",)) for i in range(160)]
     with Shard(folder, 0, Origin.of(tiny)) as shard:
-        SelfDistillation(tiny, prompts, StopRule(40, tiny.eos)).run(shard)
+        SelfDistillation(tiny, numbered(160), StopRule(40, tiny.eos)).run(shard)
     return folder

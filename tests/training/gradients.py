@@ -16,17 +16,21 @@ from specdec.training.trainer import Trainer
 from tests.training.linear_head import LinearRecipe
 
 
-def gradients(data: Path, batch_size: int, accumulation: int) -> tuple[dict[str, torch.Tensor], int]:
-    """Of step 3, by parameter; and the number of processes."""
+def trainer(data: Path, batch_size: int, accumulation: int) -> Trainer:
+    """One that measures nothing."""
     torch.set_num_threads(1)
-    accelerator = Accelerator(cpu=True)
     schedule = Schedule(batch_size=batch_size, accumulation=accumulation)
     parts = (LinearRecipe(dropout=0.0), load_tiny(device="cpu"), TextStore(data), schedule, Reports())
-    trainer = Trainer(*parts, accelerator, lambda _: {})
-    trainer.gradients(3)
-    module = trainer.plain_module()
+    return Trainer(*parts, Accelerator(cpu=True), lambda _: {})
+
+
+def gradients(data: Path, batch_size: int, accumulation: int) -> tuple[dict[str, torch.Tensor], int]:
+    """The gradients of step 3, by parameter; and the number of processes."""
+    made = trainer(data, batch_size, accumulation)
+    made.gradients(3)
+    module = made.plain_module()
     named = module.named_parameters() if module is not None else ()
-    return {name: p.grad for name, p in named if p.grad is not None}, accelerator.num_processes
+    return {name: p.grad for name, p in named if p.grad is not None}, made.accelerator.num_processes
 
 
 if __name__ == "__main__":

@@ -21,12 +21,12 @@ from specdec.target import TargetModel
 from specdec.training.recipe import Recipe
 from specdec.training.trainer import parameter_groups
 from tests.commands import Done, command
+from tests.training.conftest import CONF
 from tests.training.gradients import gradients
 from tests.training.linear_head import LinearRecipe
 from tests.wandb_files import whole_file
 
 ROOT = Path(__file__).resolve().parents[2]
-CONF = ROOT / "tests" / "training" / "conf"
 TINY = [f"hydra.searchpath=[file://{CONF}]", "drafter=linear", "target=tiny", "target.device=cpu", "tracker=none",
         "allow_targets=[tests.training.]"]  # fmt: skip
 SHORT = ["training.epochs=2", "training.batch_size=8", "reports.log_every=1", "reports.checkpoint_every=5"]
