@@ -75,6 +75,7 @@ class TargetModel:
             raise self._unsupported("its attention cannot be exchanged")
         self.model.base_model.register_forward_hook(self._remember_hidden)
         self.fused: FusedDecoder | None = None
+        self.not_fused = ""  # why its layers are not one call
         self.graphs: CapturedForwards | None = None
         self._halves: dict[tuple[str, int], Any] = {}  # views of the model
         self._captures: dict[tuple[str, int], CapturedForwards] = {}  # forwards of these
@@ -406,6 +407,7 @@ class TargetModel:
         try:
             return FusedDecoder(self.model)
         except NotCovered as reason:
+            self.not_fused = str(reason)
             warnings.warn(f"{type(self.model).__name__} runs module by module: {reason}", stacklevel=3)
             return None
 

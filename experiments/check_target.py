@@ -1,0 +1,151 @@
+"""Show what was proven of a target, and what each of its layers runs on; a table and `check.json`.
+
+python -m experiments.check_target target=smollm2_135m
+python -m experiments.check_target target=hf target.name=Qwen/Qwen3-8B draft=Qwen/Qwen3-0.6B
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+from rich.markup import escape
+from rich.table import Table
+
+from experiments.components import instantiate
+from experiments.entry import CONF, launch, one_line_errors
+from experiments.settings import typed
+from experiments.tables import print_path, stdout
+from specdec.files import write_json
+from specdec.models import load
+from specdec.proof.difference import LARGEST, MEDIAN
+from specdec.proof.serving import Serving, served
+from specdec.proof.twin import windows
+from specdec.runlog import provenance
+from specdec.target import TargetModel
+
+CHECK = "check.json"
+Facts = dict[str, Any]
+
+
+@dataclass
+class Options:
+    """See conf/check_target.yaml."""
+
+    draft: str | None = None
+
+
+@hydra.main(config_path=CONF, config_name="check_target", version_base="1.3")
+@one_line_errors()
+def main(cfg: DictConfig) -> None:
+    options = typed(cfg, Options)
+    target = instantiate(cfg.target)
+    draft = None if options.draft is None else load(options.draft, device=str(target.device))
+    models = {"target": target} if draft is None else {"target": target, "draft": draft}
+    facts = {role: facts_of(model) for role, model in models.items()}
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    write_json(folder / CHECK, {**facts, "provenance": provenance()})
+    for role, model in models.items():
+        stdout.print(model_table(facts[role]))
+        stdout.print(proof_table(model))
+    if draft is not None:
+        stdout.print(vocabulary_table(target, draft))
+    print_path("check", folder / CHECK)
+
+
+def facts_of(model: TargetModel) -> Facts:
+    """Everything the table shows of one model."""
+    proof = model.proof
+    assert proof is not None, "models that are loaded are proven"
+    return {
+        "name": model.name,
+        "class": type(model.model).__name__,
+        "parameters": sum(p.numel() for p in model.model.parameters()),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": str(model.device),
+        "logits": model.vocab_size,
+        "tokens": None if model.tokenizer is None else len(model.tokenizer),
+        "context window": model.context_window,
+        "attention windows": windows(model.model.config),
+        "EOS": {i: _token(model, i) for i in sorted(model.eos)},
+        "layers": [asdict(serving) for serving in served(model)],
+        "falls back": [line for line in (model.not_fused, proof.note) if line],
+        "differences": {stage: list(shares) for stage, shares in proof.differences.items()},
+        "seconds": proof.seconds,
+        "remembered": proof.remembered,
+    }
+
+
+def model_table(facts: Facts) -> Table:
+    """One model: what it is, and what its layers run on."""
+    table = Table(title=escape(f"{facts['name']} ({facts['class']})"), show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column()
+    tokens = "no tokenizer" if facts["tokens"] is None else f"{facts['tokens']:,} tokens"
+    rows = {
+        "weights": f"{facts['parameters']:,} parameters in {facts['dtype']} on {facts['device']}",
+        "vocabulary": f"{facts['logits']:,} logits, {tokens}",
+        "context window": "not stated" if facts["context window"] is None else f"{facts['context window']:,} tokens",
+        "attention windows": ", ".join(f"{k} {v:,}" for k, v in facts["attention windows"].items()) or "none",
+        "EOS": ", ".join(f"{i} {token!r}" for i, token in facts["EOS"].items()) or "none: texts end at max_new_tokens",
+        **layer_rows([Serving(**serving) for serving in facts["layers"]]),
+        "falls back": "; ".join(facts["falls back"]) or "nothing",
+    }
+    for name, value in rows.items():
+        table.add_row(name, escape(value))
+    return table
+
+
+def layer_rows(layers: Iterable[Serving]) -> dict[str, str]:
+    """Neighbouring layers that run on the same, in one row."""
+    rows = {}
+    for (attention, products, feature), group in groupby(layers, lambda s: (s.attention, s.products, s.feature)):
+        numbers = [serving.layer for serving in group]
+        name = f"layer {numbers[0]}" if len(numbers) == 1 else f"layers {numbers[0]} to {numbers[-1]}"
+        what = "one call for all of them (compiled C++)" if attention == "fused" else f"attention {attention}"
+        rows[name] = f"{what}{f' ({feature})' if feature else ''}, products: {products}"
+    return rows
+
+
+def proof_table(model: TargetModel) -> Table:
+    """Every comparison with the stock model, beside what rounding may explain."""
+    proof = model.proof
+    assert proof is not None
+    when = f"remembered, read in {proof.seconds * 1e3:.0f} ms" if proof.remembered else f"made in {proof.seconds:.1f} s"
+    table = Table(title=f"our forward beside transformers' ({when}); differences as shares of a row's spread")
+    table.add_column("what was compared", no_wrap=True)
+    for column in ("largest", "allowed", "median", "allowed"):
+        table.add_column(column, justify="right")
+    for stage, (top, middle) in proof.differences.items():
+        allowed = LARGEST[model.dtype], MEDIAN[model.dtype]
+        table.add_row(stage, f"{top:.0e}", f"{allowed[0]:.0e}", f"{middle:.0e}", f"{allowed[1]:.0e}")
+    return table
+
+
+def vocabulary_table(target: TargetModel, draft: TargetModel) -> Table:
+    """The tokens of both models beside each other."""
+    table = Table(title=escape(f"vocabularies of {target.name} and {draft.name}"))
+    table.add_column("")
+    for column in ("target", "draft"):
+        table.add_column(column, justify="right")
+    table.add_row("logits", f"{target.vocab_size:,}", f"{draft.vocab_size:,}")
+    if target.tokenizer is not None and draft.tokenizer is not None:
+        ours, theirs = target.tokenizer.get_vocab(), draft.tokenizer.get_vocab()
+        same = sum(theirs.get(token) == number for token, number in ours.items())
+        table.add_row("tokens", f"{len(ours):,}", f"{len(theirs):,}")
+        table.add_row("with the same id in both", f"{same:,}", f"{same:,}")
+    return table
+
+
+def _token(model: TargetModel, number: int) -> str:
+    return "" if model.tokenizer is None else str(model.tokenizer.convert_ids_to_tokens(number))
+
+
+if __name__ == "__main__":
+    launch(main)
