@@ -16,10 +16,11 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.components import instantiate
-from experiments.entry import CONF, INTERRUPTED, launch, one_line_errors, stderr
+from experiments.entry import CONF, INTERRUPTED, launch, stderr
 from experiments.pictures.page import REPORT, write_page
 from experiments.settings import Settings, settings
 from experiments.tables import print_path, print_summary, progress_bar
+from experiments.task import Task
 from specdec.benchmark import OURS, Benchmark, Trial, describe
 from specdec.recording import Recorder
 from specdec.reference import runnable
@@ -29,7 +30,7 @@ from specdec.trace import TRACE_FILE
 
 
 @hydra.main(config_path=CONF, config_name="bench", version_base="1.3")
-@one_line_errors()
+@Task
 def main(cfg: DictConfig) -> None:
     options = settings(cfg)
     benchmark, names, missing = assembled(cfg, options)

@@ -22,10 +22,11 @@ from drafters.medusa.drafter import load_heads
 from drafters.medusa.measure import Accuracy, accuracies
 from drafters.medusa.trees import GUESSED_HEADS, TREE_FILE, write_tree
 from experiments.components import instantiate
-from experiments.entry import CONF, launch, one_line_errors
+from experiments.entry import CONF, launch
 from experiments.progress import progress
 from experiments.settings import Settings, settings
 from experiments.tables import stdout
+from experiments.task import Task
 from specdec.errors import InputError
 from specdec.files import write_json
 from specdec.generate import autoregressive
@@ -41,7 +42,7 @@ SIZES = (1, 3, 7, 15, 31, 63)  # trees whose expectation is printed
 
 
 @hydra.main(config_path=CONF, config_name="build_tree", version_base="1.3")
-@one_line_errors()
+@Task
 def main(cfg: DictConfig) -> None:
     options = settings(cfg)
     checked(cfg)

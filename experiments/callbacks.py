@@ -1,83 +1,103 @@
-"""Hydra callbacks: the tables and the report that compare the jobs of a sweep."""
+"""Hydra callback of every sweep: begin it on disk, and compare its jobs when the launcher returns."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import plotly.graph_objects as go
-from hydra.core.utils import JobReturn
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
-from plotly.subplots import make_subplots
+from omegaconf import DictConfig, OmegaConf
 
-from experiments.pictures.page import REPORT, write_page
-from experiments.tables import by_category, comparison, print_path, stdout, steps
-from specdec.runs import find_runs
+from experiments import sweep
+from experiments.entry import SOME_FAILED, explain, one_line_errors
+from experiments.sweep_report import show
+
+_under_way: list[tuple[Path, bool]] = []  # the sweep of this process: its folder, and whether it ends in a page
 
 
 class CompareJobs(Callback):
-    """After a `-m` sweep, tables and one report over the summaries of its jobs, named by what they overrode."""
+    """Everything is read from the folders of the jobs: they may have run anywhere."""
 
-    def __init__(self) -> None:
-        self._summaries: dict[str, dict[str, Any]] = {}
-
-    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
-        assert job_return.hydra_cfg is not None
-        hydra_cfg = job_return.hydra_cfg.hydra
-        file = Path(hydra_cfg.runtime.output_dir) / "summary.json"
-        if file.exists():
-            self._summaries[hydra_cfg.job.override_dirname or str(file.parent)] = json.loads(file.read_text("utf-8"))
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        folder = Path(config.hydra.sweep.dir).absolute()
+        with errors_that_end():
+            resume = bool(OmegaConf.select(config, "sweep.resume", default=False))
+            sweep.begin(folder, list(config.hydra.overrides.task), planned(config), resume)
+        _under_way.append((folder, bool(OmegaConf.select(config, "report", default=False))))
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        common = (
-            set.intersection(*(set(name.split(",")) for name in self._summaries)) if len(self._summaries) > 1 else set()
-        )
-        short = {
-            ",".join(part for part in name.split(",") if part not in common) or name: s
-            for name, s in self._summaries.items()
-        }
-        if short:
-            stdout.print(comparison(short, "job"))
-            stdout.print(steps(short, "job"))
-            stdout.print(by_category(short))
-            folder = Path(config.hydra.sweep.dir)
-            axis = numbers([part.split(",") for part in short])
-            if axis is not None:
-                figures = dict(sorted(zip(axis[1], short.values(), strict=True)))
-                plot(axis[0], figures).write_html(folder / "sweep.html", include_plotlyjs=True)
-            print_path("sweep folder", folder)
-            if config.report:
-                print_path("report", write_page(find_runs([folder]), folder / REPORT))
+        with errors_that_end():
+            finish()
 
 
-def numbers(overrides: Sequence[Sequence[str]]) -> tuple[str, list[float]] | None:
-    """The one number that the jobs of a sweep differ in, and its values; None where they differ in something else."""
-    parts = [job[0].partition("=") for job in overrides if len(job) == 1]
-    if len(parts) < max(len(overrides), 2) or len({name for name, _, _ in parts}) > 1:
-        return None
+@contextmanager
+def errors_that_end() -> Iterator[None]:
+    """End the process at any error: Hydra makes a warning of what a callback raises."""
     try:
-        return parts[0][0], [float(value) for _, _, value in parts]
-    except ValueError:
+        with one_line_errors():
+            yield
+    except Exception:
+        traceback.print_exc()
+        sys.exit(1)
+
+
+@contextmanager
+def sweep_that_ends() -> Iterator[None]:
+    """If a launcher or a sweeper dies or is interrupted, compare what the jobs left, and say how to go on."""
+    try:
+        yield
+    except BaseException as error:
+        if not _under_way:
+            raise
+        folder, _ = _under_way[0]
+        if not any(job.folder for job in sweep.read(folder).jobs):
+            sweep.undo(folder)
+            raise
+        if isinstance(error, Exception):
+            why = explain(error) or f"{type(error).__name__}: {error}".splitlines()[0]
+            print(f"error: the sweep ended early: {why}", file=sys.stderr)
+            finish()
+            sys.exit(SOME_FAILED)
+        with suppress(SystemExit):  # an interrupt keeps its own status
+            finish()
+        raise
+    finally:
+        _under_way.clear()
+
+
+def finish() -> None:
+    """Compare the jobs; end the process with a status of its own if some have not finished."""
+    folder, page = _under_way.pop()
+    found = sweep.read(folder)
+    show(found, page)
+    if found.unfinished:
+        print(
+            f"error: {len(found.unfinished)} of {len(found.jobs)} jobs have not finished; run them with the same "
+            f"command and sweep.resume=true hydra.sweep.dir={folder}",
+            file=sys.stderr,
+        )
+        sys.exit(SOME_FAILED)
+
+
+def planned(config: DictConfig) -> list[list[str]] | None:
+    """Return the overrides of each job; None if the sweeper chooses them as it goes."""
+    sweeper = config.hydra.sweeper
+    if not str(sweeper.get("_target_")).endswith(".BasicSweeper"):
         return None
-
-
-def plot(axis: str, summaries: Mapping[float, dict[str, Any]]) -> go.Figure:
-    """τ and tokens/s over the number, plain decoding beside them."""
-    figure = make_subplots(specs=[[{"secondary_y": True}]])
-    curves = (
-        ("tokens_per_step", "τ"),
-        ("tokens_per_second", "tokens/s"),
-        ("autoregressive_tokens_per_second", "plain"),
-    )
-    for key, name in curves:
-        values = [summary[key] for summary in summaries.values()]
-        dash = "dash" if name == "plain" else "solid"
-        line = go.Scatter(x=list(summaries), y=values, name=name, mode="lines+markers", line={"dash": dash})
-        figure.add_trace(line, secondary_y=key != "tokens_per_step")
-    figure.update_xaxes(title=axis)
-    figure.update_yaxes(title="τ", secondary_y=False)
-    figure.update_yaxes(title="tokens/s", secondary_y=True)
-    return figure.update_layout(template="plotly_white")
+    lines = [f"{key}={value}" for key, value in (sweeper.params or {}).items()] + list(config.hydra.overrides.task)
+    hydra = GlobalHydra.instance()
+    loader: ConfigLoader | None = hydra.config_loader() if hydra.is_initialized() else None
+    try:
+        overrides = OverridesParser.create(config_loader=loader).parse_overrides(lines)
+        return BasicSweeper.split_arguments(overrides, None)[0]
+    except HydraException:
+        return None  # the sweeper will say what is wrong

@@ -19,9 +19,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from experiments.components import instantiate
-from experiments.entry import CONF, launch, one_line_errors
+from experiments.entry import CONF, launch
 from experiments.settings import typed
 from experiments.tables import print_path, stdout
+from experiments.task import Task
 from specdec.files import write_json
 from specdec.models import load
 from specdec.proof.difference import LARGEST, MEDIAN
@@ -42,7 +43,7 @@ class Options:
 
 
 @hydra.main(config_path=CONF, config_name="check_target", version_base="1.3")
-@one_line_errors()
+@Task
 def main(cfg: DictConfig) -> None:
     options = typed(cfg, Options)
     target = instantiate(cfg.target)

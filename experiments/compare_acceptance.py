@@ -16,9 +16,10 @@ from plotly.subplots import make_subplots
 from rich.table import Table
 
 from experiments.components import choice_of, instantiate
-from experiments.entry import CONF, launch, one_line_errors
+from experiments.entry import CONF, launch
 from experiments.settings import settings
 from experiments.tables import number, progress_bar, stdout
+from experiments.task import Task
 from specdec.files import write_json
 from specdec.prompts import PromptEncoder
 from specdec.protocols import AcceptanceRule
@@ -31,7 +32,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 
 
 @hydra.main(config_path=CONF, config_name="compare_acceptance", version_base="1.3")
-@one_line_errors()
+@Task
 def main(cfg: DictConfig) -> None:
     options = settings(cfg)
     samplings = [SamplingParams(temperature) for temperature in cfg.temperatures]

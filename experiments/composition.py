@@ -38,6 +38,7 @@ STREAMS = ("ext://sys.stdout", "ext://sys.stderr")
 # they run commands, or change what the processes of a run execute
 COMMANDS = ("hydra.job.env_set", "hydra.launcher.setup", "hydra.launcher.python", "hydra.launcher.srun_args")
 REMOTE_CODE = ("trust_remote_code", "custom_generate")
+_allowed: list[str] = []  # while `checked_composition` lasts
 SECRET = ("TOKEN", "KEY", "SECRET", "PASSWORD", "CREDENTIAL")
 
 
@@ -75,7 +76,8 @@ def checked_composition() -> Iterator[None]:
     """While it lasts, every config that Hydra composes is checked, that of each job of a sweep too."""
     original, arguments = ConfigLoaderImpl.load_configuration, sys.argv
     typed, rest = CommandLine.of(arguments[1:])
-    OmegaConf.register_new_resolver("oc.env", _environment, replace=True)
+    hide_secrets()
+    _allowed[:] = typed.allowed
 
     @wraps(original)
     def load(loader: ConfigLoaderImpl, config_name: str | None, *args: Any, **kwargs: Any) -> DictConfig:
@@ -95,6 +97,17 @@ def checked_composition() -> Iterator[None]:
     finally:
         ConfigLoaderImpl.load_configuration = original  # type: ignore[method-assign]
         sys.argv = arguments
+        _allowed.clear()
+
+
+def hide_secrets() -> None:
+    """Let `${oc.env:NAME}` read no secrets in this process."""
+    OmegaConf.register_new_resolver("oc.env", _environment, replace=True)
+
+
+def allowed_here() -> list[str]:
+    """Return what the user allowed with `allow_targets`: a launcher's processes have another command line."""
+    return list(_allowed)
 
 
 def check(cfg: DictConfig, typed: CommandLine) -> None:
@@ -137,7 +150,8 @@ def require_plugin(name: object, where: str, allowed: Sequence[str]) -> None:
         try:
             found = located(name)
         except ImportError as error:
-            fix = "check the spelling"
+            plugin = name.startswith("hydra_plugins.")
+            fix = "pip install -e '.[launch]' (docs/launching.md)" if plugin else "check the spelling"
             raise InputError(where, expected="a class that exists", got=f"{name!r} ({error})", fix=fix) from error
         home = getattr(found, "__module__", "")
         if granted(name, allowed) or (

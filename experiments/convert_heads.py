@@ -16,8 +16,9 @@ from rich.table import Table
 
 from drafters.medusa.formats import HeadsFile, read_heads, write_official, write_vllm
 from experiments.components import instantiate
-from experiments.entry import CONF, launch, one_line_errors, stderr
+from experiments.entry import CONF, launch, stderr
 from experiments.tables import stdout
+from experiments.task import Task
 from specdec.errors import InputError
 from specdec.files import write_json
 from specdec.models import resolve_dtype
@@ -28,7 +29,7 @@ SHOWN = 5  # tensors left out that are named; a full model has hundreds
 
 
 @hydra.main(config_path=CONF, config_name="convert_heads", version_base="1.3")
-@one_line_errors()
+@Task
 def main(cfg: DictConfig) -> None:
     output = Path(cfg.output)
     if cfg.to not in ("official", "vllm"):

@@ -10,11 +10,12 @@ import hydra
 from omegaconf import DictConfig
 
 from experiments import train
-from experiments.entry import CONF, launch, one_line_errors
+from experiments.entry import CONF, launch
+from experiments.task import Task
 
 
 @hydra.main(config_path=CONF, config_name="distill", version_base="1.3")
-@one_line_errors()
+@Task
 def main(cfg: DictConfig) -> None:
     train.run(cfg)
 

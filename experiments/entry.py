@@ -18,7 +18,7 @@ from rich.console import Console
 from experiments.composition import checked_composition
 from specdec.errors import InputError
 
-BAD_INPUT, INTERRUPTED = 2, 130
+BAD_INPUT, SOME_FAILED, INTERRUPTED = 2, 3, 130
 CONF = str(Path(__file__).resolve().parents[1] / "conf")
 stderr = Console(stderr=True)
 
@@ -26,7 +26,9 @@ stderr = Console(stderr=True)
 def launch(main: Callable[[], None]) -> None:
     """Call a `hydra.main` function; what it or Hydra raises ends the process as `one_line_errors` says."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises, and leaves the words to us
-    with one_line_errors(), checked_composition():
+    from experiments.callbacks import sweep_that_ends  # which imports this module
+
+    with one_line_errors(), checked_composition(), sweep_that_ends():
         main()
 
 
@@ -34,7 +36,7 @@ def launch(main: Callable[[], None]) -> None:
 def one_line_errors() -> Iterator[None]:
     """Bad input becomes one line and status 2, Ctrl-C status 130; a bug keeps its traceback.
 
-    Around a job too, not only around Hydra: it announces a job's exceptions in lines of its own.
+    Around a job too (`experiments.task`), not only around Hydra: it announces a job's exceptions in lines of its own.
     """
     try:
         yield

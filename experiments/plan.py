@@ -22,10 +22,11 @@ from rich.table import Table
 
 from experiments.components import instantiate
 from experiments.cost_model import Modelled, where
-from experiments.entry import CONF, launch, one_line_errors, stderr
+from experiments.entry import CONF, launch, stderr
 from experiments.pictures.plan import picture
 from experiments.settings import typed
 from experiments.tables import stdout
+from experiments.task import Task
 from specdec.errors import InputError
 from specdec.files import write_json
 from specdec.hardware import CostCurve, DraftCost, MeasuredCurve, ModelShape, Roofline, load_config
@@ -61,7 +62,7 @@ class Options(Modelled):
 
 
 @hydra.main(config_path=CONF, config_name="plan", version_base="1.3")
-@one_line_errors()
+@Task
 def main(cfg: DictConfig) -> None:
     o = typed(cfg, Options)
     target = o.roofline(cfg.target, instantiate(cfg.hardware))

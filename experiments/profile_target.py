@@ -22,9 +22,10 @@ from rich.table import Table
 
 from experiments.compare_acceptance import COLOURS
 from experiments.components import instantiate
-from experiments.entry import CONF, launch, one_line_errors, stderr
+from experiments.entry import CONF, launch, stderr
 from experiments.settings import typed
 from experiments.tables import progress_bar, stdout
+from experiments.task import Task
 from specdec.files import write_json
 from specdec.profiling import Footprint, figures, fitting, profile, sweep
 from specdec.runlog import provenance
@@ -62,7 +63,7 @@ class Sweeps:
 
 
 @hydra.main(config_path=CONF, config_name="profile_target", version_base="1.3")
-@one_line_errors()
+@Task
 def main(cfg: DictConfig) -> None:
     o = typed(cfg, Sweeps)
     base, axes, grid = asdict(o.base), asdict(o.axes), asdict(o.grid)

@@ -17,9 +17,10 @@ from rich.table import Table
 
 from experiments.components import choice_of, instantiate
 from experiments.cost_model import Reached
-from experiments.entry import CONF, launch, one_line_errors
+from experiments.entry import CONF, launch
 from experiments.settings import typed
 from experiments.tables import stdout
+from experiments.task import Task
 from specdec.files import write_json
 from specdec.hardware import FREE, CostCurve, Machine, ModelShape, Precision, Roofline, load_config
 from specdec.runlog import provenance
@@ -57,7 +58,7 @@ class Options:
 
 
 @hydra.main(config_path=CONF, config_name="published", version_base="1.3")
-@one_line_errors()
+@Task
 def main(cfg: DictConfig) -> None:
     o = typed(cfg, Options)
     folder = Path(HydraConfig.get().runtime.output_dir)

@@ -1,4 +1,5 @@
-"""One self-contained page of pictures of a run, or of the comparison of several.
+"""One self-contained page of pictures of a run, or of the comparison of several. A sweep's jobs are compared as they
+lie on disk, also while some are still running: those that failed or have not started are listed.
 
 python -m experiments.report outputs/2026-11-23/12-00-00
 python -m experiments.report outputs/2026-11-23/12-30-00 outputs/2026-11-23/12-40-00 --write comparison.html
@@ -17,9 +18,11 @@ from rich.table import Table as RichTable
 from experiments.entry import one_line_errors
 from experiments.pictures.page import REPORT, Contents, write_page
 from experiments.pictures.picture import Table
+from experiments.sweep import is_sweep, read
+from experiments.sweep_report import show
 from experiments.tables import print_path, stdout
 from specdec.errors import InputError
-from specdec.runs import Run, find_runs
+from specdec.runs import Run, find_runs, run_folders
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -28,6 +31,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--write", type=Path, help=f"the page; default: {REPORT} in the folder, if it is one")
     options = parser.parse_args(arguments)
     with one_line_errors():
+        sweeps = [folder for folder in options.folders if is_sweep(folder)]
+        for folder in sweeps:
+            show(read(folder), page=False)
+        if len(sweeps) == len(options.folders) and not any(map(run_folders, sweeps)):
+            return  # no job has got as far as a run
         file = options.write or (options.folders[0] if len(options.folders) == 1 else Path()) / REPORT
         write(find_runs(options.folders), file)
 

@@ -21,10 +21,11 @@ from rich.table import Table
 
 from experiments.components import instantiate
 from experiments.cost_model import Modelled, where
-from experiments.entry import CONF, launch, one_line_errors
+from experiments.entry import CONF, launch
 from experiments.pictures.style import BLUE, GREEN, GREY, ORANGE, VERMILION, axis, figure
 from experiments.settings import typed
 from experiments.tables import stdout
+from experiments.task import Task
 from specdec.files import write_json
 from specdec.hardware import Forward, Roofline
 from specdec.runlog import provenance
@@ -77,7 +78,7 @@ class Point:
 
 
 @hydra.main(config_path=CONF, config_name="roofline", version_base="1.3")
-@one_line_errors()
+@Task
 def main(cfg: DictConfig) -> None:
     o = typed(cfg, Options)
     roofline = o.roofline(cfg.target, instantiate(cfg.hardware))

@@ -18,8 +18,9 @@ from accelerate import PartialState
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.components import instantiate
-from experiments.entry import CONF, launch, one_line_errors
+from experiments.entry import CONF, launch
 from experiments.progress import progress, say
+from experiments.task import Task
 from specdec.files import write_text
 from specdec.prompts import Prompt, jsonl
 from specdec.runlog import provenance
@@ -83,7 +84,7 @@ class Options:
 
 
 @hydra.main(config_path=CONF, config_name="self_distill", version_base="1.3")
-@one_line_errors()
+@Task
 def main(cfg: DictConfig) -> None:
     options = checked(cfg)
     prompts = instantiate(cfg.prompts) if cfg.get("prompts") else []

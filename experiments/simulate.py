@@ -22,9 +22,10 @@ from drafters.adaptive.replayed import replay_adaptive
 from drafters.medusa.trees import TREE_FILE, read_tree, write_tree
 from experiments.components import instantiate
 from experiments.cost_model import Modelled
-from experiments.entry import CONF, launch, one_line_errors
+from experiments.entry import CONF, launch
 from experiments.settings import typed
 from experiments.tables import stdout
+from experiments.task import Task
 from specdec.errors import InputError
 from specdec.files import write_json
 from specdec.hardware import DraftCost, MeasuredCurve, ModelShape, Roofline, load_config
@@ -53,7 +54,7 @@ class Options(Modelled):
 
 
 @hydra.main(config_path=CONF, config_name="simulate", version_base="1.3")
-@one_line_errors()
+@Task
 def main(cfg: DictConfig) -> None:
     o = typed(cfg, Options)
     trace = Trace.read(o.run)

@@ -18,8 +18,9 @@ from omegaconf import DictConfig
 from rich.table import Table
 
 from experiments.compare_acceptance import COLOURS, rule
-from experiments.entry import CONF, launch, one_line_errors
+from experiments.entry import CONF, launch
 from experiments.tables import stdout
+from experiments.task import Task
 from specdec.drafting import TreeShape
 from specdec.enumeration import Tables, emission, outcomes
 from specdec.errors import InputError
@@ -30,7 +31,7 @@ MOST_OUTCOMES = 300_000  # some seconds
 
 
 @hydra.main(config_path=CONF, config_name="study_acceptance", version_base="1.3")
-@one_line_errors()
+@Task
 def main(cfg: DictConfig) -> None:
     widths = list(cfg.widths)
     for choice in cfg.rules:

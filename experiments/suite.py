@@ -21,9 +21,10 @@ from rich.table import Table
 
 from experiments.bench import assembled, closing, config
 from experiments.components import instantiate
-from experiments.entry import CONF, launch, one_line_errors
+from experiments.entry import CONF, launch
 from experiments.settings import settings, typed
 from experiments.tables import identical, progress_bar, stdout
+from experiments.task import Task
 from specdec.batch_curve import BatchCurve, BatchSize
 from specdec.benchmark import BASE, OURS, Benchmark, Trial, describe, speedup_over
 from specdec.errors import InputError
@@ -69,7 +70,7 @@ class Suite:
 
 
 @hydra.main(config_path=CONF, config_name="suite", version_base="1.3")
-@one_line_errors()
+@Task
 def main(cfg: DictConfig) -> None:
     options, suite = settings(cfg), typed(cfg, Suite)
     expected = read_expectations(suite.check) if suite.check else None

@@ -16,6 +16,7 @@ from rich.table import Table
 from experiments.entry import stderr
 
 Summary = Mapping[str, Any]
+MOST_COLUMNS = 7  # of 12 letters, on a terminal of 130
 # piped output has no width of its own; a narrower one would cut the tables' columns
 stdout = Console(width=None if sys.stdout.isatty() else 130)
 
@@ -80,7 +81,7 @@ def print_path(what: str, path: Path) -> None:
 def comparison(summaries: Mapping[str, Summary], what: str) -> Table:
     """Several summaries (jobs of a sweep, or categories of a run), one a row."""
     table = Table(title=f"by {what}")
-    table.add_column(what)
+    table.add_column(what, overflow="fold")  # names are never cut
     for column in (
         "prompts",
         "τ",
@@ -108,7 +109,7 @@ def comparison(summaries: Mapping[str, Summary], what: str) -> Table:
 def steps(summaries: Mapping[str, Summary], what: str) -> Table:
     """What a step of each costs and gives (time by phase, acceptance by depth), and what its drafter took to make."""
     table = Table(title="a step, and its drafter")
-    table.add_column(what)
+    table.add_column(what, overflow="fold")
     for column in (
         "draft ms",
         "verify ms",
@@ -127,15 +128,18 @@ def steps(summaries: Mapping[str, Summary], what: str) -> Table:
 
 
 def by_category(summaries: Mapping[str, Summary]) -> Table:
-    """τ and speedup of each, category by category."""
+    """τ and speedup of each, category by category; on its side if there are more summaries than fit."""
+    categories = list(dict.fromkeys(category for s in summaries.values() for category in s["by_category"]))
+    figures = [[s["by_category"].get(category) for category in categories] for s in summaries.values()]
+    cells = [[f"{number(f['tokens_per_step'])} ({f['speedup']:.2f}x)" if f else "-" for f in row] for row in figures]
+    upright = len(summaries) <= MOST_COLUMNS
+    columns, rows = (list(summaries), categories) if upright else (categories, list(summaries))
     table = Table(title="τ (speedup) by category")
-    table.add_column("category")
-    for name in summaries:
-        table.add_column(name.replace("=", "=\n"), justify="right", no_wrap=True)  # whole, however many there are
-    for category in dict.fromkeys(category for s in summaries.values() for category in s["by_category"]):
-        figures = [s["by_category"].get(category) for s in summaries.values()]
-        cells = [f"{number(f['tokens_per_step'])} ({f['speedup']:.2f}x)" if f else "-" for f in figures]
-        table.add_row(category, *cells)
+    table.add_column("category" if upright else "job", overflow="fold")
+    for name in columns:
+        table.add_column(name.replace("=", "=\n"), justify="right", overflow="fold", min_width=12)
+    for name, row in zip(rows, zip(*cells, strict=True) if upright else cells, strict=True):
+        table.add_row(name, *row)
     return table
 
 

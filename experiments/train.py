@@ -21,8 +21,9 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.components import instantiate
-from experiments.entry import CONF, INTERRUPTED, launch, one_line_errors
+from experiments.entry import CONF, INTERRUPTED, launch
 from experiments.progress import progress, say
+from experiments.task import Task
 from specdec.errors import InputError
 from specdec.generate import speculative
 from specdec.metrics import StepMetrics
@@ -60,7 +61,7 @@ class Options:
 
 
 @hydra.main(config_path=CONF, config_name="train", version_base="1.3")
-@one_line_errors()
+@Task
 def main(cfg: DictConfig) -> None:
     run(cfg)
 

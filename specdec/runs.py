@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -159,7 +159,7 @@ class Run:
         """running, finished, interrupted, failed; killed, where its process ended without a word; a run without a
         provenance is unknown."""
         status = str(self.provenance.get("status", "unknown"))
-        return "killed" if status == "running" and _has_ended(self.provenance.get("process")) else status
+        return "killed" if status == "running" and has_ended(self.provenance.get("process")) else status
 
     @property
     def names(self) -> dict[str, str]:
@@ -214,7 +214,7 @@ class Run:
         return found or {}
 
 
-def _has_ended(process: Any) -> bool:
+def has_ended(process: Any) -> bool:
     """Whether a run's process is known to be gone: nothing is known of other machines, and of older versions' runs."""
     if not isinstance(process, dict) or process.get("host") != platform.node():
         return False
@@ -249,12 +249,14 @@ def find_runs(folders: Sequence[Path]) -> list[Run]:
 
 def run_folders(root: Path) -> list[Path]:
     """Folders below `root` that hold a run. Links are not followed; runs that were set aside are left out."""
-    found = []
+    return [folder for folder, files in folders_below(root) if STEPS in files or TRAINING in files]
+
+
+def folders_below(root: Path) -> Iterator[tuple[Path, list[str]]]:
+    """Yield `root` and the folders below it that may hold a run, each with its files' names."""
     for folder, inside, files in os.walk(root):
         inside[:] = sorted(n for n in inside if not n.startswith((".", "previous-")) and n not in FOREIGN)
-        if STEPS in files or TRAINING in files:
-            found.append(Path(folder))
-    return found
+        yield Path(folder), files
 
 
 def _stamp(path: Path) -> int:
