@@ -6,6 +6,7 @@ level by level under a tree mask.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,14 @@ from drafters.distilled import is_student, load_student
 from drafters.shipped import shipped_folder
 from specdec.drafting import TreeShape, already_read, level_q, level_q_among, over_all_tokens
 from specdec.dynamic_tree import DynamicTree
-from specdec.models import load, require_same_tokens
+from specdec.models import load
 from specdec.protocols import DraftState, Rows, Session, Weights
 from specdec.runtime.quantised import STORED
 from specdec.students import Student
 from specdec.target import TargetModel
 from specdec.training.saving import training_tokens
 from specdec.tree import TokenTree
+from specdec.vocabularies import SAME, SharedTokens, require_vocabulary, shared_tokens
 
 
 class DraftModel:
@@ -37,6 +39,10 @@ class DraftModel:
 
     weights: as what the fast products of a CPU keep fp32 weights: `stored`, `bf16`, `int8` or `int4`. None: `int8` for
     a student, `stored` for a model loaded by name.
+    vocabulary: `same` refuses a model whose tokens differ from the target's; `shared` drafts only those that both have
+    (`shared_tokens`). Logits may be padded differently with either.
+
+    Past the model's context window nothing is drafted, and a warning says so once.
     """
 
     def __init__(
@@ -49,8 +55,10 @@ class DraftModel:
         beam: int = 4,
         threshold: float = 0.0,
         weights: str | None = None,
+        vocabulary: str = SAME,
         **load_options: Any,
     ) -> None:
+        require_vocabulary(vocabulary)
         self.shape = TreeShape([1] * 4 if widths is None else widths, children)
         self.dynamic = None if nodes is None or widths is not None else DynamicTree(depth, beam, nodes, threshold)
         self._student: Student | str | None = None
@@ -60,8 +68,10 @@ class DraftModel:
         elif isinstance(model, Student) or model == "auto" or is_student(model):
             self._student = model  # it needs what the target has
         else:
-            self.model = load(model, weights=weights or STORED, **load_options)
+            self.model = load(model, weights=weights or STORED, option="drafter.model", **load_options)
+        self._compare, self._tokens = vocabulary, SharedTokens()
         self._vocabulary: Tensor | None = None
+        self._said: set[str] = set()  # what has been warned of
         self._target: TargetModel | None = None
 
     @property
@@ -82,36 +92,43 @@ class DraftModel:
             self._bind(session.target)
         self._sampling = session.sampling
         self._cache = self.model.new_cache(len(session.rows), session.capacity + self._most_read)
-        self.model.prefill(self._cache, session.rows)
+        self.model.prefill(self._cache, self._readable(session.rows))
         self._read: Tensor | None = None  # of each node of the last tree, how many were read before it; -1: it was not
 
     @torch.inference_mode()
     def propose(self, state: DraftState) -> TokenTree:
+        root = torch.tensor([row[-1] for row in state.rows], device=self.model.device)
         self._keep_accepted(state)
-        at_root = self._feed_missing(state.rows)
+        room = [min(room, self._window_room(len(row))) for room, row in zip(state.room, state.rows, strict=True)]
+        if max(room) <= 1:
+            self._read = None
+            return TokenTree.root_only(root)
+        at_root = self._feed_missing(self._readable(state.rows))
 
         def next_q(known: TokenTree, level: int) -> Tensor:
-            logits = at_root if known.nodes == 1 else self._read_level(known, level)
+            logits = self._tokens.of_draft(at_root if known.nodes == 1 else self._read_level(known, level))
             if self.dynamic is not None:
                 return level_q_among(logits, self._vocabulary, self._vocab, known, state.rows, self._sampling)
             logits = over_all_tokens(logits, self._vocabulary, self._vocab)
             return level_q(logits, known, state.rows, self._sampling)
 
-        root = torch.tensor([row[-1] for row in state.rows], device=self.model.device)
         if self.dynamic is not None:
-            tree, self._read = self.dynamic.grow(root, next_q, state.room, vocabulary=self._vocabulary)
+            tree, self._read = self.dynamic.grow(root, next_q, room, vocabulary=self._vocabulary)
             return tree
         how = "top_k" if self._sampling.greedy else self.shape.children
-        depth = max(0, min(self.shape.depth, max(state.room) - 1))
+        depth = min(self.shape.depth, max(room) - 1)
         tree = self.shape.grow(root, next_q, state.draws(self.max_nodes), depth, how)
         order, leaves = torch.arange(tree.nodes, device=root.device), [1, *self.shape.levels][depth]
         self._read = order.where(order < tree.nodes - leaves, -1).expand_as(tree.tokens)
-        return tree
+        if min(room) > depth:
+            return tree
+        return tree.clip(torch.tensor([max(r - 1, 0) for r in room], device=root.device))
 
     def _bind(self, target: TargetModel) -> None:
-        self._target, self._vocab = target, self.model.vocab_size if self._student is None else target.vocab_size
+        self._target, self._vocab = target, target.vocab_size
         if self._student is None:
-            require_same_tokens(target, self.model)
+            self._tokens = shared_tokens(target, self.model, self._compare)
+            self._vocabulary = self._tokens.ids
             self._weights = Weights.of(self.model.model, None)
             return
         student, tokens = self._student, None
@@ -125,6 +142,29 @@ class DraftModel:
         self.model = TargetModel(
             student.as_model(target, self._kept_as), name="student", kernel=kernel, runtime=runtime
         )
+
+    def _window_room(self, length: int) -> int:
+        """How many tokens may follow a text of that length, as `DraftState.room` counts them, if no node whose children
+        are drafted stands past the context window."""
+        window = self.model.context_window
+        return length + self.max_nodes if window is None else max(window - length + 2, 1)
+
+    def _readable(self, rows: Rows) -> Rows:
+        """The rows as the model reads them: a stand-in for each token that it lacks; of a text past its context window
+        the first two tokens alone, because every row of a batch must read one, behind another."""
+        window, name = self.model.context_window, self.model.name
+        inside = [row if window is None or len(row) <= window else row[:2] for row in rows]
+        fed = [self._tokens.fed(row) for row in inside]
+        if any(len(row) < len(whole) for row, whole in zip(inside, rows, strict=True)):
+            self._warn_once(f"{name} drafts nothing past its context window of {window} tokens")
+        if fed != [list(row) for row in inside]:
+            self._warn_once(f"{name} lacks tokens of the text and reads id {self._tokens.stand_in} in their place")
+        return fed
+
+    def _warn_once(self, message: str) -> None:
+        if message not in self._said:
+            self._said.add(message)
+            warnings.warn(message, stacklevel=3)
 
     def _read_level(self, known: TokenTree, level: int) -> Tensor:
         """Logits [batch level vocab] after the last level's nodes; the levels before are cached.

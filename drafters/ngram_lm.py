@@ -53,8 +53,14 @@ class NgramLM:
             last = [before[r * known.nodes + place] for r in range(known.batch) for place in places]
             logits = torch.stack([self._logits(history, i // level) for i, history in enumerate(last)])
             # at temperature 0 children are ranked by q: the one-hot distribution would not rank them
-            q = self._sampling.scores if self._sampling.greedy else self._sampling.probabilities
-            return q(logits.to(self._target.device), last).view(known.batch, level, -1)
+            logits = logits.to(self._target.device)
+            greedy = self._sampling.greedy
+            q = (
+                self._sampling.scores(logits, last).softmax(-1)
+                if greedy
+                else self._sampling.probabilities(logits, last)
+            )
+            return q.view(known.batch, level, -1)
 
         how = "top_k" if self._sampling.greedy else self.shape.children
         depth = max(0, min(self.shape.depth, max(state.room) - 1))

@@ -140,9 +140,12 @@ def _children(
 def choose_children(
     q: Float[Tensor, "batch vocab"], width: int, how: str, draws: Draws, first: int
 ) -> Int[Tensor, "batch width"]:
-    """Tokens of one node's children, which are numbered from `first`; `how`: one of `CHILDREN`."""
+    """Tokens of one node's children, which are numbered from `first`; `how`: one of `CHILDREN`. Padding fills up if
+    fewer tokens are possible than there are children, except for children drawn with replacement."""
     if how == "top_k":
-        return q.topk(width, dim=-1).indices
+        best = q.topk(min(width, q.shape[-1]), dim=-1)
+        possible = best.indices.where(best.values > 0, PAD)
+        return torch.nn.functional.pad(possible, (0, width - possible.shape[1]), value=PAD)
     if how == "without_replacement":
         return draw_without_replacement(q, width, draws, first)
     return torch.stack([draws.categorical(q, first + i) for i in range(width)], 1)
