@@ -118,8 +118,8 @@ def stored(folder: Path, target: TargetModel) -> Texts:
 
 def answered(prompts: list[Any], target: TargetModel, options: Settings) -> Texts:
     """What the target answers to the first turn of each prompt."""
-    encoder, size = PromptEncoder(target.tokenizer), options.generation.batch_size  # type: ignore[arg-type]
-    rows = [encoder.encode(prompt.turns[:1], []) for prompt in prompts]
+    encoder, size = PromptEncoder.of(target), options.generation.batch_size
+    rows = [encoder.encode(prompt.turns[:1], [], f"prompt {prompt.id}") for prompt in prompts]
     for start in range(0, len(rows), size):
         batch = rows[start : start + size]
         seeds = [[options.seed, start + row] for row in range(len(batch))]

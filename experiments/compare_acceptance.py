@@ -38,10 +38,10 @@ def main(cfg: DictConfig) -> None:
     samplings = [SamplingParams(temperature) for temperature in cfg.temperatures]
     prompts = instantiate(cfg.prompts)
     target = instantiate(cfg.target)
-    encoder = PromptEncoder(target.tokenizer)
+    encoder = PromptEncoder.of(target)
     comparison = RuleComparison(
         verifier=instantiate(cfg.verifier, target=target),
-        prompts=[encoder.encode(prompt.turns[:1], []) for prompt in prompts],
+        prompts=[encoder.encode(prompt.turns[:1], [], f"prompt {prompt.id}") for prompt in prompts],
         stop=options.stop_rule(target),
         draws=cfg.draws,
         seed=options.seed,

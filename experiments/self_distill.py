@@ -22,7 +22,7 @@ from experiments.entry import CONF, launch
 from experiments.progress import progress, say
 from experiments.task import Task
 from specdec.files import write_text
-from specdec.prompts import Prompt, jsonl
+from specdec.prompts import Prompt, PromptEncoder, jsonl
 from specdec.runlog import provenance
 from specdec.sampling import SamplingParams
 from specdec.stopping import StopRule
@@ -141,9 +141,8 @@ def long_prompts(options: Options, target: TargetModel, folder: Path) -> list[Pr
     own, file = options.passages, folder / "passages.jsonl"
     prompts = jsonl(str(file)) if file.exists() else []
     if len(prompts) < own.count:
-        assert target.tokenizer is not None
         prompts += passage_prompts(
-            TextStore(folder), target.tokenizer, own.count - len(prompts), longest=own.longest,
+            TextStore(folder), PromptEncoder.of(target), own.count - len(prompts), longest=own.longest,
             categories=own.categories, seed=len(prompts),
         )  # fmt: skip
         write_text(file, "".join(prompt.line() for prompt in prompts))

@@ -156,9 +156,9 @@ def forwards(f: Forwards, target: TargetModel) -> list[Point]:
 
 def batch_prompts(cfg: DictConfig, o: OverBatch, target: TargetModel) -> list[list[int]]:
     """The first turns of as many prompts as the largest batch has rows, by length, so that batches pad little."""
-    encoder = PromptEncoder(target.tokenizer)  # type: ignore[arg-type]
+    encoder = PromptEncoder.of(target)
     prompts = instantiate(cfg.prompts, limit=max(o.sizes, default=1))
-    return sorted((encoder.encode(prompt.turns[:1], []) for prompt in prompts), key=len)
+    return sorted((encoder.encode(prompt.turns[:1], [], f"prompt {prompt.id}") for prompt in prompts), key=len)
 
 
 def texts(benchmark: Benchmark, log: RunLog) -> tuple[dict[str, Any], list[Trial]]:

@@ -71,8 +71,9 @@ class Benchmark:
         """Everything that can be found out before the first token."""
         target = self.verifier.target
         for prompt in self.prompts:
-            row = self._encoder.encode(prompt.turns[:1], [])
+            row = self._encode(prompt, 1, [])
             longest = longest_text([row], self.stop, target.context_window, f"prompt {prompt.id}")
+            self._encode(prompt, len(prompt.turns), ["..."] * (len(prompt.turns) - 1))  # can the template write it?
         # a drafter that cannot serve this target says so when it starts
         capacity = longest + self.drafter.max_nodes
         self.drafter.start(Session(target, [row], self.sampling, capacity, self.verifier.begin))
@@ -99,8 +100,10 @@ class Benchmark:
 
     @property
     def _encoder(self) -> PromptEncoder:
-        assert self.verifier.target.tokenizer is not None
-        return PromptEncoder(self.verifier.target.tokenizer)
+        return PromptEncoder.of(self.verifier.target)
+
+    def _encode(self, prompt: Prompt, turns: int, answers: Sequence[str]) -> list[int]:
+        return self._encoder.encode(prompt.turns[:turns], answers, f"prompt {prompt.id}")
 
     def _batches(self) -> list[Sequence[Prompt]]:
         return [self.prompts[i : i + self.batch_size] for i in range(0, len(self.prompts), self.batch_size)]
@@ -108,7 +111,7 @@ class Benchmark:
     def _warm_up(self) -> None:
         short = replace(self, stop=replace(self.stop, max_new_tokens=min(WARM_UP_TOKENS, self.stop.max_new_tokens)))
         batch = self._batches()[0]
-        ids = [self._encoder.encode(prompt.turns[:1], []) for prompt in batch]
+        ids = [self._encode(prompt, 1, []) for prompt in batch]
         for method in short._methods(ids, [[0]] * len(ids), []).values():
             method()
 
@@ -119,7 +122,7 @@ class Benchmark:
         answers: dict[str, list[str]] = {prompt.id: [] for prompt in batch}
         for turn in range(max(len(prompt.turns) for prompt in batch)):
             rows = [prompt for prompt in batch if turn < len(prompt.turns)]
-            ids = [self._encoder.encode(prompt.turns[: turn + 1], answers[prompt.id]) for prompt in rows]
+            ids = [self._encode(prompt, turn + 1, answers[prompt.id]) for prompt in rows]
             seeds = [[self.seed, repeat, turn, self.prompts.index(prompt)] for prompt in rows]
             steps: list[StepRecord] = []
             methods = self._methods(ids, seeds, steps)

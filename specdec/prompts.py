@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from specdec.errors import InputError
+from specdec.target import TargetModel
 
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # how a tokenizer shows the first bytes of a character
 FIELDS = ("question_id", "category", "turns")
@@ -162,22 +163,80 @@ def _fields() -> str:
 
 
 class PromptEncoder:
-    """Token ids of a conversation so far. Uses the tokenizer's chat template when it has one, otherwise
-    joins the messages with blank lines."""
+    """Token ids of a conversation so far: by the tokenizer's chat template, or, if it has none, of the messages joined
+    by blank lines.
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._tokenizer = tokenizer
+    Args:
+        tokenizer: of the target.
+        variables: what the chat template is given beside the messages (enable_thinking, tools).
+    """
 
-    def encode(self, turns: Sequence[str], answers: Sequence[str]) -> list[int]:
-        """`answers`: the replies to all turns but the last."""
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, variables: Mapping[str, Any] | None = None) -> None:
+        self._tokenizer, self._variables = tokenizer, dict(variables or {})
+
+    @classmethod
+    def of(cls, target: TargetModel) -> PromptEncoder:
+        """With a target's tokenizer and the variables that were given for its template.
+
+        Raises:
+            InputError: the target has no tokenizer.
+        """
+        if target.tokenizer is None:
+            raise InputError("target", expected="a target with a tokenizer", got=target.name, fix="load one by name")
+        return cls(target.tokenizer, target.chat_template_kwargs)
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return self._tokenizer
+
+    @property
+    def template(self) -> str:
+        """Identifies how conversations are written: the template, with its variables if there are any."""
+        return str(self._tokenizer.chat_template) + (
+            json.dumps(self._variables, default=str) if self._variables else ""
+        )
+
+    def encode(self, turns: Sequence[str], answers: Sequence[str], option: str = "prompt") -> list[int]:
+        """Token ids up to the answer to the last turn.
+
+        Args:
+            turns: the user's messages.
+            answers: the replies to all turns but the last.
+            option: name used in error messages, which names the prompt.
+
+        Raises:
+            InputError: the chat template does not parse, raises, or leaves out what the user says.
+        """
         if self._tokenizer.chat_template is None:
             texts = [text for pair in zip(turns, [*answers, ""], strict=True) for text in pair if text]
             return list(self._tokenizer.encode("\n\n".join(texts)))
         messages = [{"role": "user", "content": turns[0]}]
         for answer, turn in zip(answers, turns[1:], strict=True):
             messages += [{"role": "assistant", "content": answer}, {"role": "user", "content": turn}]
-        ids = self._tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        text = self.written(messages, option)
+        if lost := next((turn for turn in turns if not _contains(text, turn)), None):
+            expected = "a chat template that writes what the user says"
+            raise _bad_template(option, expected, f"one that leaves out or changes {lost!r:.60}")
+        ids = self._apply(messages, tokenize=True, return_dict=False)
         return list(ids)
+
+    def written(self, messages: Sequence[Mapping[str, str]], option: str = "prompt") -> str:
+        """The conversation as the chat template writes it, up to the answer.
+
+        Raises:
+            InputError: the template does not parse, or raises.
+        """
+        try:
+            return str(self._apply(messages, tokenize=False))
+        except Exception as error:  # Jinja's kinds, and whatever an expression in a template can raise
+            lines = str(error).splitlines() or [""]
+            got = f"{type(error).__name__}: {lines[0]}"
+            raise _bad_template(option, "a chat template that can write this conversation", got) from error
+
+    def _apply(self, messages: Sequence[Mapping[str, str]], **options: Any) -> Any:
+        return self._tokenizer.apply_chat_template(
+            [dict(message) for message in messages], add_generation_prompt=True, **options, **self._variables
+        )
 
     def decode(self, ids: Sequence[int]) -> str:
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
@@ -194,3 +253,17 @@ class PromptEncoder:
             if whole:
                 begin, end = end, i
         return pieces
+
+
+def _contains(text: str, turn: str) -> bool:
+    """Whether the template wrote the turn, white space aside: as it is, or as a JSON string."""
+    plain = " ".join(text.split())
+    return any(
+        " ".join(form.split()) in plain
+        for form in (turn, json.dumps(turn, ensure_ascii=False)[1:-1], json.dumps(turn)[1:-1])
+    )
+
+
+def _bad_template(option: str, expected: str, got: str) -> InputError:
+    fix = "mend the template (target.chat_template=FILE), or join messages without one (target.chat_template=none)"
+    return InputError(option, expected=expected, got=got, fix=fix)

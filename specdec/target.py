@@ -7,7 +7,7 @@ drafter, no acceptance.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -46,7 +46,8 @@ class TargetModel:
     model: a causal LM in eval mode; name: how it is called in results; kernel: see `choose_kernel`;
     runtime: see `choose_runtime`; tokenizer: kept beside the model for the entry points and for comparing vocabularies;
     layers: the name of the list of its decoder layers, where it cannot be found (see `DecoderLayers`); prove: compare
-    its forwards with the stock model's (see `specdec.proof`), which leaves it on the fastest path that agrees.
+    its forwards with the stock model's (see `specdec.proof`), which leaves it on the fastest path that agrees;
+    chat_template_kwargs: variables for the tokenizer's chat template, kept for `PromptEncoder`.
 
     Raises:
         InputError: the architecture does not route its attention through `AttentionInterface`, its forwards differ from
@@ -63,8 +64,10 @@ class TargetModel:
         tokenizer: PreTrainedTokenizerBase | None = None,
         layers: str | None = None,
         prove: bool = True,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         self.model, self.name, self.tokenizer = model.eval(), name, tokenizer
+        self.chat_template_kwargs = dict(chat_template_kwargs or {})
         self._layers_path = layers
         self.kernel = choose_kernel(kernel, self.device)
         self._hidden: Tensor | None = None

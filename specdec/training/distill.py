@@ -14,7 +14,6 @@ from itertools import pairwise, takewhile
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from specdec.errors import InputError
 from specdec.prompts import Prompt, PromptEncoder
@@ -102,7 +101,7 @@ class SelfDistillation:
             InputError: it does not fit.
         """
         left = list(self._conversations())
-        prompts = [self._encode(conversation.prompt.turns) for conversation in left]
+        prompts = [self._encode(conversation.prompt, len(conversation.prompt.turns)) for conversation in left]
         answers = self.stop.max_new_tokens * sum(len(conversation.prompt.turns) for conversation in left)
         if self.answer_tokens is not None:
             # texts that are under way when the limit is reached are finished
@@ -127,7 +126,7 @@ class SelfDistillation:
             for conversation in left:
                 if self.answer_tokens is not None and made >= self.answer_tokens:
                     return
-                yield self._request(conversation, self._encode(conversation.prompt.turns[:1]))
+                yield self._request(conversation, self._encode(conversation.prompt, 1))
 
         def finished(done: Finished) -> Request | None:
             nonlocal made
@@ -156,7 +155,7 @@ class SelfDistillation:
             InputError: nothing is short enough.
         """
         by_key = {prompt_key(prompt): prompt for prompt in self.prompts}
-        short = [key for key in sorted(by_key) if len(self._encode(by_key[key].turns[:1])) <= self.longest_prompt]
+        short = [key for key in sorted(by_key) if len(self._encode(by_key[key], 1)) <= self.longest_prompt]
         if by_key and not short:
             raise InputError(
                 "prompts", expected=f"prompts of at most longest_prompt={self.longest_prompt} tokens",
@@ -176,11 +175,11 @@ class SelfDistillation:
             conversation.answers = []  # what stands there now is not what the target wrote
         conversation.ids, conversation.hidden = ids, done.hidden
         conversation.answers.append([len(done.request.prompt), len(ids)])
-        conversation.texts.append(PromptEncoder(self._tokenizer).decode(done.answer))
+        conversation.texts.append(PromptEncoder.of(self.target).decode(done.answer))
         turn = len(conversation.texts)
         if turn == len(conversation.prompt.turns):
             return None
-        prompt = self._encode(conversation.prompt.turns[: turn + 1], conversation.texts)
+        prompt = self._encode(conversation.prompt, turn + 1, conversation.texts)
         return self._request(conversation, prompt) if len(prompt) <= self.longest_prompt else None
 
     def _request(self, conversation: _Conversation, prompt: list[int]) -> Request:
@@ -191,17 +190,16 @@ class SelfDistillation:
         turn = int(conversation.key, 16) + conversation.sample
         return SamplingParams(self.temperatures[turn % len(self.temperatures)])
 
-    def _encode(self, turns: Sequence[str], answers: Sequence[str] | None = None) -> list[int]:
-        encoder = PromptEncoder(self._tokenizer)
-        return encoder.encode(turns, [""] * (len(turns) - 1) if answers is None else answers)
-
-    @property
-    def _tokenizer(self) -> PreTrainedTokenizerBase:
-        assert self.target.tokenizer is not None
-        return self.target.tokenizer
+    def _encode(self, prompt: Prompt, turns: int, answers: Sequence[str] | None = None) -> list[int]:
+        encoder = PromptEncoder.of(self.target)
+        answers = [""] * (turns - 1) if answers is None else answers
+        return encoder.encode(prompt.turns[:turns], answers, f"prompt {prompt.id}")
 
     def _refill(self, stop: StopRule, hidden: torch.dtype | None, texts: int) -> Refill:
-        pairs = takewhile(lambda pair: pair[0] == pair[1], zip(self._encode(["a"]), self._encode(["b"]), strict=False))
+        encoder = PromptEncoder.of(self.target)
+        pairs = takewhile(
+            lambda pair: pair[0] == pair[1], zip(*(encoder.encode([turn], []) for turn in "ab"), strict=False)
+        )
         opening = [token for token, _ in pairs]
         return Refill(self.target, stop, min(self.places, texts), self.longest_prompt, hidden, opening)
 

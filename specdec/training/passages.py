@@ -9,8 +9,6 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from transformers import PreTrainedTokenizerBase
-
 from specdec.errors import InputError
 from specdec.prompts import Prompt, PromptEncoder
 from specdec.training.self_written import turn_frame
@@ -29,7 +27,7 @@ MOST = 4  # passages a prompt is made of, at most
 
 def passage_prompts(
     store: TextStore,
-    tokenizer: PreTrainedTokenizerBase,
+    encoder: PromptEncoder,
     count: int,
     *,
     longest: int = 600,
@@ -45,7 +43,7 @@ def passage_prompts(
     Raises:
         InputError: the folder has too few answers that are long enough; a target without a chat template.
     """
-    found = _passages(store, tokenizer, categories)
+    found, tokenizer = _passages(store, encoder, categories), encoder.tokenizer
     rng = random.Random(seed)
     rng.shuffle(found)
     prompts: list[Prompt] = []
@@ -74,17 +72,15 @@ def _question(rng: random.Random, question: str, passages: Sequence[str]) -> str
     return "\n".join([*rng.sample(passages, len(passages)), question])
 
 
-def _passages(
-    store: TextStore, tokenizer: PreTrainedTokenizerBase, categories: Sequence[str] | None
-) -> list[tuple[str, str]]:
+def _passages(store: TextStore, encoder: PromptEncoder, categories: Sequence[str] | None) -> list[tuple[str, str]]:
     """(question, answer) of the first turn of every training text whose answer is long enough, in folder order."""
-    encoder, (before, after), found = PromptEncoder(tokenizer), turn_frame(tokenizer), []
+    (before, after), found = turn_frame(encoder), []
     for text in store.texts:
         begin, end = text.answers[0] if text.answers else (0, 0)
         wanted = text.category != CATEGORY and (categories is None or text.category in categories)
         if text.validation or not wanted or end - begin < SHORTEST:
             continue
         ids = store.tokens(text).tolist()
-        question = str(tokenizer.decode(ids[:begin])).removeprefix(before).removesuffix(after)
+        question = str(encoder.tokenizer.decode(ids[:begin])).removeprefix(before).removesuffix(after)
         found.append((question, encoder.decode(ids[begin:end]).strip()))
     return found

@@ -8,8 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
-
 from specdec.errors import InputError
 from specdec.prompts import Prompt, PromptEncoder
 from specdec.sampling import SamplingParams
@@ -22,22 +20,20 @@ SHORTEST = 12  # characters: shorter turns are greetings and fragments
 _MARK = "\u2402user\u2403"
 
 
-def turn_frame(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
+def turn_frame(encoder: PromptEncoder) -> tuple[str, str]:
     """What the chat template writes before a user's first words, and after them up to the answer.
 
     Raises:
         InputError: there is no chat template.
     """
-    if tokenizer.chat_template is None:
+    if encoder.tokenizer.chat_template is None:
         raise InputError(
             "self_written",
             expected="a target with a chat template",
             got="a tokenizer without one",
             fix="give prompts instead (prompts=jsonl)",
         )
-    turn = [{"role": "user", "content": _MARK}]
-    text = tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
-    before, _, after = str(text).partition(_MARK)
+    before, _, after = encoder.written([{"role": "user", "content": _MARK}]).partition(_MARK)
     return before, after
 
 
@@ -64,10 +60,9 @@ def write_prompts(
     Raises:
         InputError: a target without a chat template.
     """
-    assert target.tokenizer is not None
-    tokenizer, (before, _) = target.tokenizer, turn_frame(target.tokenizer)
+    encoder = PromptEncoder.of(target)
+    tokenizer, (before, _) = encoder.tokenizer, turn_frame(encoder)
     prompts, tried = _read(file)
-    encoder = PromptEncoder(tokenizer)
     known = {prompt_key(prompt) for prompt in prompts}
     starts = [tokenizer.encode(before + words, add_special_tokens=False) for words in openings]
 

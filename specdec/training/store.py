@@ -28,6 +28,7 @@ from torch import Tensor
 
 from specdec.errors import InputError
 from specdec.files import write_json
+from specdec.prompts import PromptEncoder
 from specdec.target import TargetModel
 
 FORMAT = 1
@@ -49,10 +50,10 @@ class Origin:
 
     @classmethod
     def of(cls, target: TargetModel) -> Origin:
-        template = target.tokenizer.chat_template if target.tokenizer is not None else None
+        template = PromptEncoder.of(target).template if target.tokenizer is not None else "None"
         dim = target.model.config.get_text_config().hidden_size
         dtype = "bfloat16" if target.dtype is torch.bfloat16 else "float16"
-        return cls(target.name, fingerprint(target), digest(str(template)), target.vocab_size, dim, dtype)
+        return cls(target.name, fingerprint(target), digest(template), target.vocab_size, dim, dtype)
 
     @property
     def feature_dtype(self) -> torch.dtype:

@@ -78,7 +78,7 @@ def test_a_second_run_adds_what_is_missing_and_repeats_nothing(run: Callable[...
 
 
 def test_prompts_the_target_writes_itself(run: Callable[..., Done], tmp_path: Path, tiny: TargetModel) -> None:
-    assert turn_frame(tiny.tokenizer)[0] == "<|im_start|>user\n"  # type: ignore[arg-type]
+    assert turn_frame(PromptEncoder.of(tiny))[0] == "<|im_start|>user\n"
     options = ["self_written.count=6", "self_written.longest=150", "self_written.openings=['Why ', 'How ']"]
     assert run(*options).status == 0
     prompts = [json.loads(line) for line in (tmp_path / "text" / "prompts-0.jsonl").read_text("utf-8").splitlines()]

@@ -28,7 +28,7 @@ def test_every_prompt_is_made_of_training_answers(texts: TextStore, tiny: Target
     decode, training = PromptEncoder(tiny.tokenizer).decode, [text for text in texts.texts if not text.validation]
     assert len(training) < len(texts.texts)
     answers = {text.id: decode(texts.tokens(text)[slice(*text.answers[0])].tolist()).strip() for text in training}
-    made = passage_prompts(texts, tiny.tokenizer, 60, longest=400)
+    made = passage_prompts(texts, PromptEncoder.of(tiny), 60, longest=400)
     assert len({prompt.turns for prompt in made}) == len(made) == 60
     summaries = questions = 0
     for number, prompt in enumerate(made):
@@ -47,7 +47,7 @@ def test_every_prompt_is_made_of_training_answers(texts: TextStore, tiny: Target
 
 def test_prompts_are_a_function_of_the_texts_and_the_seed(texts: TextStore, tiny: TargetModel) -> None:
     assert tiny.tokenizer is not None
-    first, again, other = (passage_prompts(texts, tiny.tokenizer, 9, seed=seed) for seed in (1, 1, 2))
+    first, again, other = (passage_prompts(texts, PromptEncoder.of(tiny), 9, seed=seed) for seed in (1, 1, 2))
     assert first == again
     assert {prompt.turns for prompt in first}.isdisjoint(prompt.turns for prompt in other)
 
@@ -56,7 +56,7 @@ def test_prompts_are_a_function_of_the_texts_and_the_seed(texts: TextStore, tiny
 def test_too_little_text_is_said(texts: TextStore, tiny: TargetModel, options: dict) -> None:
     assert tiny.tokenizer is not None
     with pytest.raises(InputError, match=r"passages\.count: expected at most \d+: so many answers of"):
-        passage_prompts(texts, tiny.tokenizer, **options)
+        passage_prompts(texts, PromptEncoder.of(tiny), **options)
 
 
 def test_a_second_run_answers_them_and_a_third_keeps_them(

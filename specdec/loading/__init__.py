@@ -1,0 +1,1 @@
+"""From a checkpoint to a model in memory: weights, adapters, tokenizers, and one line about whatever is wrong."""
