@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from specdec.errors import InputError
 from specdec.loading.faults import faults, first_line
 from specdec.loading.keys import listed
+
+# Share of the logits' spread that rounding the merged weights to their dtype may change.
+MERGED_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.3}
 
 
 def base_of(name: str, hub: Mapping[str, Any], option: str) -> str | None:
@@ -50,18 +56,36 @@ def merge_adapter(model: PreTrainedModel, adapter: str, option: str) -> PreTrain
             option, expected="an adapter that can be merged into the weights (LoRA and the like)",
             got=f"{adapter!r}, a {config.peft_type.value} adapter", fix="choose another, or train one with LoRA",
         )  # fmt: skip
+    config.inference_mode = True
     try:
-        config.inference_mode = True
-        joined: Any = get_peft_model(model, config)
-        result = joined.load_adapter(adapter, "default", is_trainable=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of names that transformers gave up; what is amiss is looked for below
+            joined: Any = get_peft_model(model, config)
+            result = joined.load_adapter(adapter, "default", is_trainable=False)
         left = [*result.missing_keys], [*result.unexpected_keys]
     except (RuntimeError, ValueError, KeyError, OSError, AttributeError) as error:
         raise _other_model(model, adapter, option, first_line(error)) from error
     if any(left):
         lacks, extra = (listed(keys) for keys in left)
         raise _other_model(model, adapter, option, f"lacks {lacks}" if lacks else f"also has {extra}")
-    merged: PreTrainedModel = joined.merge_and_unload(safe_merge=False)
+    beside = _says(joined)
+    merged: PreTrainedModel = joined.merge_and_unload()
+    apart = float((_says(merged) - beside).abs().max() / beside.std())
+    if not apart <= MERGED_TOLERANCE[merged.dtype]:
+        why = f"merged, it says something else than beside the weights, {apart:.0e} of their spread"
+        raise InputError(
+            option, expected="an adapter that can be merged into the weights", got=f"{adapter!r} ({why})",
+            fix="untie input and output embeddings before training it, or leave both out of its target_modules",
+        )  # fmt: skip
     return merged
+
+
+@torch.inference_mode()
+def _says(model: Any) -> Tensor:
+    """Logits after a few tokens."""
+    ids = torch.arange(1, 5, device=model.device)[None] % model.config.get_text_config().vocab_size
+    logits: Tensor = model(input_ids=ids, use_cache=False).logits
+    return logits.double()
 
 
 def _other_model(model: PreTrainedModel, adapter: str, option: str, why: str) -> InputError:
