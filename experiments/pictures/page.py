@@ -106,10 +106,15 @@ def reader_page(run: Run) -> str:
     )
 
 
-def _render(scripts: Sequence[str], **values: object) -> str:
+def render(template: str, assets: Sequence[str], **values: object) -> str:
+    """A page of a template, with these scripts and no other."""
+    return _render([_asset(name) for name in assets], template, **values)
+
+
+def _render(scripts: Sequence[str], template: str = "page.html", **values: object) -> str:
     hashes = (base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts)
     policy = " ".join(f"'sha256-{digest}'" for digest in hashes)
-    return _template().render(scripts=scripts, policy=policy, style=_asset("style.css"), **values)
+    return _template(template).render(scripts=scripts, policy=policy, style=_asset("style.css"), **values)
 
 
 @cache
@@ -118,7 +123,7 @@ def _asset(name: str) -> str:
 
 
 @cache
-def _template():  # type: ignore[no-untyped-def]
+def _template(name: str):  # type: ignore[no-untyped-def]
     environment = Environment(
         loader=FileSystemLoader(ASSETS),
         autoescape=select_autoescape(),
@@ -127,7 +132,7 @@ def _template():  # type: ignore[no-untyped-def]
         lstrip_blocks=True,
     )
     environment.filters["csv"] = csv_link
-    return environment.get_template("page.html")
+    return environment.get_template(name)
 
 
 def csv_link(table: Table) -> str:

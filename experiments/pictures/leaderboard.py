@@ -1,0 +1,137 @@
+"""One row per target, drafter, machine and prompts: its newest finished run, with what made it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from experiments.pictures.page import render
+from experiments.pictures.picture import Table
+from specdec.files import write_text
+from specdec.runs import Run
+
+LEADERBOARD = "leaderboard.html"
+FILTERED = ("target", "drafter", "machine", "prompts")
+COLUMNS = (
+    *FILTERED,
+    "speedup",
+    "95 % from",
+    "to",
+    "τ (tokens per step)",
+    "acceptance rate",
+    "tokens/s",
+    "texts",
+    "rule",
+    "temperature",
+    "batch",
+    "dtype",
+    "runs",
+    "started",
+    "commit",
+    "command",
+)
+
+
+class Entrant(NamedTuple):
+    """Two runs with the same one compete for one row."""
+
+    target: str
+    drafter: str
+    machine: str
+    prompts: str
+    temperature: str
+    batch: str
+    dtype: str
+    rule: str
+
+
+@dataclass(frozen=True)
+class Leaderboard:
+    """table: newest first. left_out: how many runs measured nothing, or did not finish."""
+
+    table: Table
+    left_out: int
+
+    @classmethod
+    def of(cls, runs: Sequence[Run]) -> Leaderboard:
+        """The newest run of every entrant."""
+        entrants: dict[Entrant, list[Run]] = {}
+        for run in runs:
+            run.look()
+            if run.status == "finished" and run.head.get("speedup") is not None:
+                entrants.setdefault(_entrant(run), []).append(run)
+        newest = {key: max(of_key, key=_started) for key, of_key in entrants.items()}
+        order = sorted(newest, key=lambda key: _started(newest[key]), reverse=True)
+        rows = [_row(key, newest[key], len(entrants[key])) for key in order]
+        return cls(Table(COLUMNS, rows), len(runs) - sum(map(len, entrants.values())))
+
+
+def leaderboard_page(board: Leaderboard) -> str:
+    """One self-contained page, with a choice for each of the first columns."""
+    choices = {name: sorted({str(row[place]) for row in board.table.rows}) for place, name in enumerate(FILTERED)}
+    return render("leaderboard.html", ["leaderboard.js"], title="Leaderboard", board=board, choices=choices)
+
+
+def write_leaderboard(runs: Sequence[Run], file: Path) -> Leaderboard:
+    """Write the page, whole or not at all."""
+    board = Leaderboard.of(runs)
+    write_text(file, leaderboard_page(board))
+    return board
+
+
+def _entrant(run: Run) -> Entrant:
+    f, tree = run.head, run.head.get("tree")
+    drafter = run.names["drafter"] if tree in {None, "as_drafted"} else f"{run.names['drafter']}, {tree} trees"
+    loss = "lossless" if f.get("lossless") else "lossy"
+    return Entrant(
+        run.names["target"],
+        drafter,
+        _machine(run),
+        _prompts(run),
+        str(f.get("temperature", "")),
+        str(f.get("batch_size", "")),
+        str(f.get("dtype", "")),
+        f"{f.get('acceptance', 'unknown')} ({loss})",
+    )
+
+
+def _machine(run: Run) -> str:
+    machine = run.provenance.get("machine") or {}
+    name = ", ".join(machine.get("gpu") or []) or str(machine.get("cpu", "unknown"))
+    return f"{name}, {run.head['threads']} threads" if "threads" in run.head else name
+
+
+def _prompts(run: Run) -> str:
+    """The set and how many of it; sets of files are called by the file's name."""
+    options = run.options
+    source = options.get("prompts.path") or options.get("prompts.name") or options.get("prompts._target_", "")
+    name = Path(str(source)).name.removeprefix("specdec.prompts.") or "unknown"
+    return f"{name}, {run.head.get('prompts', '?')} prompts, {run.head.get('max_new_tokens', '?')} tokens"
+
+
+def _started(run: Run) -> str:
+    return str(run.provenance.get("started", ""))
+
+
+def _row(key: Entrant, run: Run, runs: int) -> list[Any]:
+    f, divergence = run.head, run.head.get("divergence")
+    same = "sampled" if divergence is None else f"{divergence['identical']}/{divergence['total']} identical"
+    return [
+        *key[: len(FILTERED)],
+        f["speedup"],
+        *(f.get("speedup_ci95") or (None, None)),
+        f.get("tokens_per_step"),
+        f.get("acceptance_rate"),
+        f.get("tokens_per_second"),
+        same,
+        key.rule,
+        key.temperature,
+        key.batch,
+        key.dtype,
+        runs,
+        _started(run)[:19].replace("T", " "),
+        run.commit,
+        run.command,
+    ]
