@@ -91,7 +91,7 @@ class DraftModel:
         if session.target is not self._target:  # weights are read once, not for every batch
             self._bind(session.target)
         self._sampling = session.sampling
-        self._cache = self.model.new_cache(len(session.rows), session.capacity + self._most_read)
+        self._cache = self.model.lend_cache(self, len(session.rows), session.capacity + self._most_read)
         self.model.prefill(self._cache, self._readable(session.rows))
         self._read: Tensor | None = None  # of each node of the last tree, how many were read before it; -1: it was not
 

@@ -109,11 +109,21 @@ class Benchmark:
         return [self.prompts[i : i + self.batch_size] for i in range(0, len(self.prompts), self.batch_size)]
 
     def _warm_up(self) -> None:
-        short = replace(self, stop=replace(self.stop, max_new_tokens=min(WARM_UP_TOKENS, self.stop.max_new_tokens)))
-        batch = self._batches()[0]
-        ids = [self._encode(prompt, 1, []) for prompt in batch]
-        for method in short._methods(ids, [[0]] * len(ids), []).values():
-            method()
+        """Run every method once for each batch size. Where forwards are captured as graphs, one text is as long as the
+        longest will be, so that the caches are large enough to stay, and the graphs with them."""
+        few, rows = min(WARM_UP_TOKENS, self.stop.max_new_tokens), self._first_rows()
+        short = replace(self, stop=replace(self.stop, max_new_tokens=few))
+        end = max(map(len, rows)) + self.stop.max_new_tokens - few
+        for size in dict.fromkeys(len(batch) for batch in self._batches()):
+            ids = rows[:size]
+            if self.verifier.target.graphs is not None:
+                ids[0] = (ids[0] * (end // len(ids[0]) + 1))[:end]
+            for method in short._methods(ids, [[0]] * size, []).values():
+                method()
+
+    def _first_rows(self) -> list[list[int]]:
+        """The token ids of every prompt's first turn."""
+        return [self._encode(prompt, 1, []) for prompt in self.prompts]
 
     def _conversation(
         self, batch: Sequence[Prompt], number: int, repeat: int, log: RunLog

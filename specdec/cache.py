@@ -9,7 +9,10 @@ region and advances the row's length. Nothing is computed twice. Knows no model 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+from weakref import ref
 
 import psutil
 import torch
@@ -20,6 +23,8 @@ from transformers import Cache
 from specdec.errors import InputError
 
 LayerShape = tuple[int, int, int]  # kv heads, key dim, value dim
+ROOM = 256  # a kept cache's capacity is a multiple of it, so that one serves many prompts
+KEPT = 2  # batch sizes for which a holder keeps a cache: full batches, and the last one of a run
 
 
 class TreeCache(Cache):
@@ -114,6 +119,24 @@ class TreeCache(Cache):
         self.host_lengths = list(lengths)
         self.lengths.copy_(torch.tensor(self.host_lengths))
 
+    def clear(self) -> None:
+        """Forget everything, for a batch that has nothing to do with the one before. Zeros are written because a masked
+        product multiplies unseen slots by 0, and 0 * NaN is NaN."""
+        self.crop([0] * len(self.host_lengths))
+        for storage in self._storage.values():
+            storage.zero_()
+
+    @contextmanager
+    def at_lengths(self, lengths: Sequence[int]) -> Iterator[None]:
+        """Run the body as if each row had committed `lengths[b]` tokens. Their slots are not restored."""
+        before, self.host_lengths = self.host_lengths, list(lengths)
+        self.lengths.copy_(torch.tensor(self.host_lengths))
+        try:
+            yield
+        finally:
+            self.host_lengths = before
+            self.lengths.copy_(torch.tensor(before))
+
     def adopt(self, row: int, source: TreeCache, source_row: int) -> None:
         """Replace what a row holds by the committed tokens of another cache's row (same layers): a place that has
         become free takes up a prompt read elsewhere."""
@@ -127,6 +150,47 @@ class TreeCache(Cache):
         """For models that ask although positions and mask come with every forward. A length that changed from step to
         step could not be captured in a graph."""
         return 0
+
+
+class LentCaches:
+    """Caches that outlive a batch: their addresses stay, so that graphs captured for one prompt serve the next.
+
+    A cache is lent to a holder (a drafter, a verifier, the baseline), which gets the same one for every batch of that
+    size. Once a holder is gone, another may take over what it had.
+
+    Args:
+        new: makes a cache for a batch size and a capacity.
+        windows: lengths at which the model's attention changes with the capacity of its cache. A cache serves only
+            batches on the same side of each, so that a result does not depend on what came before.
+    """
+
+    def __init__(self, new: Callable[[int, int], TreeCache], windows: Sequence[int] = ()) -> None:
+        self._new, self._windows = new, windows
+        self._lent: list[tuple[ref[Any], TreeCache]] = []  # the one used last at the end
+
+    def lend(self, holder: object, batch: int, capacity: int) -> TreeCache:
+        """Return an empty cache for `batch` rows of `capacity` slots or more.
+
+        Raises:
+            InputError: see `TreeCache`.
+        """
+        capacity = -(-capacity // ROOM) * ROOM
+        free = [entry for entry in self._lent if entry[0]() is holder or entry[0]() is None]
+        fitting = next((entry for entry in free if self._serves(entry[1], batch, capacity)), None)
+        if fitting is not None:
+            gone, cache = [fitting], fitting[1]
+            cache.clear()
+        else:
+            others = [entry for entry in free if entry[0]() is holder and len(entry[1].host_lengths) != batch]
+            gone = [entry for entry in free if entry not in others[1 - KEPT :]]
+            cache = self._new(batch, capacity)
+        self._lent = [entry for entry in self._lent if entry not in gone]
+        self._lent.append((ref(holder), cache))
+        return cache
+
+    def _serves(self, cache: TreeCache, batch: int, capacity: int) -> bool:
+        same_side = all((cache.capacity <= window) == (capacity <= window) for window in self._windows)
+        return cache.fits(batch, capacity) and same_side
 
 
 def _require_memory(needed: int, batch: int, capacity: int, device: torch.device) -> None:

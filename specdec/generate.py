@@ -27,6 +27,7 @@ from specdec.protocols import (
     Verifier,
     exit_layer_of,
 )
+from specdec.runtime.graphs import captures_postponed
 from specdec.sampling import SamplingParams, Streams
 from specdec.stopping import StopRule
 from specdec.target import TargetModel, TargetOutput
@@ -45,6 +46,7 @@ class Generation:
 
 
 @torch.inference_mode()
+@captures_postponed()
 def speculative(
     prompts: Rows,
     drafter: Drafter,
@@ -104,6 +106,7 @@ def speculative(
 
 
 @torch.inference_mode()
+@captures_postponed()
 def autoregressive(
     prompts: Rows, target: TargetModel, sampling: SamplingParams, stop: StopRule, seeds: Sequence[Sequence[int]]
 ) -> Generation:
@@ -111,7 +114,7 @@ def autoregressive(
     begun = time.perf_counter()
     progress = Progress(prompts, stop)
     streams = Streams(seeds, sampling, target.device)
-    cache = target.new_cache(len(prompts), longest_text(prompts, stop, target.context_window))
+    cache = target.lend_cache(target, len(prompts), longest_text(prompts, stop, target.context_window))
 
     def sample(out: TargetOutput) -> Tensor:
         logits = sampling.scores(out.logits[:, 0], progress.rows)

@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from specdec.attention import ATTENTION_NAME, AttentionContext, choose_kernel
-from specdec.cache import LayerShape, TreeCache
+from specdec.cache import LayerShape, LentCaches, TreeCache
 from specdec.errors import InputError
 from specdec.layers import DecoderLayers
 from specdec.proof import Path, admitted
@@ -83,6 +83,9 @@ class TargetModel:
         self._halves: dict[tuple[str, int], Any] = {}  # views of the model
         self._captures: dict[tuple[str, int], CapturedForwards] = {}  # forwards of these
         self.layers = self._probe()
+        text: Any = model.config.get_text_config()
+        windows = [getattr(text, name, None) for name in ("sliding_window", "attention_chunk_size")]
+        self._caches = LentCaches(self.new_cache, [window for window in windows if isinstance(window, int)])
         if self.runtime is not None:
             self.fused = self._fused_decoder()
         elif runtime != "stock" and self.device.type == "cuda":
@@ -124,6 +127,10 @@ class TargetModel:
     def new_cache(self, batch: int, capacity: int) -> TreeCache:
         """Storage for `batch` rows of at most `capacity` tokens, one tree included."""
         return TreeCache(self.layers, batch, capacity, self.dtype, self.device)
+
+    def lend_cache(self, holder: object, batch: int, capacity: int) -> TreeCache:
+        """As `new_cache`; the same storage for every batch of that size as long as `holder` lives (`LentCaches`)."""
+        return self._caches.lend(holder, batch, capacity)
 
     @torch.inference_mode()
     def forward(

@@ -6,7 +6,7 @@ import psutil
 import pytest
 import torch
 
-from specdec.cache import TreeCache
+from specdec.cache import KEPT, ROOM, LentCaches, TreeCache
 from specdec.errors import InputError
 
 LAYERS = [(2, 3, 3), (2, 3, 5), (1, 4, 4)]  # layers may differ in heads and sizes
@@ -56,3 +56,60 @@ def test_a_batch_that_does_not_fit_is_refused_before_anything_is_allocated(monke
         "KV cache: expected at most 1 MiB (what is free on cpu), got 7,680 MiB for batch 16 x 4096 tokens; "
         "lower generation.batch_size or generation.max_new_tokens"
     )
+
+
+class Holder:
+    """Stands for a drafter, a verifier or the baseline."""
+
+
+def lent(windows: tuple[int, ...] = ()) -> LentCaches:
+    return LentCaches(
+        lambda batch, capacity: TreeCache(LAYERS, batch, capacity, torch.float32, torch.device("cpu")), windows
+    )
+
+
+def test_a_holder_gets_the_same_storage_again_and_nothing_of_what_it_held() -> None:
+    caches, holder, other = lent(), Holder(), Holder()
+    first = caches.lend(holder, 2, 10)
+    assert first.capacity == ROOM
+    first.advance([3, 5])
+    for index in range(len(LAYERS)):
+        for storage in first.layer(index):
+            storage.fill_(torch.nan)
+    assert caches.lend(other, 2, 10) is not first
+    again = caches.lend(holder, 2, 200)
+    assert again is first
+    assert again.host_lengths == again.lengths.tolist() == [0, 0]
+    assert not any(storage.any() for index in range(len(LAYERS)) for storage in again.layer(index))
+    assert caches.lend(holder, 2, ROOM + 1).capacity == 2 * ROOM
+
+
+def test_a_holder_keeps_the_caches_of_its_last_batch_sizes() -> None:
+    caches, holder = lent(), Holder()
+    full, last = caches.lend(holder, 8, 10), caches.lend(holder, 3, 10)
+    assert caches.lend(holder, 8, 10) is full
+    assert caches.lend(holder, 3, 10) is last
+    caches.lend(holder, 5, 10)
+    assert len(caches._lent) == KEPT
+
+
+def test_what_a_holder_had_goes_to_the_next_one_when_it_is_gone() -> None:
+    caches, holder = lent(), Holder()
+    cache = caches.lend(holder, 1, 10)
+    del holder
+    assert caches.lend(Holder(), 1, 10) is cache
+
+
+def test_a_cache_serves_only_texts_on_its_side_of_a_window() -> None:
+    caches, holder = lent((300,)), Holder()
+    short, long = caches.lend(holder, 1, 200), caches.lend(holder, 1, 400)
+    assert short.capacity <= 300 < long.capacity
+    assert caches.lend(holder, 1, 200).capacity <= 300
+
+
+def test_lengths_come_back_after_a_look_at_others() -> None:
+    cache = TreeCache(LAYERS, 2, 12, torch.float32, torch.device("cpu"))
+    cache.advance([3, 5])
+    with cache.at_lengths([1, 2]):
+        assert cache.host_lengths == cache.lengths.tolist() == [1, 2]
+    assert cache.host_lengths == cache.lengths.tolist() == [3, 5]

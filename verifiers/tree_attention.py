@@ -14,8 +14,6 @@ from specdec.sampling import SamplingParams
 from specdec.target import TargetModel, TargetOutput
 from specdec.tree import TokenTree, histories
 
-ROOM = 256  # a cache's capacity is a multiple of it, so that one serves many prompts
-
 
 class TreeAttention:
     def __init__(self, target: TargetModel) -> None:
@@ -27,10 +25,7 @@ class TreeAttention:
 
     def prefill(self, rows: Rows, sampling: SamplingParams, capacity: int, exit_layer: int | None = None) -> Scores:
         self._sampling, self._exit_layer, self._begun = sampling, exit_layer, []
-        if self._cache is not None and self._cache.fits(len(rows), capacity):
-            self._cache.crop([0] * len(rows))  # the same addresses again: what was captured stays valid
-        else:
-            self._cache = self.target.new_cache(len(rows), -(-capacity // ROOM) * ROOM)
+        self._cache = self.target.lend_cache(self, len(rows), capacity)
         out = self.target.prefill(self._cache, rows, exit_layer)
         return Scores(sampling.scores(out.logits[:, 0], rows)[:, None], out.hidden, sampling, out.stream)
 

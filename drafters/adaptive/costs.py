@@ -10,6 +10,7 @@ import numpy as np
 from specdec.hardware import CostCurve
 from specdec.profiling import Point, forward_ms
 from specdec.protocols import Session
+from specdec.runtime.graphs import captures_postponed
 from specdec.target import TargetModel
 
 ROUNDS, HOPELESS = 7, 6
@@ -52,9 +53,13 @@ def timed(target: TargetModel, nodes: int, batch: int, context: int) -> np.ndarr
     def ms(size: int) -> float:
         return forward_ms(target, cache, Point(size, context, batch))
 
-    ms(1)  # libraries prepare themselves
-    sizes, first = [1], ms(1)
-    while sizes[-1] < nodes and ms(sizes[-1]) < HOPELESS * first:
+    def prepared(size: int) -> float:
+        with captures_postponed():
+            ms(size)  # libraries prepare themselves, and graphs are captured
+        return ms(size)
+
+    sizes, first = [1], prepared(1)
+    while sizes[-1] < nodes and prepared(sizes[-1]) < HOPELESS * first:
         sizes.append(min(2 * sizes[-1], nodes))
     times = np.min([[ms(size) for size in sizes] for _ in range(ROUNDS)], axis=0) / 1e3
     rising = np.minimum.accumulate(times[::-1])[::-1]

@@ -32,7 +32,7 @@ class EagleLayers:
 
     def start(self, session: Session, drafted: int = 0) -> None:
         """drafted: room for how many entries of a draft."""
-        self._cache = self._layers.new_cache(len(session.rows), session.capacity + drafted)
+        self._cache = self._layers.lend_cache(self, len(session.rows), session.capacity + drafted)
 
     def read_text(self, state: DraftState) -> TargetOutput:
         """Commit an entry for every token of the text that has none, the root the last: each node kept in the step

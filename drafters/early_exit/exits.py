@@ -79,7 +79,7 @@ class AdaptedExit:
     def start(self, batch: int, capacity: int) -> None:
         self._read: Tensor | None = None
         if self._layers is not None:
-            self._cache = self._layers.new_cache(batch, capacity)
+            self._cache = self._layers.lend_cache(self, batch, capacity)
 
     def catch_up(self, verdict: Verdict) -> None:
         """Keep what was read and accepted, and read what was accepted beside it (leaves, other drafters' nodes)."""
