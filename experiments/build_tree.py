@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,13 @@ from drafters.medusa.trees import GUESSED_HEADS, TREE_FILE, write_tree
 from experiments.components import instantiate
 from experiments.entry import CONF, launch
 from experiments.progress import progress
-from experiments.settings import Settings, settings
+from experiments.settings import Settings, settings, typed
 from experiments.tables import stdout
 from experiments.task import Task
 from specdec.errors import InputError
 from specdec.files import write_json
 from specdec.generate import autoregressive
+from specdec.options import Count
 from specdec.prompts import PromptEncoder
 from specdec.runlog import provenance
 from specdec.target import TargetModel
@@ -41,11 +43,23 @@ Texts = Iterator[tuple[list[int], Tensor, list[list[int]]]]  # ids, hidden state
 SIZES = (1, 3, 7, 15, 31, 63)  # trees whose expectation is printed
 
 
+@dataclass
+class Options:
+    """See conf/build_tree.yaml."""
+
+    data: str | None
+    positions: Count
+    nodes: Count
+    candidates: Count
+    assume: str
+    output: str | None
+
+
 @hydra.main(config_path=CONF, config_name="build_tree", version_base="1.3")
 @Task
 def main(cfg: DictConfig) -> None:
     options = settings(cfg)
-    checked(cfg)
+    checked(typed(cfg, Options))
     target = instantiate(cfg.target)
     heads, _ = load_heads(cfg.drafter.heads, target, GUESSED_HEADS)
     if cfg.data is not None:
@@ -94,11 +108,8 @@ def measured(measure: Accuracy, texts: Texts, positions: int) -> Tensor:
     return torch.cat(found)[:positions]
 
 
-def checked(cfg: DictConfig) -> None:
+def checked(cfg: Options) -> None:
     """Everything that can be found out before the target is loaded."""
-    for name in ("positions", "nodes", "candidates"):
-        if cfg[name] < 1:
-            raise InputError(name, expected="an integer >= 1", got=cfg[name], fix="raise it")
     if cfg.assume not in ("joint", "independence"):
         raise InputError("assume", expected="joint or independence", got=repr(cfg.assume), fix="choose one")
     if cfg.output is not None and not Path(cfg.output).parent.is_dir():

@@ -5,6 +5,7 @@ python -m experiments.compare_acceptance drafter=ngram_lm target=smollm2_135m
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,12 @@ from rich.table import Table
 
 from experiments.components import choice_of, instantiate
 from experiments.entry import CONF, launch
-from experiments.settings import settings
+from experiments.settings import settings, typed
 from experiments.tables import number, progress_bar, stdout
 from experiments.task import Task
+from specdec.errors import InputError
 from specdec.files import write_json
+from specdec.options import Count, NonNegative
 from specdec.prompts import PromptEncoder
 from specdec.protocols import AcceptanceRule
 from specdec.rule_comparison import RuleComparison, Trees
@@ -31,11 +34,30 @@ from specdec.sampling import SamplingParams
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
 
+@dataclass
+class Kind:
+    """A way of drawing trees, and the rules that judge them."""
+
+    drafter: dict[str, Any]
+    rules: list[str]
+
+
+@dataclass
+class Options:
+    """See conf/compare_acceptance.yaml."""
+
+    temperatures: list[NonNegative]
+    draws: Count
+    trees: dict[str, Kind]
+
+
 @hydra.main(config_path=CONF, config_name="compare_acceptance", version_base="1.3")
 @Task
 def main(cfg: DictConfig) -> None:
     options = settings(cfg)
-    samplings = [SamplingParams(temperature) for temperature in cfg.temperatures]
+    chosen = typed(cfg, Options)
+    require_some(chosen)
+    samplings = [SamplingParams(temperature) for temperature in chosen.temperatures]
     prompts = instantiate(cfg.prompts)
     target = instantiate(cfg.target)
     encoder = PromptEncoder.of(target)
@@ -43,10 +65,10 @@ def main(cfg: DictConfig) -> None:
         verifier=instantiate(cfg.verifier, target=target),
         prompts=[encoder.encode(prompt.turns[:1], [], f"prompt {prompt.id}") for prompt in prompts],
         stop=options.stop_rule(target),
-        draws=cfg.draws,
+        draws=chosen.draws,
         seed=options.seed,
     )
-    kinds = [trees(name, cfg) for name in cfg.trees]
+    kinds = [trees(name, cfg) for name in chosen.trees]
     folder = Path(HydraConfig.get().runtime.output_dir)
     results = []
     with progress_bar(len(kinds) * len(samplings)) as advance:
@@ -59,6 +81,18 @@ def main(cfg: DictConfig) -> None:
     plot(results).write_html(folder / "acceptance.html", include_plotlyjs=True)
     stdout.print(table(results, f"acceptance rules on {target.name}, {len(prompts)} prompts, the same trees"))
     stdout.print(f"run folder: {folder} (plot: acceptance.html)", soft_wrap=True, highlight=False)
+
+
+def require_some(chosen: Options) -> None:
+    """Raises InputError where nothing would be compared."""
+    for name, found in (("temperatures", chosen.temperatures), ("trees", chosen.trees)):
+        if not found:
+            raise InputError(name, expected="at least one", got="none", fix="name some")
+    for name, kind in chosen.trees.items():
+        for choice in kind.rules:
+            rule(choice)
+        if not kind.rules:
+            raise InputError(f"trees.{name}.rules", expected="at least one rule", got="none", fix="name some")
 
 
 def trees(name: str, cfg: DictConfig) -> Trees:

@@ -18,19 +18,21 @@ import inspect
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import hydra.utils
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from transformers import LogitsProcessor
 
 from specdec.errors import InputError
+from specdec.options import UNSET, conform, require_known
 from specdec.protocols import AcceptanceRule, Drafter, Verifier
 from specdec.reference import Reference
 from specdec.runlog import Tracker
 from specdec.training.recipe import Recipe
 
 ALLOW, TARGET = "allow_targets", "_target_"
+KEYWORDS = (TARGET, "_args_", "_partial_", "_recursive_", "_convert_")
 CONF = Path(__file__).resolve().parents[1] / "conf"
 OURS = ("drafters", "verifiers", "specdec")
 KINDS = (Drafter, Verifier, AcceptanceRule, Recipe, Tracker, Reference)
@@ -69,6 +71,40 @@ def instantiate(node: DictConfig | ListConfig | None, **arguments: Any) -> Any:
             print(f"{ALLOW}: {where} calls {found}", file=sys.stderr)
     refuse_escapes(plain, key)
     return hydra.utils.instantiate(node, **arguments)
+
+
+def check_options(node: DictConfig) -> None:
+    """Check what a config passes to components against their signatures, before any is built.
+
+    Options that are still missing (`???`), and those of components that only the user allows, are left to them.
+
+    Raises:
+        InputError: no component, an unknown option, a value of another type, NaN or infinity.
+    """
+    _check(OmegaConf.to_container(node, resolve=True), str(node._get_full_key("") or ""), allowed_by(node))
+
+
+def _check(plain: Any, where: str, allowed: Sequence[str]) -> None:
+    if isinstance(plain, list):
+        for place, part in enumerate(plain):
+            _check(part, f"{where}[{place}]", allowed)
+    elif isinstance(plain, dict):
+        for key, part in plain.items():
+            _check(part, f"{where}.{key}".lstrip("."), allowed)
+        if TARGET in plain:
+            made = component(plain[TARGET], f"{where}.{TARGET}", allowed)
+            if is_component(made):
+                _check_signature(made, {k: v for k, v in plain.items() if k not in KEYWORDS}, where)
+
+
+def _check_signature(made: Component, options: dict[str, Any], where: str) -> None:
+    takes = inspect.signature(made).parameters
+    if not any(p.kind is p.VAR_KEYWORD for p in takes.values()):
+        require_known(options, [name for name, p in takes.items() if p.kind is not p.VAR_POSITIONAL], where)
+    hints = get_type_hints(made.__init__ if inspect.isclass(made) else made, include_extras=True)
+    for name, value in options.items():
+        if not (value == UNSET or (isinstance(value, dict) and TARGET in value)):
+            conform(value, hints.get(name, Any), f"{where}.{name}".lstrip("."))
 
 
 def choice_of(group: str, choice: str, option: str) -> DictConfig:

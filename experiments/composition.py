@@ -17,6 +17,7 @@ from functools import wraps
 from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.default_element import ConfigDefault, GroupDefault
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from hydra.plugins.plugin import Plugin
@@ -24,6 +25,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from experiments.components import ALLOW, granted, located, refuse_escapes, targets
 from specdec.errors import InputError
+from specdec.options import require_known
 
 BUILT_BY_HYDRA = ("callbacks", "launcher", "sweeper", "job_logging", "hydra_logging")
 PLUGINS = ("hydra", "hydra_plugins", "experiments.callbacks")  # where callbacks, launchers and sweepers may come from
@@ -85,6 +87,8 @@ def checked_composition() -> Iterator[None]:
             refuse_packages(main.config, typed)
         cfg = original(loader, config_name, *args, **kwargs)
         check(cfg, typed)
+        if config_name is not None:
+            require_known([key for key in cfg if key != "hydra"], sorted(_options(loader, config_name)), "config")
         if typed.allowed:
             with open_dict(cfg):
                 cfg[ALLOW] = list(typed.allowed)
@@ -108,6 +112,20 @@ def hide_secrets() -> None:
 def allowed_here() -> list[str]:
     """Return what the user allowed with `allow_targets`: a launcher's processes have another command line."""
     return list(_allowed)
+
+
+def _options(loader: ConfigLoaderImpl, name: str) -> set[str]:
+    """The keys of a main config: its own, its groups, and those of the main configs it builds on."""
+    loaded = loader.repository.load_config(name)
+    if loaded is None:
+        return set()
+    found = {str(key) for key in loaded.config} | {"hydra"}
+    for default in loaded.defaults_list or []:
+        if isinstance(default, GroupDefault):
+            found.add(str(default.group).split("/", 1)[0])
+        elif isinstance(default, ConfigDefault) and default.path not in (None, "_self_"):
+            found |= _options(loader, str(default.path))
+    return found - {"hydra"}
 
 
 def check(cfg: DictConfig, typed: CommandLine) -> None:

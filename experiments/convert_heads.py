@@ -6,6 +6,7 @@ python -m experiments.convert_heads heads=heads to=vllm output=heads-vllm target
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import hydra
@@ -17,6 +18,7 @@ from rich.table import Table
 from drafters.medusa.formats import HeadsFile, read_heads, write_official, write_vllm
 from experiments.components import instantiate
 from experiments.entry import CONF, launch, stderr
+from experiments.settings import typed
 from experiments.tables import stdout
 from experiments.task import Task
 from specdec.errors import InputError
@@ -28,10 +30,21 @@ from specdec.target import TargetModel
 SHOWN = 5  # tensors left out that are named; a full model has hundreds
 
 
+@dataclass
+class Options:
+    """See conf/convert_heads.yaml."""
+
+    heads: str
+    to: str
+    output: str
+    dtype: str | None
+    base_model: str | None
+
+
 @hydra.main(config_path=CONF, config_name="convert_heads", version_base="1.3")
 @Task
 def main(cfg: DictConfig) -> None:
-    output = Path(cfg.output)
+    output = Path(typed(cfg, Options).output)
     if cfg.to not in ("official", "vllm"):
         raise InputError("to", expected="official or vllm", got=repr(cfg.to), fix="choose one")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):

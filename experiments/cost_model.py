@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 
 from specdec.hardware import Machine, ModelShape, Precision, Roofline, load_config
 from specdec.hardware.roofline import Reach
+from specdec.options import Count, NonNegative, Positive
 
 DTYPES = ("bfloat16", "float16", "float32")  # to compute with, the first the hardware has a figure for
 
@@ -26,10 +27,10 @@ class Dtypes:
 
 @dataclass
 class Reached:
-    memory: float = 1.0
-    compute: float = 1.0
-    message_us: float = 0.0
-    overhead_us: float = 0.0
+    memory: Positive = 1.0
+    compute: Positive = 1.0
+    message_us: NonNegative = 0.0
+    overhead_us: NonNegative = 0.0
 
     def shares(self) -> Reach:
         return Reach(self.memory, self.compute, self.message_us / 1e6, self.overhead_us / 1e6)
@@ -40,7 +41,7 @@ class Modelled:
     """See conf/roofline.yaml."""
 
     precision: Dtypes = field(default_factory=Dtypes)
-    devices: int = 1
+    devices: Count = 1
     link: str | None = None
     reach: Reached = field(default_factory=Reached)
 

@@ -10,7 +10,12 @@ from difflib import get_close_matches
 from pathlib import Path
 
 import torch
-from hydra.errors import CompactHydraException, InstantiationException, MissingConfigException
+from hydra.errors import (
+    CompactHydraException,
+    ConfigCompositionException,
+    InstantiationException,
+    MissingConfigException,
+)
 from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 from rich.console import Console
@@ -20,6 +25,7 @@ from specdec.errors import InputError
 
 BAD_INPUT, SOME_FAILED, INTERRUPTED = 2, 3, 130
 CONF = str(Path(__file__).resolve().parents[1] / "conf")
+MERGING = "Error merging override"
 stderr = Console(stderr=True)
 
 
@@ -62,6 +68,9 @@ def explain(error: BaseException) -> str | None:  # noqa: PLR0911  (one return p
         return (
             f"{unknown.full_key}: expected an option that exists ({options}), got {unknown.key!r}; check the spelling"
         )
+    if isinstance(error, ConfigCompositionException) and str(error).startswith(MERGING):
+        key, _, value = str(error).removeprefix(MERGING).strip().lstrip("+~").partition("=")
+        return f"{key}: expected a value that fits there, got {value}; {str(unknown).splitlines()[0]}"
     if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
         group, _, choice = error.missing_cfg_file.rpartition("/")
         near = get_close_matches(choice, error.options, n=1, cutoff=0.4)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import hydra
 import yaml
@@ -31,6 +31,7 @@ from specdec.errors import InputError
 from specdec.files import write_json
 from specdec.hardware import CostCurve, DraftCost, MeasuredCurve, ModelShape, Roofline, load_config
 from specdec.hardware.planning import Acceptance, Plan, Planner
+from specdec.options import Count, Natural, NonNegative, Positive, Range, Share
 from specdec.runlog import provenance
 from specdec.runs import Run
 from specdec.tree_search import Acceptances
@@ -41,8 +42,8 @@ Grid = dict[tuple[int, int], Plan]  # by batch and context; those that do not fi
 @dataclass
 class Draft:
     model: str | None = None
-    heads: float | None = None
-    devices: int = 1
+    heads: Positive | None = None
+    devices: Count = 1
 
 
 @dataclass
@@ -50,15 +51,15 @@ class Options(Modelled):
     """See conf/plan.yaml."""
 
     draft: Draft = field(default_factory=Draft)
-    rates: list[list[float]] = field(default_factory=list)
-    depth: int = 8
+    rates: list[list[Share]] = field(default_factory=list)
+    depth: Annotated[int, Range(1, 1000)] = 8
     measured: str | None = None
     profile: str | None = None
-    nodes: int = 64
-    batches: list[int] = field(default_factory=list)
-    contexts: list[int] = field(default_factory=list)
-    worth: float = 1.05
-    most_ms: float | None = None
+    nodes: Count = 64
+    batches: list[Count] = field(default_factory=list)
+    contexts: list[Natural] = field(default_factory=list)
+    worth: NonNegative = 1.05
+    most_ms: Positive | None = None
 
 
 @hydra.main(config_path=CONF, config_name="plan", version_base="1.3")

@@ -27,6 +27,7 @@ from experiments.settings import typed
 from experiments.tables import progress_bar, stdout
 from experiments.task import Task
 from specdec.files import write_json
+from specdec.options import Count, Natural, Seed
 from specdec.profiling import Footprint, figures, fitting, profile, sweep
 from specdec.runlog import provenance
 
@@ -55,11 +56,11 @@ class Sweeps:
     base: Base
     axes: Axes
     grid: Axes
-    rounds: int
-    buffer_mib: int
-    matrix: int
-    seed: int
-    exit_layer: int | None
+    rounds: Count
+    buffer_mib: Count
+    matrix: Count
+    seed: Seed
+    exit_layer: Natural | None
 
 
 @hydra.main(config_path=CONF, config_name="profile_target", version_base="1.3")

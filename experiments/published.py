@@ -23,6 +23,7 @@ from experiments.tables import stdout
 from experiments.task import Task
 from specdec.files import write_json
 from specdec.hardware import FREE, CostCurve, Machine, ModelShape, Precision, Roofline, load_config
+from specdec.options import Count, Natural, Positive
 from specdec.runlog import provenance
 
 GPT_FAST = "a100_80g"
@@ -31,9 +32,9 @@ GPT_FAST = "a100_80g"
 @dataclass
 class Decoding:
     target: str
-    devices: int
+    devices: Count
     weights: str
-    tokens_per_second: float
+    tokens_per_second: Positive
 
 
 @dataclass
@@ -41,10 +42,10 @@ class Speculation:
     method: str
     target: str
     hardware: str
-    nodes: int
-    heads: int | None
-    tau: float
-    speedup: float
+    nodes: Count
+    heads: Natural | None
+    tau: Positive
+    speedup: Positive
 
 
 @dataclass
@@ -52,7 +53,7 @@ class Options:
     """See conf/published.yaml."""
 
     fitted: Reached = field(default_factory=Reached)
-    context: int = 100
+    context: Natural = 100
     decoding: list[Decoding] = field(default_factory=list)
     speculation: list[Speculation] = field(default_factory=list)
 

@@ -28,6 +28,7 @@ from experiments.tables import stdout
 from experiments.task import Task
 from specdec.files import write_json
 from specdec.hardware import Forward, Roofline
+from specdec.options import Count, Natural
 from specdec.runlog import provenance
 
 KINDS = {"decode": VERMILION, "verify": BLUE, "batch": GREEN, "prompt": ORANGE}
@@ -38,10 +39,10 @@ CONTEXTS = (512, 4096, 32768, 131072)  # whose largest batch is shown
 class Options(Modelled):
     """See conf/roofline.yaml."""
 
-    context: int = 512
-    nodes: list[int] = field(default_factory=list)
-    batches: list[int] = field(default_factory=list)
-    prefill: list[int] = field(default_factory=list)
+    context: Natural = 512
+    nodes: list[Count] = field(default_factory=list)
+    batches: list[Count] = field(default_factory=list)
+    prefill: list[Count] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import hydra
@@ -20,8 +20,10 @@ from omegaconf import DictConfig, OmegaConf
 from experiments.components import instantiate
 from experiments.entry import CONF, launch
 from experiments.progress import progress, say
+from experiments.settings import typed
 from experiments.task import Task
 from specdec.files import write_text
+from specdec.options import Count, Natural, NonNegative, Seed
 from specdec.prompts import Prompt, PromptEncoder, jsonl
 from specdec.runlog import provenance
 from specdec.sampling import SamplingParams
@@ -47,26 +49,26 @@ from specdec.training.store import (
 
 @dataclass
 class Answers:
-    max_new_tokens: int
-    temperatures: list[float]
-    samples: int
-    longest_prompt: int
-    answer_tokens: int | None
+    max_new_tokens: Count
+    temperatures: list[NonNegative]
+    samples: Count
+    longest_prompt: Count
+    answer_tokens: Natural | None
 
 
 @dataclass
 class SelfWritten:
-    count: int
-    temperature: float
+    count: Natural
+    temperature: NonNegative
     top_p: float
-    longest: int
+    longest: Count
     openings: list[str]
 
 
 @dataclass
 class Passages:
-    count: int
-    longest: int
+    count: Natural
+    longest: Count
     categories: list[str] | None
 
 
@@ -79,8 +81,8 @@ class Options:
     answers: Answers
     self_written: SelfWritten
     passages: Passages
-    places: int
-    seed: int
+    places: Count
+    seed: Seed
 
 
 @hydra.main(config_path=CONF, config_name="self_distill", version_base="1.3")
@@ -197,12 +199,9 @@ def checked(cfg: DictConfig) -> Options:
     """The typed part of the config, before anything is loaded.
 
     Raises:
-        omegaconf.ValidationError: a value of the wrong type.
-        InputError: a value out of range.
+        InputError: a value of the wrong type or out of range.
     """
-    plain = OmegaConf.masked_copy(cfg, [f.name for f in fields(Options)])
-    options = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Options), plain))
-    assert isinstance(options, Options)
+    options = typed(cfg, Options)
     SamplingParams(options.self_written.temperature, 0, options.self_written.top_p)
     StopRule(options.answers.max_new_tokens)
     return options

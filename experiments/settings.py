@@ -1,4 +1,8 @@
-"""The options that are plain values, typed: OmegaConf checks them before anything is loaded."""
+"""Options that are plain values, typed: every entry point checks its config here, before anything is loaded.
+
+A dataclass says which options an entry point has and of what type (`specdec/options.py`); what a component takes, its
+own signature says (`components.py`). So a new YAML file needs no list.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,9 @@ from typing import Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 
+from experiments.components import check_options
 from specdec.errors import InputError
+from specdec.options import Count, Seed, filled
 from specdec.sampling import SamplingParams
 from specdec.stopping import StopRule
 from specdec.target import TargetModel
@@ -27,14 +33,23 @@ class Generation:
 
 
 @dataclass
+class References:
+    """See conf/reference/."""
+
+    methods: list[Any] = field(default_factory=list)
+    draft: str | None = None
+
+
+@dataclass
 class Settings:
     generation: Generation = field(default_factory=Generation)
     tree: str = TREES[0]
     repeats: int = 1
-    seed: int = 0
+    seed: Seed = 0
     report: bool = False
     record: bool = False
-    record_ranks: int = 16
+    record_ranks: Count = 16
+    reference: References = field(default_factory=References)
 
     def sampling(self) -> SamplingParams:
         g = self.generation
@@ -50,8 +65,7 @@ def settings(cfg: DictConfig) -> Settings:
     """The typed part of a composed config, checked.
 
     Raises:
-        omegaconf.ValidationError: a value of the wrong type.
-        InputError: a value out of range.
+        InputError: a value of the wrong type or out of range, an unknown option.
     """
     options = typed(cfg, Settings)
     for name, value in (("generation.batch_size", options.generation.batch_size), ("repeats", options.repeats)):
@@ -69,12 +83,15 @@ Options = TypeVar("Options")
 
 
 def typed(cfg: DictConfig, kind: type[Options]) -> Options:
-    """The part of a composed config that the dataclass `kind` describes.
+    """The part of a composed config that the dataclass `kind` describes; the components of the config are checked too.
 
     Raises:
-        omegaconf.ValidationError: a value of the wrong type.
+        InputError: a value of the wrong type, an unknown option.
     """
-    part = OmegaConf.masked_copy(cfg, [field.name for field in fields(kind)])  # type: ignore[arg-type]
-    options = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), part))
-    assert isinstance(options, kind)
-    return options
+    names = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    for name in cfg:
+        node = cfg._get_node(name)
+        if isinstance(node, DictConfig) and name not in names and name != "hydra" and not node._is_none():
+            check_options(node)
+    plain = OmegaConf.to_container(OmegaConf.masked_copy(cfg, names), resolve=True)
+    return filled(plain, kind)

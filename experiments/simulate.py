@@ -30,6 +30,7 @@ from specdec.errors import InputError
 from specdec.files import write_json
 from specdec.hardware import DraftCost, MeasuredCurve, ModelShape, Roofline, load_config
 from specdec.metrics import Interval
+from specdec.options import Count, NonNegative
 from specdec.protocols import AcceptanceRule
 from specdec.replay import Costs, Fixed, Replay, batches, by_category, replay, right_ranks, times
 from specdec.runlog import provenance
@@ -47,10 +48,10 @@ class Options(Modelled):
     """See conf/simulate.yaml."""
 
     run: str = ""
-    tree: Any = "recorded"
-    temperature: float | None = None
+    tree: int | str | list[Any] | Topology = "recorded"
+    temperature: NonNegative | None = None
     profile: str | None = None
-    nodes: int = 63
+    nodes: Count = 63
 
 
 @hydra.main(config_path=CONF, config_name="simulate", version_base="1.3")

@@ -6,9 +6,10 @@ python -m experiments.study_acceptance widths=[1,1,1] rules=[with_replacement/ex
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Annotated, Any
 
 import hydra
 import plotly.graph_objects as go
@@ -19,22 +20,42 @@ from rich.table import Table
 
 from experiments.compare_acceptance import COLOURS, rule
 from experiments.entry import CONF, launch
+from experiments.settings import typed
 from experiments.tables import stdout
 from experiments.task import Task
 from specdec.drafting import TreeShape
 from specdec.enumeration import Tables, emission, outcomes
 from specdec.errors import InputError
 from specdec.files import write_json
+from specdec.options import Count, NonNegative, Range, Seed, Share
 from specdec.runlog import provenance
 
 MOST_OUTCOMES = 300_000  # some seconds
 
 
+@dataclass
+class Options:
+    """See conf/study_acceptance.yaml."""
+
+    widths: list[Count]
+    vocab: Annotated[int, Range(2, 1000)]
+    distances: list[Share]
+    cases: Annotated[int, Range(1, 10_000)]
+    sharpness: NonNegative
+    seed: Seed
+    rules: list[str]
+
+
 @hydra.main(config_path=CONF, config_name="study_acceptance", version_base="1.3")
 @Task
 def main(cfg: DictConfig) -> None:
-    widths = list(cfg.widths)
+    options = typed(cfg, Options)
+    for name in ("widths", "distances", "rules"):
+        if not getattr(options, name):
+            raise InputError(name, expected="at least one", got="none", fix="name some")
+    widths = options.widths
     for choice in cfg.rules:
+        rule(choice.partition("/")[2])
         TreeShape(widths, choice.partition("/")[0])  # refuses widths and ways of drawing that do not exist
     if outcomes(widths, cfg.vocab) > MOST_OUTCOMES:
         raise InputError(

@@ -29,6 +29,7 @@ from specdec.batch_curve import BatchCurve, BatchSize
 from specdec.benchmark import BASE, OURS, Benchmark, Trial, describe, speedup_over
 from specdec.errors import InputError
 from specdec.files import write_json
+from specdec.options import Count, Natural, NonNegative
 from specdec.overhead import share_outside_forwards
 from specdec.profiling import Footprint, Point, Profile, figures, fitting, profile
 from specdec.prompts import PromptEncoder
@@ -41,19 +42,19 @@ REGRESSED = 1  # exit status
 
 @dataclass
 class OverBatch:
-    sizes: list[int]
-    max_new_tokens: int
-    rounds: int
+    sizes: list[Count]
+    max_new_tokens: Count
+    rounds: Count
 
 
 @dataclass
 class Forwards:
-    prefix: int
-    long_prefix: int
-    verify: list[int]
-    rounds: int
-    buffer_mib: int
-    matrix: int
+    prefix: Natural
+    long_prefix: Natural
+    verify: list[Count]
+    rounds: Count
+    buffer_mib: Count
+    matrix: Count
 
 
 @dataclass
@@ -65,7 +66,7 @@ class Suite:
     compare: list[str]
     targets: dict[str, float]
     write: str | None
-    tolerance: float
+    tolerance: NonNegative
     check: str | None
 
 

@@ -10,7 +10,7 @@ import logging
 import resource
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,13 @@ from omegaconf import DictConfig, OmegaConf
 from experiments.components import instantiate
 from experiments.entry import CONF, INTERRUPTED, launch
 from experiments.progress import progress, say
+from experiments.settings import typed
 from experiments.task import Task
 from specdec.errors import InputError
 from specdec.generate import speculative
 from specdec.metrics import StepMetrics
 from specdec.models import resolve_device
+from specdec.options import Count, Natural
 from specdec.protocols import AcceptanceRule, Drafter, Verifier
 from specdec.runlog import TrainLog
 from specdec.sampling import SamplingParams
@@ -45,8 +47,8 @@ FREE_TO_CHANGE = ("tracker", "folder", "keep", "data")  # of a run that is resum
 
 @dataclass
 class Measurement:
-    prompts: int
-    max_new_tokens: int
+    prompts: Natural
+    max_new_tokens: Count
 
 
 @dataclass
@@ -54,7 +56,7 @@ class Options:
     data: str
     folder: str
     measure: Measurement
-    keep: int
+    keep: Count
     precision: str
     training: Schedule = field(default_factory=Schedule)
     reports: Reports = field(default_factory=Reports)
@@ -166,16 +168,9 @@ def checked(cfg: DictConfig) -> Options:
     """The typed part of the config, before anything is loaded.
 
     Raises:
-        omegaconf.ValidationError: a value of the wrong type.
-        InputError: a value out of range.
+        InputError: a value of the wrong type or out of range.
     """
-    plain = OmegaConf.masked_copy(cfg, [f.name for f in fields(Options)])
-    typed = OmegaConf.structured(Options)
-    for part in (typed.training, typed.reports):  # OmegaConf takes frozen dataclasses for read-only configs
-        OmegaConf.set_readonly(part, False)
-    options = OmegaConf.to_object(OmegaConf.merge(typed, plain))
-    assert isinstance(options, Options)
-    return options
+    return typed(cfg, Options)
 
 
 if __name__ == "__main__":

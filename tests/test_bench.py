@@ -208,7 +208,7 @@ BAD = [
     (["generation.top_p=1.1"], "generation.top_p: expected a number in (0, 1], got 1.1"),
     (["generation.batch_size=0"], "generation.batch_size: expected an integer >= 1, got 0"),
     (["repeats=0"], "repeats: expected an integer >= 1, got 0"),
-    (["repeats=many"], "Value 'many' of type 'str' could not be converted to Integer"),
+    (["repeats=many"], "repeats: expected an integer, got 'many'"),
     (["drafter=ngrm"], "got 'ngrm'; did you mean ngram?"),
     (
         ["generation.temprature=1"],

@@ -39,11 +39,11 @@ def test_a_profile_leaves_its_figures_and_a_plot(call: Callable[..., tuple], tmp
     [
         (["axes.tokens=[0]"], "error: tokens: expected an integer >= 1, got 0; raise it"),
         (["axes.tokens=[5000]"], "error: tokens: expected at most the context window, 4096"),
-        (["axes.tokens=[many]"], "Value 'many' of type 'str' could not be converted to Integer"),
+        (["axes.tokens=[many]"], "axes.tokens[0]: expected an integer, got 'many'"),
         (["axes.toknes=[1]"], "error: axes.toknes: expected an option that exists (tokens, prefix, batch)"),
         (["exit_layer=2"], "error: exit_layer: expected 1 to 1, fewer than the 2 layers of the target tiny, got 2"),
         (["rounds=0"], "error: rounds: expected an integer >= 1, got 0"),
-        (["rounds=few"], "Value 'few' of type 'str' could not be converted to Integer"),
+        (["rounds=few"], "rounds: expected an integer, got 'few'"),
     ],
 )
 def test_bad_input_is_one_clear_line(

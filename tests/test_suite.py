@@ -71,7 +71,7 @@ BAD = [
     (["write=/nowhere/ratios.json"], "error: write: expected a file in a folder there is, got '/nowhere/ratios.json'"),
     (["reference=unknown"], "reference: expected one of all, hf, "),
     (["batch.sizes=[1,3]", "prompts.limit=1", "prompts=jsonl"], "prompts.path: expected a value, got none"),
-    (["tolerance=some"], "Value 'some' of type 'str' could not be converted to Float"),
+    (["tolerance=some"], "tolerance: expected a number, got 'some'"),
     (["batch.sizes=[]"], "error: batch.sizes: expected 1 or more, got 0"),
     (["batch.rounds=0"], "error: batch.rounds: expected 1 or more, got 0"),
     (["forward.long_prefix=4096"], "error: forward: expected forwards within the context window of 4096 tokens"),
