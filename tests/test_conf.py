@@ -65,6 +65,9 @@ def test_self_distillation_composes() -> None:
 def test_training_composes_with_the_drafters_recipe() -> None:
     search = f"hydra.searchpath=[file://{Path(__file__).parent / 'training' / 'conf'}]"
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("train", overrides=[search, "drafter=linear", "data=text", "folder=run", "target=tiny"])
+        cfg = compose(
+            "train",
+            overrides=[search, "drafter=linear", "data=text", "folder=run", "target=tiny", "+allow_targets=[tests.]"],
+        )
     assert train.checked(cfg).training == Schedule(epochs=4)
     assert isinstance(instantiate(cfg.recipe, _convert_="all"), Recipe)
