@@ -17,9 +17,10 @@ import yaml
 
 from experiments.job_names import names, parsed
 from experiments.task import JOB, read_record
+from specdec.claims import lives
 from specdec.errors import InputError
 from specdec.files import write_json, write_text
-from specdec.runs import Run, folders_below, has_ended
+from specdec.runs import Run, folders_below
 
 SWEEP, FAILED = "sweep.json", "failed.jsonl"
 FINISHED, RUNNING, WAITING = "finished", "running", "not started"
@@ -147,7 +148,7 @@ def _started(folder: Path) -> Iterator[Job]:
     for place, job in enumerate(inside):
         record = read_record(job) or _older_record(job, place)
         status, error = record["status"], record.get("error", "")
-        if status == RUNNING and has_ended(record.get("process")):
+        if status == RUNNING and not lives(job):
             status, error = "killed", WITHOUT_A_WORD
         error = "" if status == FINISHED else error or status
         overrides = tuple(map(str, record["overrides"]))

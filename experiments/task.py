@@ -25,6 +25,8 @@ from experiments.components import ALLOW
 from experiments.composition import allowed_here, hide_secrets
 from experiments.entry import explain, one_line_errors
 from experiments.resources import claim_resources
+from specdec.claims import claim
+from specdec.errors import InputError
 from specdec.files import write_json
 from specdec.runlog import this_process
 
@@ -92,6 +94,11 @@ def run_in_sweep(function: Function, cfg: DictConfig) -> float | None:
     def note(status: str, **more: Any) -> None:
         write_json(folder / JOB, {**record, "status": status, "process": this_process(), **more})
 
+    try:
+        lock = claim(folder, resume=True)
+    except InputError as error:  # started twice: what the other one writes is not touched
+        print(f"error: {label}: {error}", file=sys.stderr, flush=True)
+        return None
     note("running")
     try:
         claim_resources(cfg)
@@ -108,6 +115,8 @@ def run_in_sweep(function: Function, cfg: DictConfig) -> float | None:
     except BaseException:
         note("interrupted")
         raise
+    finally:
+        lock.release()
     value = None if value is None else float(value)
     note("finished", value=value)
     return value

@@ -17,7 +17,8 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -26,12 +27,12 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import psutil
 import torch
+from filelock import BaseFileLock
 
-from specdec.errors import InputError
-from specdec.files import write_json, write_text
+from specdec.claims import HYDRA, claim
+from specdec.files import Lines, write_json, write_text
 from specdec.metrics import StepRecord
 
-RUN_FILES = ("steps.jsonl", "generations.jsonl", "summary.json", "provenance.json", "report.html")
 PACKAGES = ("torch", "transformers", "accelerate", "hydra-core", "wandb", "numpy", "flash-attn")
 
 
@@ -151,26 +152,19 @@ class Mirror:
 class RunLog:
     """The files of one run, and its tracker.
 
-    A folder that holds an earlier run starts clean: its files are moved to `previous-N/`, never mixed.
+    The folder is claimed until the run ends; an earlier run in it is set aside (`claims.py`).
 
     Raises:
-        InputError: the folder cannot be written.
+        InputError: a run in the folder lives, or the folder cannot be written.
     """
 
     def __init__(self, folder: Path, tracker: Tracker, config: Mapping[str, Any]) -> None:
         self.folder = folder
         self._mirror = Mirror(tracker)
         self.steps_written = 0
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._set_aside_earlier_run()
-            self._steps = (folder / "steps.jsonl").open("w", encoding="utf-8")
-            self._generations = (folder / "generations.jsonl").open("w", encoding="utf-8")
-        except OSError as error:
-            raise InputError(
-                "hydra.run.dir", expected="a folder that can be written", got=f"{str(folder)!r} ({error.strerror})",
-                fix="choose another folder with hydra.run.dir=...",
-            ) from error  # fmt: skip
+        self._lock = claim(folder, keep=HYDRA)
+        self._steps = Lines(folder / "steps.jsonl", fresh=True)
+        self._generations = Lines(folder / "generations.jsonl", fresh=True)
         self._provenance = {**provenance(), "names": config.get("names", {}), "status": "running"}
         write_json(folder / "provenance.json", self._provenance)
         self._mirror("start", folder, config)
@@ -178,16 +172,18 @@ class RunLog:
     def steps(self, records: Sequence[StepRecord], context: Sequence[Mapping[str, Any]]) -> None:
         """Append step records; `context` holds a dict per row (prompt, category, turn ...)."""
         lines = [{**context[record.row], **asdict(record)} for record in records]
-        _append(self._steps, lines)
+        self._steps.append(lines)
         self.steps_written += len(lines)
         self._mirror("steps", lines)
 
     def generations(self, records: Sequence[Mapping[str, Any]]) -> None:
-        _append(self._generations, records)
+        self._generations.append(records)
 
     def finish(self, summary: Mapping[str, Any], report: Callable[[Path], Path] | None = None) -> None:
         """Write the summary: the run is complete. report: draws its pictures, now that its files are whole, and returns
         their file; where it fails the run is complete all the same."""
+        for lines in (self._steps, self._generations):
+            lines.sync()
         write_json(self.folder / "summary.json", summary)
         self._end("finished")
         file = None
@@ -199,25 +195,14 @@ class RunLog:
         self._mirror("finish", summary, file)
 
     def stop(self, status: str) -> None:
-        """The run ended early: what was written stays, and says so."""
-        self._end(status)
+        """The run ended early: what was written stays, and says so if it can be written."""
+        _if_it_can_be(lambda: self._end(status))
         self._mirror("finish", {"status": status})
 
     def _end(self, status: str) -> None:
-        self._steps.close()
-        self._generations.close()
         ended = {"status": status, "ended": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "steps": self.steps_written}
-        write_json(self.folder / "provenance.json", {**self._provenance, **ended})
-
-    def _set_aside_earlier_run(self) -> None:
-        earlier = [self.folder / name for name in RUN_FILES if (self.folder / name).exists()]
-        if not earlier:
-            return
-        number = next(n for n in range(1, 10**6) if not (self.folder / f"previous-{n}").exists())
-        aside = self.folder / f"previous-{number}"
-        aside.mkdir()
-        for file in earlier:
-            file.rename(aside / file.name)
+        with releasing(self._lock, self._steps, self._generations):
+            write_json(self.folder / "provenance.json", {**self._provenance, **ended})
 
 
 class TrainLog:
@@ -230,18 +215,12 @@ class TrainLog:
 
     def __init__(self, folder: Path, tracker: Tracker, config: Mapping[str, Any], step: int = 0) -> None:
         self.folder, self._mirror = folder, Mirror(tracker)
+        self._lock = claim(folder, resume=True)
         file = folder / "train.jsonl"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            lines = file.read_text("utf-8").split("\n")[:-1] if step and file.exists() else []
-            kept = [line for line in lines if json.loads(line)["step"] <= step]
-            write_text(file, "".join(line + "\n" for line in kept))
-            self._file = file.open("a", encoding="utf-8")
-        except OSError as error:
-            raise InputError(
-                "folder", expected="a folder that can be written", got=f"{str(folder)!r} ({error.strerror})",
-                fix="choose another folder",
-            ) from error  # fmt: skip
+        lines = file.read_text("utf-8").split("\n")[:-1] if step and file.exists() else []
+        kept = [line for line in lines if json.loads(line)["step"] <= step]
+        write_text(file, "".join(line + "\n" for line in kept))
+        self._lines = Lines(file)
         self._provenance = {**provenance(), "names": config.get("names", {}), "resumed_at": step}
         write_json(folder / "provenance.json", {**self._provenance, "status": "running"})
         self._mirror("start", folder, config)
@@ -249,23 +228,44 @@ class TrainLog:
     def report(self, step: int, figures: Mapping[str, Any]) -> None:
         """Append a line of figures."""
         record = {"step": step, **figures}
-        _append(self._file, [record])
+        self._lines.append([record])
         self._mirror("training", record)
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Write the summary: the run is complete."""
+        self._lines.sync()
         write_json(self.folder / "summary.json", summary)
-        self._end("finished", summary)
+        self._end("finished")
+        self._mirror("finish", summary)
 
     def stop(self, status: str) -> None:
-        """The run ended early, and says so; it can be resumed."""
-        self._end(status, {"status": status})
+        """The run ended early, and says so if it can be written; it can be resumed."""
+        _if_it_can_be(lambda: self._end(status))
+        self._mirror("finish", {"status": status})
 
-    def _end(self, status: str, summary: Mapping[str, Any]) -> None:
-        self._file.close()
+    def _end(self, status: str) -> None:
         ended = {"status": status, "ended": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
-        write_json(self.folder / "provenance.json", {**self._provenance, **ended})
-        self._mirror("finish", summary)
+        with releasing(self._lock, self._lines):
+            write_json(self.folder / "provenance.json", {**self._provenance, **ended})
+
+
+@contextmanager
+def releasing(lock: BaseFileLock, *files: Lines) -> Iterator[None]:
+    """Close a run's files, then give its folder back, whatever fails."""
+    try:
+        with ExitStack() as stack:
+            for file in files:
+                stack.callback(file.close)
+            yield
+    finally:
+        lock.release()
+
+
+def _if_it_can_be(write: Callable[[], None]) -> None:
+    try:
+        write()
+    except OSError as error:
+        warnings.warn(f"how the run ended could not be written: {error}", stacklevel=3)
 
 
 def provenance() -> dict[str, Any]:
@@ -284,8 +284,8 @@ def provenance() -> dict[str, Any]:
 
 
 def this_process() -> dict[str, Any]:
-    """What tells it from every other, a later one of the same number too."""
-    return {"host": platform.node(), "pid": os.getpid(), "began": psutil.Process().create_time()}
+    """Where it ran; whether it still does, its folder's lock tells."""
+    return {"host": platform.node(), "pid": os.getpid()}
 
 
 def machine() -> dict[str, Any]:
@@ -297,11 +297,6 @@ def machine() -> dict[str, Any]:
         "gpu": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if cuda else [],
         "system": platform.platform(),
     }
-
-
-def _append(file: Any, records: Sequence[Mapping[str, Any]]) -> None:
-    file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-    file.flush()
 
 
 def _git(*args: str) -> str | None:

@@ -6,15 +6,14 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import psutil
 import yaml
 
+from specdec.claims import PREVIOUS, lives
 from specdec.errors import InputError
 from specdec.metrics import StepMetrics, StepRecord
 
@@ -156,10 +155,10 @@ class Run:
 
     @property
     def status(self) -> str:
-        """running, finished, interrupted, failed; killed, where its process ended without a word; a run without a
-        provenance is unknown."""
+        """running, finished, interrupted, failed; killed if it ended without a word: nobody holds its lock; unknown
+        without a provenance."""
         status = str(self.provenance.get("status", "unknown"))
-        return "killed" if status == "running" and has_ended(self.provenance.get("process")) else status
+        return "killed" if status == "running" and not lives(self.folder) else status
 
     @property
     def names(self) -> dict[str, str]:
@@ -214,16 +213,6 @@ class Run:
         return found or {}
 
 
-def has_ended(process: Any) -> bool:
-    """Whether a run's process is known to be gone: nothing is known of other machines, and of older versions' runs."""
-    if not isinstance(process, dict) or process.get("host") != platform.node():
-        return False
-    try:
-        return bool(psutil.Process(process["pid"]).create_time() != process["began"])
-    except psutil.NoSuchProcess:
-        return True
-
-
 _STEP_FIELDS = tuple(StepRecord.__dataclass_fields__)
 
 
@@ -255,7 +244,7 @@ def run_folders(root: Path) -> list[Path]:
 def folders_below(root: Path) -> Iterator[tuple[Path, list[str]]]:
     """Yield `root` and the folders below it that may hold a run, each with its files' names."""
     for folder, inside, files in os.walk(root):
-        inside[:] = sorted(n for n in inside if not n.startswith((".", "previous-")) and n not in FOREIGN)
+        inside[:] = sorted(n for n in inside if not n.startswith((".", PREVIOUS)) and n not in FOREIGN)
         yield Path(folder), files
 
 
