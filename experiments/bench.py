@@ -16,7 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.components import instantiate
-from experiments.entry import CONF, INTERRUPTED, launch, stderr
+from experiments.entry import CONF, launch, stderr
 from experiments.pictures.page import REPORT, write_page
 from experiments.settings import Settings, settings
 from experiments.tables import print_path, print_summary, progress_bar
@@ -37,14 +37,18 @@ def main(cfg: DictConfig) -> None:
     folder = Path(HydraConfig.get().runtime.output_dir)
     recorder = recording(benchmark, options)
     log = RunLog(folder, instantiate(cfg.tracker), config(cfg, names))
-    with closing(log), progress_bar(benchmark.turns) as advance:
-        watch = advance if recorder is None else both(advance, recorder)
-        summary = {**describe(benchmark, names), **benchmark.run(log, watch), "missing_references": missing}
-    if recorder is not None:
-        file = recorder.trace(names, benchmark.batch_size).write(folder)
-        stderr.print(f"recorded: {file.stat().st_size / 2**20:.2f} MiB in {file}", soft_wrap=True, highlight=False)
-    log.finish(summary, report if options.report else None)
-    print_summary(summary, folder)
+    with closing(log):
+        with progress_bar(benchmark.turns) as advance:
+            watch = advance if recorder is None else both(advance, recorder)
+            summary = {**describe(benchmark, names), **benchmark.run(log, watch), "missing_references": missing}
+        try:
+            if recorder is not None:
+                file = recorder.trace(names, benchmark.batch_size).write(folder)
+                size = file.stat().st_size / 2**20
+                stderr.print(f"recorded: {size:.2f} MiB in {file}", soft_wrap=True, highlight=False)
+            log.finish(summary, report if options.report else None)
+        finally:  # what was measured is shown, also if the disk does not take it
+            print_summary(summary, folder)
     if (folder / REPORT).exists():
         print_path("report", folder / REPORT)
 
@@ -116,8 +120,6 @@ def closing(log: RunLog) -> Iterator[None]:
         status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
         log.stop(status)
         stderr.print(f"{status}: {log.steps_written} steps are kept in {log.folder / 'steps.jsonl'}", soft_wrap=True)
-        if isinstance(error, KeyboardInterrupt):
-            raise SystemExit(INTERRUPTED) from error
         raise
 
 

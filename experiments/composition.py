@@ -28,7 +28,12 @@ from specdec.errors import InputError
 from specdec.options import require_known
 
 BUILT_BY_HYDRA = ("callbacks", "launcher", "sweeper", "job_logging", "hydra_logging")
-PLUGINS = ("hydra", "hydra_plugins", "experiments.callbacks")  # where callbacks, launchers and sweepers may come from
+PLUGINS = (
+    "hydra",
+    "hydra_plugins",
+    "experiments.callbacks",
+    "experiments.claiming",
+)  # where callbacks, launchers and sweepers may come from
 LOGGING = (
     "logging.StreamHandler",
     "logging.FileHandler",

@@ -21,9 +21,12 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandat
 from rich.console import Console
 
 from experiments.composition import checked_composition
+from experiments.faults import explain_fault
+from experiments.signals import exit_status, stopping
+from experiments.terminal import steady_output
 from specdec.errors import InputError
 
-BAD_INPUT, SOME_FAILED, INTERRUPTED = 2, 3, 130
+BAD_INPUT, SOME_FAILED = 2, 3
 CONF = str(Path(__file__).resolve().parents[1] / "conf")
 MERGING = "Error merging override"
 stderr = Console(stderr=True)
@@ -34,20 +37,22 @@ def launch(main: Callable[[], None]) -> None:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises, and leaves the words to us
     from experiments.callbacks import sweep_that_ends  # which imports this module
 
-    with one_line_errors(), checked_composition(), sweep_that_ends():
+    with steady_output(), one_line_errors(), checked_composition(), sweep_that_ends():
         main()
 
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Bad input becomes one line and status 2, Ctrl-C status 130; a bug keeps its traceback.
+    """Bad input and faults of the disk become one line and status 2, signals their status (Ctrl-C 130, SIGTERM 143,
+    SIGHUP 129); a bug keeps its traceback.
 
     Around a job too (`experiments.task`), not only around Hydra: it announces a job's exceptions in lines of its own.
     """
     try:
-        yield
-    except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
+        with stopping():
+            yield
+    except KeyboardInterrupt as error:
+        sys.exit(exit_status(error))
     except Exception as error:
         message = explain(error)
         if message is None:
@@ -85,8 +90,6 @@ def explain(error: BaseException) -> str | None:  # noqa: PLR0911  (one return p
         )
     if isinstance(error, (InputError, CompactHydraException, OmegaConfBaseException)):
         return str(error).strip()
-    if isinstance(error, PermissionError | NotADirectoryError | FileExistsError):  # what creating folders raises
-        return (
-            f"hydra.run.dir: expected a folder that can be written, got {error}; choose another with hydra.run.dir=..."
-        )
+    if isinstance(error, OSError):
+        return explain_fault(error)
     return None

@@ -25,6 +25,7 @@ from experiments.components import ALLOW
 from experiments.composition import allowed_here, hide_secrets
 from experiments.entry import explain, one_line_errors
 from experiments.resources import claim_resources
+from experiments.signals import stopping
 from specdec.claims import claim
 from specdec.errors import InputError
 from specdec.files import write_json
@@ -102,7 +103,8 @@ def run_in_sweep(function: Function, cfg: DictConfig) -> float | None:
     note("running")
     try:
         claim_resources(cfg)
-        value = function(cfg)
+        with stopping():
+            value = function(cfg)
     except Exception as error:
         line = explain(error)
         if line is None:  # a bug keeps its traceback

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import resource
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,10 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.components import instantiate
-from experiments.entry import CONF, INTERRUPTED, launch
+from experiments.entry import CONF, launch
 from experiments.progress import progress, say
 from experiments.settings import typed
+from experiments.signals import Stopped, deferred
 from experiments.task import Task
 from specdec.errors import InputError
 from specdec.generate import speculative
@@ -96,7 +97,7 @@ def run(cfg: DictConfig) -> None:
         say(f"{'resumed' if begun else 'begun'} at step {begun} of {trainer.steps}: {len(trainer.training):,} texts")
     try:
         with progress("steps", trainer.steps - begun) as advance:
-            figures = trainer.run(checkpoints, log, lambda words: advance(1, words))
+            figures = run_steps(trainer, checkpoints, log, lambda words: advance(1, words))
         module = trainer.plain_module()
         if log is not None and module is not None:
             save_drafter(recipe, module, target, folder / "drafter", trainer.tokens)
@@ -107,8 +108,6 @@ def run(cfg: DictConfig) -> None:
         if log is not None:
             log.stop(status)
             say(f"{status}: run the same command again to go on at step {checkpoints.latest or 0}")
-        if isinstance(error, KeyboardInterrupt):
-            raise SystemExit(INTERRUPTED) from error
         raise
     if log is not None:
         say("  ".join(f"{name} {value:.3f}" for name, value in figures.items() if isinstance(value, float)))
@@ -121,6 +120,19 @@ def target_of(cfg: DictConfig, recipe: Recipe) -> TargetModel:
         say("target.runtime: stock, because the recipe trains parts of the target")
         return instantiate(cfg.target, runtime="stock")
     return instantiate(cfg.target)
+
+
+def run_steps(
+    trainer: Trainer, checkpoints: Checkpoints, log: TrainLog | None, on_step: Callable[[str], None]
+) -> dict[str, Any]:
+    """All steps that are left. A signal lets the step end and writes a checkpoint; the second one does not wait."""
+    with deferred() as stopped:
+        try:
+            return trainer.run(checkpoints, log, on_step, stopped)
+        except KeyboardInterrupt as error:
+            if isinstance(error, Stopped) or (number := stopped()) is None:
+                raise
+            raise Stopped(number) from error
 
 
 def tokens_per_step(verifier: Verifier, rule: AcceptanceRule, store: TextStore, how: Measurement) -> Measure:

@@ -16,12 +16,10 @@ import pytest
 from specdec.claims import CLAIM, LOCK, claim, claim_new, lives
 from specdec.errors import InputError
 
-START = (
-    "import sys; from pathlib import Path; from specdec.claims import claim, claim_new; folder = Path(sys.argv[1]); "
-)
-HOLD = START + "lock = claim(folder); print('held', flush=True); sys.stdin.read()"
-NEW = START + "print(claim_new(folder)[0].name)"
-NAMED = START + "claim(folder)"
+START = "import sys; from pathlib import Path; from specdec.claims import claim, claim_new; folder = Path(sys.argv[1]);"
+HOLD = START + " lock = claim(folder); print('held', flush=True); sys.stdin.read()"
+NEW = START + " print(claim_new(folder)[0].name)"
+NAMED = START + " claim(folder)"
 
 
 @contextmanager

@@ -91,10 +91,26 @@ class Trainer:
         self._product_rate = product_rate(accelerator.device, mixed)
 
     def run(
-        self, checkpoints: Checkpoints, log: TrainLog | None, on_step: Callable[[str], None] = lambda words: None
+        self,
+        checkpoints: Checkpoints,
+        log: TrainLog | None,
+        on_step: Callable[[str], None] = lambda words: None,
+        stop: Callable[[], object] = lambda: None,
     ) -> dict[str, Any]:
-        """Train from the latest checkpoint on; log: None in all processes but the main one. Returns the last
-        figures."""
+        """Train from the latest checkpoint on.
+
+        Args:
+            checkpoints: where the run goes on from, and where its state is kept.
+            log: None in all processes but the main one.
+            on_step: is called with a few words after each step.
+            stop: is called after each step; what it returns, other than None, in any process ends the run.
+
+        Returns:
+            The last figures.
+
+        Raises:
+            KeyboardInterrupt: the run was stopped; its last step is in a checkpoint.
+        """
         begun = checkpoints.latest or 0
         latest: dict[str, Any] = {}
 
@@ -121,10 +137,13 @@ class Trainer:
             if last or done % self.reports.evaluate_every == 0:
                 report(done, self.evaluate())
                 window.restart()
-            if last or done % self.reports.checkpoint_every == 0:
+            stops = self._anywhere(stop() is not None)
+            if last or stops or done % self.reports.checkpoint_every == 0:
                 checkpoints.save(done, {"window": window.state(), "latest": latest})
                 window.restart()
             on_step("  ".join(f"{name} {latest[name]:.3f}" for name in SHOWN if name in latest))
+            if stops and not last:
+                raise KeyboardInterrupt
         return latest
 
     def evaluate(self) -> dict[str, float]:
@@ -236,6 +255,13 @@ class Trainer:
     def _parts(self) -> int:
         """Micro-batches of a step, over all processes."""
         return self.accelerator.num_processes * self.schedule.accumulation
+
+    def _anywhere(self, here: bool) -> bool:
+        """Whether it is so in any process."""
+        if self.accelerator.num_processes == 1:
+            return here
+        count = torch.tensor(int(here), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(count, "sum"))
 
     def _over_processes(self, sums: Sums) -> Sums:
         table = torch.stack(
