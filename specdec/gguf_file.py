@@ -12,12 +12,11 @@ from typing import Any
 
 import gguf
 import torch
-from filelock import FileLock
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from specdec.errors import InputError
-from specdec.home import cache_folder
+from specdec.home import cached
 from specdec.runtime.quantised import QuantisedLinear
 from specdec.target import TargetModel
 
@@ -27,21 +26,13 @@ _VERSION = "1"  # of what is written; raise it when the conversion changes
 def gguf_file(target: TargetModel) -> Path:
     """The file of the loaded weights, from the cache where it was written before.
 
-    Written beside its place and renamed, under a lock: whoever finds it finds all of it.
-
     Raises:
         InputError: not a plain Llama in fp32 (the one architecture written here).
     """
     require_plain_llama(target)
     with target.stock() as model:
-        path = cache_folder() / "gguf" / f"{Path(target.name).name}-{_fingerprint(model)}.gguf"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{path}.lock"):
-            if not path.exists():
-                unfinished = path.with_suffix(".unfinished")
-                _write(model, unfinished)
-                unfinished.replace(path)
-    return path
+        name = f"gguf/{Path(target.name).name}-{_fingerprint(model)}"
+        return cached(name, lambda folder: _write(model, folder / "model.gguf")) / "model.gguf"
 
 
 def require_plain_llama(target: TargetModel) -> None:

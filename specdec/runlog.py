@@ -32,6 +32,7 @@ from filelock import BaseFileLock
 from specdec.claims import HYDRA, claim
 from specdec.files import Lines, write_json, write_text
 from specdec.metrics import StepRecord
+from specdec.runtime.build import loaded
 
 PACKAGES = ("torch", "transformers", "accelerate", "hydra-core", "wandb", "numpy", "flash-attn")
 
@@ -280,6 +281,7 @@ def provenance() -> dict[str, Any]:
         "machine": machine(),
         "process": this_process(),
         "threads": torch.get_num_threads(),
+        "kernels": dict(loaded),
     }
 
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from filelock import BaseFileLock
 
 from experiments import bench, report, sweep
 from experiments.entry import BAD_INPUT, SOME_FAILED, launch
 from specdec import benchmark
+from specdec.claims import claim
 from specdec.runlog import this_process
 from tests.commands import Done
 from tests.runs_on_disk import finished
@@ -124,12 +125,11 @@ def test_an_interrupt_ends_the_sweep_and_compares_what_there_is(
     assert "not started" in done.out
 
 
-def on_disk(folder: Path) -> None:
-    """A sweep under way: one job finished, one runs, one was killed, one failed, one has not started."""
+def on_disk(folder: Path) -> BaseFileLock:
+    """A sweep under way: one job finished, one runs, one was killed, one failed, one has not started. Returns the lock
+    of the one that runs."""
     jobs = [[f"drafter.depth={depth}"] for depth in range(5)]
     sweep.begin(folder, ["drafter.depth=0,1,2,3,4"], jobs, resume=False)
-    dead = subprocess.Popen([sys.executable, "-c", "pass"])
-    dead.wait()
     states = (("finished", {"value": 1.5}), ("running", {}), ("running", {}), ("failed", {"error": "no [bold] luck"}))
     for number, (status, more) in enumerate(states):
         job = folder / str(number)
@@ -138,13 +138,13 @@ def on_disk(folder: Path) -> None:
         if number == 0:
             (job / "summary.json").write_text(json.dumps({**summary, **head}), "utf-8")
         job.mkdir(exist_ok=True)
-        process = this_process() if number != 2 else {**this_process(), "pid": dead.pid}
-        line = {"number": number, "overrides": jobs[number], "status": status, "process": process, **more}
+        line = {"number": number, "overrides": jobs[number], "status": status, "process": this_process(), **more}
         (job / "job.json").write_text(json.dumps(line), "utf-8")
+    return claim(folder / "1", resume=True)
 
 
 def test_the_report_of_a_sweep_is_what_lies_on_disk(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    on_disk(tmp_path)
+    lock = on_disk(tmp_path)
     found = sweep.read(tmp_path)
     assert [job.status for job in found.jobs] == ["finished", "running", "killed", "failed", "not started"]
     assert found.jobs[0].value == 1.5
@@ -156,6 +156,7 @@ def test_the_report_of_a_sweep_is_what_lies_on_disk(tmp_path: Path, capsys: pyte
     assert (tmp_path / "report.html").exists()
     lines = [json.loads(line) for line in (tmp_path / "failed.jsonl").read_text("utf-8").splitlines()]
     assert [line["status"] for line in lines] == ["killed", "failed"]
+    lock.release()
 
 
 def test_a_sweep_without_a_run_is_listed(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

