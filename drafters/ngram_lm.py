@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from specdec.drafting import TreeShape
+from specdec.drafting import TreeShape, level_q
 from specdec.errors import InputError
 from specdec.protocols import DraftState, Session
 from specdec.tree import TokenTree, histories
@@ -52,15 +52,9 @@ class NgramLM:
             places = range(known.nodes - level, known.nodes)
             last = [before[r * known.nodes + place] for r in range(known.batch) for place in places]
             logits = torch.stack([self._logits(history, i // level) for i, history in enumerate(last)])
-            # at temperature 0 children are ranked by q: the one-hot distribution would not rank them
-            logits = logits.to(self._target.device)
-            greedy = self._sampling.greedy
-            q = (
-                self._sampling.scores(logits, last).softmax(-1)
-                if greedy
-                else self._sampling.probabilities(logits, last)
+            return level_q(
+                logits.to(self._target.device).view(known.batch, level, -1), known, state.rows, self._sampling
             )
-            return q.view(known.batch, level, -1)
 
         how = "top_k" if self._sampling.greedy else self.shape.children
         depth = max(0, min(self.shape.depth, max(state.room) - 1))
@@ -69,12 +63,12 @@ class NgramLM:
 
     def _logits(self, history: Sequence[int], row: int) -> Tensor:
         """log q before temperature and the like; -inf for tokens the text does not hold."""
-        q = torch.zeros(self._target.vocab_size)
+        q = torch.zeros(self._target.vocab_size, dtype=torch.promote_types(self._target.dtype, torch.float32))
         left = 1.0
         for followers in self._counts[row].of_suffixes(history):
             share = left * (self.weight if len(followers.context) else 1.0)
             tokens = torch.tensor(list(followers.counts))
-            q[tokens] += share * torch.tensor(list(followers.counts.values())) / followers.total
+            q[tokens] += share * torch.tensor(list(followers.counts.values()), dtype=q.dtype) / followers.total
             left -= share
         return q.log()
 

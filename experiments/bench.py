@@ -101,6 +101,7 @@ def assembled(cfg: DictConfig, options: Settings) -> tuple[Benchmark, dict[str, 
         repeats=options.repeats,
         seed=options.seed,
         references=references,
+        validate=options.validate,
     )
     benchmark.check()
     names = {

@@ -1,5 +1,8 @@
 """Acceptance rules x temperatures on the same trees: a table, `summary.json`, and a plot in the run folder.
 
+Rules that are declared lossless are proven first by a quick enumeration, and at temperature 0 compared with the greedy
+verdict on every tree. The command fails if one differs.
+
 python -m experiments.compare_acceptance drafter=ngram_lm target=smollm2_135m
 """
 
@@ -16,12 +19,14 @@ from omegaconf import DictConfig, OmegaConf
 from plotly.subplots import make_subplots
 from rich.table import Table
 
-from experiments.components import choice_of, instantiate
+from experiments.components import instantiate
 from experiments.entry import CONF, launch
+from experiments.parts import part
 from experiments.settings import settings, typed
 from experiments.tables import number, progress_bar, stdout
 from experiments.task import Task
 from specdec.errors import InputError
+from specdec.exactness.rules import require_proven
 from specdec.files import write_json
 from specdec.options import Count, NonNegative
 from specdec.prompts import PromptEncoder
@@ -69,6 +74,8 @@ def main(cfg: DictConfig) -> None:
         seed=options.seed,
     )
     kinds = [trees(name, cfg) for name in chosen.trees]
+    for judge in {judge.name: judge for kind in kinds for judge in kind.rules}.values():
+        require_proven(judge)
     folder = Path(HydraConfig.get().runtime.output_dir)
     results = []
     with progress_bar(len(kinds) * len(samplings)) as advance:
@@ -104,7 +111,7 @@ def trees(name: str, cfg: DictConfig) -> Trees:
 
 def rule(choice: str) -> AcceptanceRule:
     """The rule that `acceptance=choice` means."""
-    made: AcceptanceRule = instantiate(choice_of("acceptance", choice, "rules"))
+    made: AcceptanceRule = instantiate(part("acceptance", choice, "rules"))
     return made
 
 

@@ -48,6 +48,7 @@ class Settings:
     seed: Seed = 0
     report: bool = False
     record: bool = False
+    validate: bool = False
     record_ranks: Count = 16
     reference: References = field(default_factory=References)
 

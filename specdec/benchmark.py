@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from specdec.exactness.rules import require_proven
 from specdec.generate import autoregressive, longest_text, speculative
 from specdec.metrics import Interval, StepMetrics, StepRecord, bandwidth_share, bootstrap_speedup
 from specdec.profiling import plain_read_ms
@@ -52,8 +53,11 @@ class Benchmark:
     Turns of a conversation are played in order; the baseline's answer is fed back to all methods, so that
     they always read the same prompt.
 
+    validate: check every tree that is proposed, which waits for the device; timings then mean little.
+
     Raises:
-        InputError: a prompt that is empty or too long, or a batch that does not fit memory.
+        InputError: a prompt that is empty or too long, a batch that does not fit memory, a rule that is declared
+            lossless and is not, or a tree that is not valid.
     """
 
     drafter: Drafter
@@ -66,10 +70,12 @@ class Benchmark:
     repeats: int = 1
     seed: int = 0
     references: Sequence[Reference] = ()
+    validate: bool = False
 
     def check(self) -> None:
         """Everything that can be found out before the first token."""
         target = self.verifier.target
+        require_proven(self.rule)
         for prompt in self.prompts:
             row = self._encode(prompt, 1, [])
             longest = longest_text([row], self.stop, target.context_window, f"prompt {prompt.id}")
@@ -165,7 +171,7 @@ class Benchmark:
 
         def ours() -> tuple[list[list[int]], float]:
             parts = (self.drafter, self.verifier, self.rule, self.sampling, self.stop)
-            done = speculative(ids, *parts, seeds, steps)
+            done = speculative(ids, *parts, seeds, steps, self.validate)
             return done.texts, done.seconds
 
         def reference(method: Reference) -> Callable[[], tuple[list[list[int]], float]]:

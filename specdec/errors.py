@@ -12,3 +12,9 @@ class InputError(ValueError):
 
     def __init__(self, what: str, *, expected: str, got: object, fix: str) -> None:
         super().__init__(f"{what}: expected {expected}, got {got}; {fix}")
+        self._parts = what, expected, got, fix
+
+    def within(self, where: str) -> InputError:
+        """The same error with the place where it was found in front."""
+        what, expected, got, fix = self._parts
+        return InputError(f"{where}: {what}", expected=expected, got=got, fix=fix)

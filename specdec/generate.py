@@ -28,10 +28,11 @@ from specdec.protocols import (
     exit_layer_of,
 )
 from specdec.runtime.graphs import captures_postponed
-from specdec.sampling import SamplingParams, Streams
+from specdec.sampling import RandomStreams, SamplingParams, Streams
 from specdec.stopping import StopRule
 from specdec.target import TargetModel, TargetOutput
 from specdec.tree import PAD, TokenTree
+from specdec.validation import require_valid
 
 
 @dataclass(frozen=True)
@@ -54,22 +55,33 @@ def speculative(
     rule: AcceptanceRule,
     sampling: SamplingParams,
     stop: StopRule,
-    seeds: Sequence[Sequence[int]],
+    seeds: Sequence[Sequence[int]] | RandomStreams,
     steps: list[StepRecord] | None = None,
+    validate: bool = False,
 ) -> Generation:
-    """Generate a batch with a drafter. Each row's text is what it would be alone.
+    """Generate a batch with a drafter.
 
-    prompts: token ids, of any lengths; seeds: one per row (a sequence of integers); steps: a list to which
-    records are appended as they are made, so that they survive an interrupt.
+    Each row's text has the distribution it has alone. In fp32 it is the very text if the drafter's trees depend on the
+    row alone. They do not if sampled text is drafted by early exit, which numbers nodes by the longest row, or with
+    adaptive trees, which learn from all rows. Lower precision rounds differently in another batch.
+
+    Args:
+        prompts: token ids, of any lengths.
+        drafter, verifier, rule: the parts of a step.
+        sampling, stop: how tokens are chosen, and when a text ends.
+        seeds: a sequence of integers per row; or the streams that the draws come from.
+        steps: a list to which records are appended as they are made, so that they survive an interrupt.
+        validate: check every proposed tree (`specdec.validation`), which waits for the device.
 
     Raises:
-        InputError: an empty prompt, one too long for the context window, or a batch too large for memory.
+        InputError: an empty prompt, one too long for the context window, a batch too large for memory, or a tree that
+            is not valid.
     """
     target, begun = verifier.target, time.perf_counter()
     steps = [] if steps is None else steps
     capacity = longest_text(prompts, stop, target.context_window) + drafter.max_nodes
     progress = Progress(prompts, stop)
-    streams = Streams(seeds, sampling, target.device)
+    streams = seeds if isinstance(seeds, RandomStreams) else Streams(seeds, sampling, target.device)
     clock = PhaseClock(target.device)
 
     scores = verifier.prefill(progress.rows, sampling, capacity, exit_layer_of(drafter))
@@ -82,6 +94,8 @@ def speculative(
     clock.start()
     while any(progress.room):
         tree = drafter.propose(DraftState(progress.rows, verdict, progress.room, streams))
+        if validate:
+            require_valid(tree, drafter, progress.rows, progress.steps, target.vocab_size)
         tree = _within_room(tree, progress.room)
         clock.lap("draft")
 
@@ -131,8 +145,8 @@ def autoregressive(
 
 
 def greedy_verdict(tree: TokenTree, scores: Scores) -> Verdict:
-    """What every lossless rule comes to at temperature 0, where p is one token at each node: the longest path of
-    these. Needs nothing of the vocabulary's size."""
+    """Keep the longest path of argmax tokens, as every lossless rule does at temperature 0, where p is one-hot.
+    Allocates nothing of vocabulary size. `specdec.exactness` compares rules with it."""
     best = scores.argmax
     require_finite((best >= 0) | ~tree.valid)
     node = tree.deepest(tree.tokens == best.gather(1, tree.parents.clamp(min=0)))
@@ -254,7 +268,7 @@ def _positions(prompts: Rows, device: torch.device) -> Tensor:
     return torch.tensor([[*range(len(p)), *[PAD] * (longest - len(p))] for p in prompts], device=device)
 
 
-def _next_token(scores: Scores, streams: Streams, progress: Progress) -> Tensor:
+def _next_token(scores: Scores, streams: RandomStreams, progress: Progress) -> Tensor:
     """The token after each text, where no tree was drafted."""
     if scores.sampling.greedy:
         require_finite(scores.argmax >= 0)

@@ -117,13 +117,18 @@ def load_tiny(
     weights: str = "stored",
     chat_template: str | None = None,
     chat_template_kwargs: Mapping[str, Any] | None = None,
+    vocab: int | None = None,
 ) -> TargetModel:
-    """A two-layer Llama with seeded random weights and a byte tokenizer: for tests, loads in no time."""
-    tokenizer = with_template(byte_tokenizer(), chat_template, "target.chat_template")
+    """A two-layer Llama with seeded random weights and a byte tokenizer: for tests, loads in no time.
+
+    vocab: a model of that many tokens instead, without a tokenizer, whose texts can be enumerated.
+    """
+    tokenizer = None if vocab else with_template(byte_tokenizer(), chat_template, "target.chat_template")
     variables = dict(chat_template_kwargs or {})
-    require_template_kwargs(tokenizer, variables, "target.chat_template_kwargs")
+    if tokenizer is not None:
+        require_template_kwargs(tokenizer, variables, "target.chat_template_kwargs")
     config = LlamaConfig(
-        vocab_size=len(tokenizer),
+        vocab_size=vocab or len(byte_tokenizer()),
         hidden_size=64,
         intermediate_size=128,
         num_hidden_layers=layers,
@@ -131,7 +136,7 @@ def load_tiny(
         num_key_value_heads=2,
         max_position_embeddings=4096,
         bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
+        eos_token_id=None if tokenizer is None else tokenizer.eos_token_id,
         initializer_range=0.1,  # peaked enough that greedy text has no near ties
     )
     with torch.random.fork_rng():

@@ -16,8 +16,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from specdec.drafting import CHILDREN
+from specdec.errors import InputError
 from specdec.runtime.vocabulary import argmaxes
-from specdec.sampling import Draws, SamplingParams, Streams
+from specdec.sampling import Draws, RandomStreams, SamplingParams, Streams
 from specdec.target import TargetModel
 from specdec.tree import TokenTree
 
@@ -104,7 +106,7 @@ class DraftState:
     rows: Rows
     verdict: Verdict
     room: Sequence[int]
-    streams: Streams
+    streams: RandomStreams
 
     def draws(self, slots: int) -> Draws:
         """This step's draws for the drafter; slot i decides the token of node i."""
@@ -204,6 +206,28 @@ class Verifier(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class ExactFor:
+    """The trees on which a lossless rule keeps the target's distribution.
+
+    Args:
+        children: how a node's children may have been chosen, one or more of `specdec.drafting.CHILDREN`.
+        siblings: whether a node may have several children. False: chains only.
+
+    Raises:
+        InputError: no way of choosing children, or an unknown one.
+    """
+
+    children: tuple[str, ...]
+    siblings: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.children or not set(self.children) <= set(CHILDREN):
+            expected = f"one or more of {', '.join(CHILDREN)}"
+            fix = "declare how the children of the rule's trees are chosen"
+            raise InputError("exact_for.children", expected=expected, got=self.children, fix=fix)
+
+
 @runtime_checkable
 class AcceptanceRule(Protocol):
     """Decides which path is kept. Pure: no model, no cache, no state."""
@@ -214,3 +238,28 @@ class AcceptanceRule(Protocol):
     def accept(self, tree: TokenTree, target_probs: Float[Tensor, "batch nodes vocab"], draws: Draws) -> Verdict:
         """`target_probs[b, i]` is p after node i. Draw slot i decides on node i, slot 0 the next token."""
         ...
+
+
+@runtime_checkable
+class LosslessRule(AcceptanceRule, Protocol):
+    """A rule with `lossless = True`. It declares its trees, refuses all others, and is proven on them
+    (`specdec.exactness`)."""
+
+    exact_for: ExactFor
+
+
+def exact_for(rule: AcceptanceRule) -> ExactFor:
+    """The trees that a lossless rule declares itself exact for.
+
+    Raises:
+        InputError: the rule declares none.
+    """
+    declared = getattr(rule, "exact_for", None)
+    if isinstance(declared, ExactFor):
+        return declared
+    raise InputError(
+        f"acceptance={rule.name}",
+        expected="a lossless rule with `exact_for`, the trees on which it keeps the target's distribution",
+        got="none" if declared is None else repr(declared),
+        fix="declare exact_for = ExactFor(...), or lossless = False (docs/adding-a-rule.md)",
+    )

@@ -15,9 +15,10 @@ from typing import Any
 
 import torch
 
+from specdec.exactness.rules import require_greedy
 from specdec.generate import Outcome, autoregressive, longest_text
 from specdec.metrics import StepMetrics, StepRecord, bootstrap_tau
-from specdec.protocols import AcceptanceRule, Drafter, DraftState, Session, Verdict, Verifier, exit_layer_of
+from specdec.protocols import AcceptanceRule, Drafter, DraftState, Scores, Session, Verdict, Verifier, exit_layer_of
 from specdec.sampling import SamplingParams, Streams
 from specdec.stopping import StopRule
 from specdec.tree import TokenTree
@@ -43,21 +44,27 @@ class RuleComparison:
     seed: int = 0
 
     def run(self, trees: Trees, sampling: SamplingParams) -> list[dict[str, Any]]:
-        """One dict per rule: tau with its interval over prompts, acceptance by depth, accept time per step."""
+        """One dict per rule: tau with its interval over prompts, acceptance by depth, accept time per step.
+
+        Raises:
+            InputError: a lossless rule that keeps other tokens than the greedy verdict at temperature 0.
+        """
         judged: dict[str, list[list[StepRecord]]] = {rule.name: [] for rule in trees.rules}
         for number, prompt in enumerate(self.prompts):
             for of_rule in judged.values():
                 of_rule.append([])
-            for position, (tree, probs) in enumerate(self._walk(trees.drafter, prompt, sampling, number)):
+            for position, (tree, scores) in enumerate(self._walk(trees.drafter, prompt, sampling, number)):
                 for rule in trees.rules:
-                    judged[rule.name][-1] += self._judge(rule, tree, probs, sampling, (number, position))
+                    if sampling.greedy and rule.lossless:
+                        require_greedy(rule, tree, scores)
+                    judged[rule.name][-1] += self._judge(rule, tree, scores.probs, sampling, (number, position))
         return [self._figures(rule, trees, sampling, judged[rule.name]) for rule in trees.rules]
 
     @torch.inference_mode()
     def _walk(
         self, drafter: Drafter, prompt: Sequence[int], sampling: SamplingParams, number: int
-    ) -> Iterator[tuple[TokenTree, torch.Tensor]]:
-        """The tree at every position of the text, and the target's p at its nodes."""
+    ) -> Iterator[tuple[TokenTree, Scores]]:
+        """The tree at every position of the text, and the target's scores of its nodes."""
         target, seeds = self.verifier.target, [[self.seed, number]]
         (text,) = autoregressive([prompt], target, sampling, self.stop, seeds).texts
         capacity = longest_text([prompt], self.stop, target.context_window) + drafter.max_nodes
@@ -71,7 +78,7 @@ class RuleComparison:
             verdict = Verdict(path, torch.tensor([token], device=target.device), hidden, stream)
             tree = drafter.propose(DraftState([row], verdict, [drafter.max_nodes + 1], streams))
             scores = self.verifier.verify(tree, [row])
-            yield tree, scores.probs
+            yield tree, scores
             path = torch.zeros(1, 1, dtype=torch.long, device=target.device)  # only the root is kept
             self.verifier.commit(path, [1])
 

@@ -151,6 +151,15 @@ class GreedyDraws:
         return argmaxes(probs)
 
 
+@runtime_checkable
+class RandomStreams(Protocol):
+    """Where the draws of every step come from: `Streams`, or an enumeration of all outcomes."""
+
+    def draws(self, lengths: Sequence[int], phase: int, slots: int) -> Draws:
+        """The decisions of `phase` (`Streams.DRAFT` or `ACCEPT`) in the step where rows have `lengths` tokens."""
+        ...
+
+
 class Streams:
     """One reproducible random stream per row, addressed and not advanced.
 

@@ -51,7 +51,9 @@ def student_of(target: TargetModel, layers: Sequence[int], what: str = "recipe.l
         for name, _ in list(student.named_parameters(remove_duplicate=False)):
             tensor = tensors[source(name)].detach()
             if name.startswith((f"{parts.path}.", f"{parts.norm}.")):
-                _put(student, name, nn.Parameter(tensor.float().clone()))
+                _put(
+                    student, name, nn.Parameter(tensor.to(torch.promote_types(tensor.dtype, torch.float32), copy=True))
+                )
             else:
                 _put(student, name, frozen.setdefault(tensor.data_ptr(), nn.Parameter(tensor, requires_grad=False)))
         buffers = dict(model.named_buffers())

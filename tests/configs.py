@@ -7,11 +7,10 @@ from pathlib import Path
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
+from experiments.parts import untrained
+
 CONF = Path(__file__).resolve().parents[1] / "conf"
 REQUIRED = {"target.name": "tiny", "prompts.path": "prompts.jsonl"}
-# instead of `auto`: no weights are shipped for the tiny target
-UNTRAINED = {"heads": "fresh", "head": "fresh", "adapter": "plain", "model": "tiny"}
-TINY = {"exit_layer": 1}  # it has two layers
 
 
 def group(name: str) -> list[str]:
@@ -27,11 +26,5 @@ def composed(*overrides: str) -> DictConfig:
         node = OmegaConf.select(cfg, key.rpartition(".")[0])
         if OmegaConf.is_missing(node, key.rpartition(".")[2]):
             OmegaConf.update(cfg, key, value)
-    for drafter in ("drafter", "drafter.drafters.first", "drafter.drafters.second"):
-        for key, value in UNTRAINED.items():
-            if OmegaConf.select(cfg, f"{drafter}.{key}") == "auto":
-                OmegaConf.update(cfg, f"{drafter}.{key}", value)
-        for key, value in TINY.items():
-            if OmegaConf.select(cfg, f"{drafter}.{key}") is not None:
-                OmegaConf.update(cfg, f"{drafter}.{key}", value)
+    cfg.drafter = untrained(cfg.drafter, model="tiny")
     return cfg

@@ -15,8 +15,8 @@ from __future__ import annotations
 import pytest
 
 from specdec.enumeration import emission
+from specdec.exactness.cases import KINDS, tables
 from specdec.protocols import AcceptanceRule
-from tests.acceptance.cases import KINDS, tables
 from verifiers.acceptance.block import Block
 from verifiers.acceptance.exact import Exact
 from verifiers.acceptance.spectr import SpecTr

@@ -5,35 +5,24 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hydra.utils import instantiate
 from scipy.stats import chisquare
 from torch import Tensor
 
+from experiments.parts import part
+from specdec.drafting import CHILDREN
 from specdec.enumeration import shape_of
 from specdec.generate import greedy_verdict
-from specdec.protocols import AcceptanceRule, Scores
+from specdec.protocols import AcceptanceRule, ExactFor, Scores, exact_for
 from specdec.sampling import SamplingParams, UniformDraws, draw_without_replacement
 from specdec.tree import PAD, TokenTree
-from verifiers.acceptance.block import Block
-from verifiers.acceptance.exact import Exact
-from verifiers.acceptance.greedy import Greedy
-from verifiers.acceptance.spectr import SpecTr
-from verifiers.acceptance.traversal import Traversal
+from tests.configs import group
 from verifiers.acceptance.typical import Typical
-from verifiers.acceptance.without_replacement import WithoutReplacement
 
-LOSSLESS: list[AcceptanceRule] = [Exact(), WithoutReplacement(), SpecTr(), Block(), Traversal()]
-ALL: list[AcceptanceRule] = [*LOSSLESS, Greedy(), Typical(epsilon=0.09, alpha=0.3)]
-SAMPLED = [
-    (Exact(), "with_replacement"),
-    (WithoutReplacement(), "without_replacement"),
-    (SpecTr(), "with_replacement"),
-    (Traversal(), "with_replacement"),
-]
-SAMPLED += [
-    (Traversal(), "without_replacement"),
-    (Greedy(), "with_replacement"),
-    (Typical(epsilon=0.09, alpha=0.3), "without_replacement"),
-]
+ALL: list[AcceptanceRule] = [instantiate(part("acceptance", choice)) for choice in group("acceptance")]
+LOSSLESS = [rule for rule in ALL if rule.lossless]
+ANY = ExactFor(CHILDREN)  # a lossy rule takes every tree
+DECLARED = [(rule, how) for rule in ALL for how in (exact_for(rule) if rule.lossless else ANY).children]
 by_name = pytest.mark.parametrize("rule", ALL, ids=lambda rule: rule.name)
 
 
@@ -62,19 +51,23 @@ def close_distributions(*shape: int, seed: int) -> tuple[Tensor, Tensor]:
     return logits.softmax(-1), other.softmax(-1)
 
 
+def only_chains(rule: AcceptanceRule) -> bool:
+    return rule.lossless and not exact_for(rule).siblings
+
+
 def uniforms(batch: int, slots: int, seed: int) -> UniformDraws:
     return UniformDraws(torch.rand(batch, slots, generator=torch.Generator().manual_seed(seed), dtype=torch.float64))
 
 
 @pytest.mark.parametrize(
     ("rule", "how"),
-    [*((rule, "top_k") for rule in ALL), *SAMPLED, (Block(), "with_replacement")],
+    DECLARED,
     ids=lambda v: getattr(v, "name", v),
 )
 @pytest.mark.parametrize("seed", range(3))
 def test_rows_are_decided_alone(rule: AcceptanceRule, how: str, seed: int) -> None:
     """Rows of different depths, as clipping leaves them; same uniforms alone and in a batch."""
-    batch, parents = 12, shape_of([1] * 6 if rule.name == "block" else [3, 2, 1])
+    batch, parents = 12, shape_of([1] * 6 if only_chains(rule) else [3, 2, 1])
     p, q = close_distributions(batch, len(parents), 6, seed=seed)
     tree = drawn_tree(parents, q, how, uniforms(batch, len(parents), seed + 100))
     tree = tree.clip(torch.arange(batch) % 4)
@@ -92,7 +85,7 @@ def test_rows_are_decided_alone(rule: AcceptanceRule, how: str, seed: int) -> No
 @by_name
 def test_rows_of_different_shapes(rule: AcceptanceRule) -> None:
     """Deterministic trees of their own shape per row (an n-gram drafter's): padding changes nothing."""
-    if rule.name == "block":
+    if only_chains(rule):
         shapes = [[-1, 0, 1, 2], [-1], [-1, 0], [-1, 0, 1, 2, 3]]
     else:
         shapes = [[-1, 0, 1, 1, 0, 4], [-1], [-1, 0, 0, 0], [-1, 0, 1, 2, 0, 4, 4]]
@@ -116,7 +109,7 @@ def test_rows_of_different_shapes(rule: AcceptanceRule) -> None:
 def test_temperature_zero_keeps_the_greedy_path(rule: AcceptanceRule, widths: tuple[int, ...]) -> None:
     """One-hot p, deterministic children: every rule keeps the path of the argmax, then emits the argmax. So does what
     the loop does instead of asking."""
-    parents = shape_of([1] * 4 if rule.name == "block" else widths)
+    parents = shape_of([1] * 4 if only_chains(rule) else widths)
     for seed in range(20):
         p, q = close_distributions(1, len(parents), 5, seed=seed)
         greedy = torch.zeros_like(p).scatter_(-1, p.argmax(-1, keepdim=True), 1.0)
@@ -138,9 +131,8 @@ def test_temperature_zero_keeps_the_greedy_path(rule: AcceptanceRule, widths: tu
         assert int(verdict.next_token) == best
 
 
-@by_name
-def test_labelled_correctly(rule: AcceptanceRule) -> None:
-    assert rule.lossless == (rule.name not in ("greedy", "typical"))
+def test_labelled_correctly() -> None:
+    assert {rule.name for rule in ALL if not rule.lossless} == {"greedy", "typical"}
 
 
 def test_typical_samples_the_next_token() -> None:
@@ -167,13 +159,13 @@ SAMPLES, CHUNK, BINS = 1000, 50, 16
 
 @pytest.mark.parametrize(
     ("rule", "how"),
-    [*SAMPLED[:5], (Block(), "with_replacement"), (Exact(), "top_k"), (Traversal(), "top_k")],
+    [(rule, how) for rule, how in DECLARED if rule.lossless],
     ids=lambda v: getattr(v, "name", v),
 )
 def test_first_token_at_a_real_vocabulary(rule: AcceptanceRule, how: str) -> None:
     """Chi-square on the torch path in fp32: the first emitted token of a step follows p, over bins of tokens."""
     generator = torch.Generator().manual_seed(11)
-    parents = shape_of([1, 1] if rule.name == "block" else [2, 1])
+    parents = shape_of([1, 1] if only_chains(rule) else [2, 1])
     logits = 3 * torch.randn(len(parents), VOCAB, generator=generator)
     p, q = logits.softmax(-1), (logits + torch.randn(len(parents), VOCAB, generator=generator)).softmax(-1)
     bins = torch.randint(BINS - 8, (VOCAB,), generator=generator)

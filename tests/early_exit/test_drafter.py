@@ -16,6 +16,7 @@ from drafters.early_exit.adapter import ExitAdapter, fresh_adapter, load_adapter
 from specdec.drafting import TreeShape
 from specdec.enumeration import Tables, emission, shape_of
 from specdec.errors import InputError
+from specdec.exactness.cases import KINDS, tables
 from specdec.generate import autoregressive, speculative
 from specdec.metrics import StepMetrics
 from specdec.models import load_tiny
@@ -24,7 +25,6 @@ from specdec.sampling import Draws, SamplingParams
 from specdec.stopping import StopRule
 from specdec.target import TargetModel
 from specdec.tree import PAD, TokenTree
-from tests.acceptance.cases import KINDS, tables
 from tests.families import VOCAB, build
 from verifiers.acceptance.exact import Exact
 from verifiers.path_by_path import PathByPath

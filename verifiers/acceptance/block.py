@@ -12,11 +12,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from specdec.protocols import Verdict
+from specdec.drafting import CHILDREN
+from specdec.protocols import ExactFor, Verdict
 from specdec.sampling import Draws
 from specdec.tree import TokenTree
 from verifiers.acceptance.rejection import HUGE, at, nobody_at, normalised, ratios, untaken, untaken_mass
-from verifiers.acceptance.requirements import require_chain, require_probabilities
+from verifiers.acceptance.requirements import require_exact_for, require_probabilities
 
 
 class Block:
@@ -35,9 +36,10 @@ class Block:
 
     name = "block"
     lossless = True
+    exact_for = ExactFor(CHILDREN, siblings=False)
 
     def accept(self, tree: TokenTree, target_probs: Float[Tensor, "batch nodes vocab"], draws: Draws) -> Verdict:
-        require_chain(self.name, tree)
+        require_exact_for(self, tree)
         require_probabilities(tree, target_probs)
         w = weights(ratios(tree, target_probs))
         times = torch.where(tree.depth < tree.offered[:, None], 1 / w.clamp(min=1 / HUGE), 0)  # of q taken from p

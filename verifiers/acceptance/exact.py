@@ -10,11 +10,11 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor
 
-from specdec.protocols import Verdict
+from specdec.protocols import ExactFor, Verdict
 from specdec.sampling import Draws
 from specdec.tree import TokenTree
 from verifiers.acceptance.rejection import top_down
-from verifiers.acceptance.requirements import require_children, require_probabilities
+from verifiers.acceptance.requirements import require_exact_for, require_probabilities
 
 
 class Exact:
@@ -29,8 +29,9 @@ class Exact:
 
     name = "exact"
     lossless = True
+    exact_for = ExactFor(("top_k", "with_replacement"))
 
     def accept(self, tree: TokenTree, target_probs: Float[Tensor, "batch nodes vocab"], draws: Draws) -> Verdict:
-        require_children(self.name, tree)
+        require_exact_for(self, tree)
         require_probabilities(tree, target_probs)
         return top_down(tree, target_probs, draws)

@@ -1,13 +1,7 @@
-"""For which trees a rule is exact, and what its input must be like: refused early, with what would work.
+"""A rule's input, checked early: is the tree of a kind the rule is exact for, are p and q distributions?
 
-| children of a node            | rules that keep the target's distribution        |
-| chosen deterministically      | exact, without_replacement, spectr, traversal    |
-| drawn with replacement        | exact, spectr, traversal                         |
-| drawn without replacement     | without_replacement, traversal                   |
-| a chain: one child, or none   | block too                                        |
-
-Shapes are compared on any device. Values are looked at on a CPU, where an error names row and node; on a
-GPU they are asserted on the device, which nothing waits for.
+A rule declares its trees itself (`exact_for`). Shapes are compared on any device. Values are read on a CPU, where an
+error names row and node; on a GPU they are asserted on the device, which nothing waits for.
 """
 
 from __future__ import annotations
@@ -16,45 +10,34 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from specdec.checks import holds, require_finite
+from specdec.checks import holds, require_finite, require_q
 from specdec.errors import InputError
+from specdec.protocols import LosslessRule
 from specdec.tree import TokenTree
 
-DETERMINISTIC = "chosen deterministically"
-WITH_REPLACEMENT = "drawn with replacement"
-WITHOUT_REPLACEMENT = "drawn without replacement"
-EXACT_FOR = {
-    DETERMINISTIC: ("exact", "without_replacement", "spectr", "traversal"),
-    WITH_REPLACEMENT: ("exact", "spectr", "traversal"),
-    WITHOUT_REPLACEMENT: ("without_replacement", "traversal"),
+HOW = {
+    "top_k": "chosen deterministically",
+    "with_replacement": "drawn with replacement",
+    "without_replacement": "drawn without replacement",
 }
-TOTAL_TOLERANCE = 1e-3  # softmax over 150,000 tokens in fp32 sums to 1 within 1e-5; logits and half a q do not
+USE = "use acceptance=traversal, which is exact for every tree"
 
 
-def require_children(rule: str, tree: TokenTree) -> None:
-    """Refuse siblings that were drawn in a way for which the rule is not exact.
-
-    Raises:
-        InputError: and names the rules that are.
-    """
-    drawn = _how_drawn(tree)
-    if rule not in EXACT_FOR[drawn]:
-        good_for = [how for how, rules in EXACT_FOR.items() if rule in rules]
-        raise InputError(
-            f"acceptance={rule}",
-            expected=f"siblings {' or '.join(good_for)}",
-            got=f"siblings {drawn}",
-            fix=f"use {_rules_for(drawn)}",
-        )
-
-
-def require_chain(rule: str, tree: TokenTree) -> None:
-    """Refuse a node whose parent is not the node right before it.
+def require_exact_for(rule: LosslessRule, tree: TokenTree) -> None:
+    """Refuse a tree of a kind that the rule is not declared exact for.
 
     Raises:
-        InputError: and names the rules that take such a tree.
+        InputError: siblings chosen in another way, siblings where only chains are declared, or no q for drawn ones.
     """
-    drawn = _how_drawn(tree)
+    declared, children = rule.exact_for, _how_chosen(tree)
+    if children not in declared.children:
+        expected = f"siblings {' or '.join(HOW[how] for how in declared.children)}"
+        raise InputError(f"acceptance={rule.name}", expected=expected, got=f"siblings {HOW[children]}", fix=USE)
+    if not declared.siblings:
+        _require_chain(rule.name, tree)
+
+
+def _require_chain(rule: str, tree: TokenTree) -> None:
     branches = tree.valid & (tree.parents != torch.arange(tree.nodes, device=tree.tokens.device) - 1)
     if holds(~branches, f"acceptance={rule}: the tree is not a chain"):
         return
@@ -63,7 +46,7 @@ def require_chain(rule: str, tree: TokenTree) -> None:
         f"acceptance={rule}",
         expected="a chain, every node the only child of the one before it",
         got=f"node {node} of row {row} with parent {int(tree.parents[row, node])}",
-        fix=f"use {_rules_for(drawn)}, or a drafter of width 1",
+        fix=f"{USE}, or a drafter of width 1",
     )
 
 
@@ -82,48 +65,18 @@ def require_probabilities(
         raise InputError("target_probs", expected=expected, got=got, fix="score the tree that is verified")
     require_finite(target_probs[..., 0].isfinite() | ~tree.valid)
     if needs_q and tree.probs is not None:
-        _require_distribution(tree, tree.probs, target_probs.shape[-1])
+        require_q(tree, tree.probs, target_probs.shape[-1])
 
 
-def _require_distribution(tree: TokenTree, q: Float[Tensor, "batch nodes vocab"], vocab: int) -> None:
-    fix = "return from propose() the distribution that the children were drawn from"
-    if q.shape[-1] != vocab:
-        expected = f"q over the target's vocabulary of {vocab} tokens"
-        raise InputError(
-            "tree.probs", expected=expected, got=q.shape[-1], fix="map the drafter's tokens to the target's"
-        )
-    if q.device.type == "cpu":
-        q = q[:, : max(int(tree.parents.max()), 0) + 1]  # leaves say nothing; in most trees they come last
-    parent = torch.where(tree.parents >= 0, tree.parents, tree.nodes)  # the root's and padding's: behind the end
-    inner = torch.zeros(tree.batch, tree.nodes + 1, dtype=torch.bool, device=q.device).scatter_(1, parent, True)
-    inner = inner[:, : q.shape[1]]
-    total = q.sum(-1)
-    proper = ((total - 1).abs() <= TOTAL_TOLERANCE) | ~inner
-    if not holds(proper, "tree.probs: not a distribution"):
-        row, node = (~proper).nonzero()[0].tolist()
-        got = f"sum {float(total[row, node]):.4g} at row {row}, node {node}"
-        raise InputError("tree.probs", expected="q with sum 1 at every node with children", got=got, fix=fix)
-    rows = torch.arange(tree.batch, device=q.device)[:, None]
-    q_x = q[rows, tree.parents.clamp(min=0), tree.tokens.clamp(min=0)]
-    drawable = ((q_x > 0) & (q_x <= 1 + TOTAL_TOLERANCE)) | (tree.parents < 0)
-    if not holds(drawable, "tree.probs: gives a drafted token no probability"):
-        row, node = (~drawable).nonzero()[0].tolist()
-        got = f"q = {float(q_x[row, node]):.4g} for the token of node {node} of row {row}"
-        raise InputError("tree.probs", expected="0 < q <= 1 for every drafted token", got=got, fix=fix)
-
-
-def _how_drawn(tree: TokenTree) -> str:
+def _how_chosen(tree: TokenTree) -> str:
+    """The kind of the tree's children, of `CHILDREN`."""
     if tree.probs is not None:
-        return WITH_REPLACEMENT if tree.replacement else WITHOUT_REPLACEMENT
+        return "with_replacement" if tree.replacement else "without_replacement"
     if tree.replacement:
-        return DETERMINISTIC
+        return "top_k"
     raise InputError(
         "tree.probs",
         expected="q, from which siblings were drawn without replacement",
         got=None,
         fix="return q from propose(), or chosen children with replacement=True",
     )
-
-
-def _rules_for(drawn: str) -> str:
-    return " or ".join(f"acceptance={rule}" for rule in EXACT_FOR[drawn])

@@ -14,12 +14,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from specdec.protocols import Verdict
+from specdec.protocols import ExactFor, Verdict
 from specdec.runtime.vocabulary import masses
 from specdec.sampling import Draws
 from specdec.tree import TokenTree
 from verifiers.acceptance.rejection import Offers, at, children_of, none_of, normalised, ratios, top_down
-from verifiers.acceptance.requirements import require_children, require_probabilities
+from verifiers.acceptance.requirements import require_exact_for, require_probabilities
 
 EVALUATIONS = 4  # of beta per node, in search of rho: halve what is left of [1, k] at worst
 
@@ -40,9 +40,10 @@ class SpecTr:
 
     name = "spectr"
     lossless = True
+    exact_for = ExactFor(("top_k", "with_replacement"))
 
     def accept(self, tree: TokenTree, target_probs: Float[Tensor, "batch nodes vocab"], draws: Draws) -> Verdict:
-        require_children(self.name, tree)
+        require_exact_for(self, tree)
         require_probabilities(tree, target_probs)
         if tree.probs is None:
             return top_down(tree, target_probs, draws)

@@ -34,12 +34,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from specdec.protocols import Verdict
+from specdec.drafting import CHILDREN
+from specdec.protocols import ExactFor, Verdict
 from specdec.runtime.vocabulary import mass, masses
 from specdec.sampling import Draws
 from specdec.tree import PAD, TokenTree
 from verifiers.acceptance.rejection import HUGE, at, none_of, normalised, ratios, tried, untaken, untaken_mass
-from verifiers.acceptance.requirements import require_children, require_probabilities
+from verifiers.acceptance.requirements import require_exact_for, require_probabilities
 
 
 class Traversal:
@@ -48,9 +49,10 @@ class Traversal:
 
     name = "traversal"
     lossless = True
+    exact_for = ExactFor(CHILDREN)
 
     def accept(self, tree: TokenTree, target_probs: Float[Tensor, "batch nodes vocab"], draws: Draws) -> Verdict:
-        require_children(self.name, tree)
+        require_exact_for(self, tree)
         require_probabilities(tree, target_probs)
         alone = tree.batch == 1 and tree.tokens.device.type == "cpu"
         end, taken = (Row if alone else Rows)(tree, target_probs).visit_all(draws)

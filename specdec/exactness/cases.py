@@ -7,7 +7,7 @@ from torch import Tensor
 
 from specdec.enumeration import Tables
 
-KINDS = ("random", "peaked", "sparse_p", "sparse_q", "sparse", "equal", "disjoint")
+KINDS = ("random", "peaked", "sparse_p", "sparse_q", "sparse", "equal", "disjoint", "mirrored")
 
 
 def tables(kind: str, vocab: int, depth: int, seed: int) -> tuple[Tables, Tables]:
@@ -30,6 +30,12 @@ def tables(kind: str, vocab: int, depth: int, seed: int) -> tuple[Tables, Tables
         few = max(1, vocab // 2)
         q = [normalised(level * (torch.arange(vocab) < few)) for level in q]
         p = [normalised(level * (torch.arange(vocab) >= few)) for level in p]
+    if kind == "mirrored":  # the same at every prefix; with two tokens (1/3, 2/3) and (2/3, 1/3)
+        rising = normalised(torch.arange(1, vocab + 1, dtype=torch.float64)[None])
+        p, q = (
+            [rising.expand_as(level).clone() for level in p],
+            [rising.flip(1).expand_as(level).clone() for level in q],
+        )
     return Tables(p), Tables(q)
 
 

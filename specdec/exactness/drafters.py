@@ -1,0 +1,110 @@
+"""Proof of a drafter: on a target of a few tokens, every text has the target's probability whatever is drafted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from specdec.errors import InputError
+from specdec.exactness.finding import EXACT, ROUNDED, Finding, in_words
+from specdec.exactness.texts import Loop, TooManyOutcomes, enumerate_texts, joint_of_target
+from specdec.generate import autoregressive, speculative
+from specdec.models import load_tiny
+from specdec.protocols import AcceptanceRule, Drafter, Verifier
+from specdec.sampling import SamplingParams
+from specdec.stopping import StopRule
+from specdec.target import TargetModel
+
+MakeDrafter = Callable[[TargetModel], Drafter]
+SIZES = ((3, 4), (3, 3), (2, 4), (2, 3))  # tokens of the target, tokens of a text; the largest first
+MOST = 2_000  # outcomes, some seconds
+TOGETHER = 256
+PLAIN = SamplingParams(temperature=1.0)
+# every processor that a drafter must apply as the target does; a penalty makes p depend on a node's path
+PROCESSED = SamplingParams(temperature=0.7, top_k=3, top_p=0.95, repetition_penalty=1.3)
+GREEDY_TOKENS = 16
+PROMPTS = [0, 1, 2, 0, 1], [1, 0, 1, 1, 0, 1, 2, 1]  # what n-gram drafters find a match in
+
+
+@dataclass(frozen=True)
+class DrafterProof:
+    """A drafter under test.
+
+    Args:
+        make: makes the drafter for a target, with untrained weights if it needs some.
+        verifier: makes the verifier of a target.
+        rule: a lossless rule that takes the drafter's trees.
+        sizes: (tokens of the target, tokens of a text), of which the first that gives at most `most` outcomes is taken.
+        most: outcomes at most.
+    """
+
+    make: MakeDrafter
+    verifier: Callable[[TargetModel], Verifier]
+    rule: AcceptanceRule
+    sizes: Sequence[tuple[int, int]] = SIZES
+    most: int = MOST
+
+    def findings(self) -> list[Finding]:
+        """Check greedy text, then the distribution of sampled text without and with logits processors."""
+        return [self._greedy(), self._sampled("temperature 1", PLAIN), self._sampled("all processors", PROCESSED)]
+
+    def _greedy(self) -> Finding:
+        """Greedy text against plain decoding, in a ragged batch and alone."""
+        what, target = "temperature 0, against plain decoding", few_tokens(8)
+        prompts = [[1, 2, 3, 1, 2], [4], [5, 5, 5], [0, 1, 0, 1, 0, 1, 0]]
+        parts = (SamplingParams(), StopRule(GREEDY_TOKENS))
+        right = [autoregressive([prompt], target, *parts, [[0]]).texts[0] for prompt in prompts]
+        seeds = [[0]] * len(prompts)
+        try:
+            drafter = self.make(target)
+            loop = (self.verifier(target), self.rule, *parts)
+            texts = speculative(prompts, drafter, *loop, seeds, validate=True).texts
+            texts += [speculative([prompt], drafter, *loop, [[0]], validate=True).texts[0] for prompt in prompts]
+        except Exception as error:
+            return Finding(what, 0, failure=in_words(error))
+        wrong = sum(ours != theirs for ours, theirs in zip(texts, 2 * right, strict=True))
+        return Finding(what, len(texts), failure=f"{wrong} of {len(texts)} texts differ" if wrong else "")
+
+    def _sampled(self, name: str, sampling: SamplingParams) -> Finding:
+        """Distance of the texts' joint distribution from the target's: many outcomes in a batch, and, if that fails,
+        each alone, because trees may depend on the other rows' past."""
+        for vocab, tokens in self.sizes:
+            what = f"{name}: texts of {tokens} tokens, {vocab} in all"
+            try:
+                together = self._enumerated(what, sampling, vocab, tokens, TOGETHER)
+                if together.passed:
+                    return together
+                alone = self._enumerated(what, sampling, vocab, tokens, 1)
+            except TooManyOutcomes:
+                continue
+            note = f"{alone.note}; alone only: in a batch the very tokens depend on the other rows"
+            return replace(alone, note=note) if alone.passed else alone
+        smallest = "{} tokens, texts of {}".format(*self.sizes[-1])
+        raise InputError(
+            "drafter",
+            expected=f"at most {self.most:,} outcomes with the smallest of `sizes` ({smallest})",
+            got="more",
+            fix="draft fewer nodes (drafter.widths=[2], drafter.tree=2, drafter.depth=1 ...), or raise most",
+        )
+
+    def _enumerated(self, what: str, sampling: SamplingParams, vocab: int, tokens: int, together: int) -> Finding:
+        target = few_tokens(vocab)
+        prompts = [[token % vocab for token in prompt] for prompt in PROMPTS]
+        loop = Loop(lambda: self.make(target), self.verifier(target), self.rule, sampling, tokens)
+        try:
+            texts = enumerate_texts(loop, prompts, together, self.most)
+        except TooManyOutcomes:
+            raise
+        except Exception as error:
+            return Finding(what, 0, failure=in_words(error))
+        right = joint_of_target(target, sampling, prompts, tokens)
+        apart = float((texts.joint - right).abs().nan_to_num(nan=1.0).max())
+        tolerance = EXACT if texts.precise else ROUNDED
+        failure = f"a text whose probability is {apart:.2g} off" if apart > tolerance else ""
+        note = f"{texts.drafted:.2f} nodes drafted and {texts.accepted:.2f} accepted per text"
+        return Finding(what, texts.outcomes, apart, tolerance, failure, note + ("" if texts.precise else "; q in fp32"))
+
+
+def few_tokens(vocab: int) -> TargetModel:
+    """A random target of `vocab` tokens in float64, computed by PyTorch."""
+    return load_tiny(vocab=vocab, dtype="float64", device="cpu", runtime="stock")

@@ -1,0 +1,161 @@
+"""Every text that the decoding loop can write, with its probability: drafter, verifier, rule and loop as they run.
+
+A batch holds outcomes: rows of the same prompts that drew differently. Nothing is merged, so that what drafter and
+caches remember of earlier steps is as it is in a run.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from specdec.enumeration import EnumeratedDraws, Enumeration
+from specdec.errors import InputError
+from specdec.generate import speculative
+from specdec.protocols import AcceptanceRule, Drafter, Rows, Verifier
+from specdec.sampling import Draws, SamplingParams
+from specdec.stopping import StopRule
+from specdec.target import TargetModel
+
+
+@dataclass(frozen=True)
+class Loop:
+    """The parts of the decoding loop.
+
+    Args:
+        drafter: makes the drafter anew, so that nothing of an earlier outcome is left in it.
+        verifier: scores trees.
+        rule: judges them.
+        sampling: how tokens are chosen.
+        tokens: length of a text.
+    """
+
+    drafter: Callable[[], Drafter]
+    verifier: Verifier
+    rule: AcceptanceRule
+    sampling: SamplingParams
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Texts:
+    """joint [prompts vocab^tokens]: probability of every text after each prompt; accepted, drafted: expected numbers of
+    tokens per text; outcomes: how many were enumerated; precise: whether all was decided in float64."""
+
+    joint: Tensor
+    accepted: float
+    drafted: float
+    outcomes: int
+    precise: bool
+
+
+class TooManyOutcomes(Exception):
+    """More outcomes than may be enumerated."""
+
+
+class EnumeratedStreams:
+    """Streams of rows that follow an enumeration. A decision's address says how much of the text was written, by whom
+    it is made, and the node: as `Streams` addresses its numbers. Rows of full length decide nothing."""
+
+    def __init__(self, enumeration: Enumeration, prompts: Sequence[int], slots: int, tokens: int) -> None:
+        self._enumeration, self._prompts = enumeration, torch.tensor(list(prompts))
+        self._slots, self._tokens = slots, tokens
+
+    @staticmethod
+    def addresses(slots: int, tokens: int) -> int:
+        return 2 * slots * (tokens + 1)
+
+    def draws(self, lengths: Sequence[int], phase: int, slots: int) -> Draws:
+        written = torch.tensor(list(lengths)) - self._prompts
+        live = written < self._tokens
+        first = (2 * written.clamp(min=0, max=self._tokens) + phase) * self._slots
+        return EnumeratedDraws(self._enumeration, first, self._slots, live)
+
+
+def enumerate_texts(loop: Loop, prompts: Rows, together: int, most: int) -> Texts:
+    """Run the loop for every outcome of its draws.
+
+    Args:
+        loop: the loop under test.
+        prompts: token ids; a batch mixes them.
+        together: outcomes per batch. 1 if a row's trees depend on the other rows.
+        most: outcomes at most.
+
+    Raises:
+        TooManyOutcomes: there are more than `most`.
+        InputError: a decision, a tree or a verdict that is not allowed.
+    """
+    vocab, drafter = loop.verifier.target.vocab_size, loop.drafter()
+    joint = torch.zeros(len(prompts), vocab**loop.tokens, dtype=torch.float64)
+    accepted = drafted = 0.0
+    outcomes, precise = 0, True
+    slots = drafter.max_nodes
+    begun = Enumeration.begin(len(prompts), EnumeratedStreams.addresses(slots, loop.tokens))
+    start, script, weight = torch.arange(len(prompts)), begun.script, begun.weight
+    while len(start):
+        if outcomes + len(start) > most:
+            raise TooManyOutcomes
+        mine, enumeration = start[-together:], Enumeration(script[-together:], weight[-together:])
+        start, script, weight = start[:-together], script[:-together], weight[:-together]
+        rows = [prompts[i] for i in mine.tolist()]
+        streams = EnumeratedStreams(enumeration, [len(row) for row in rows], slots, loop.tokens)
+        texts, steps = _run(loop, drafter, rows, streams)
+        joint.index_put_((mine, _numbers(texts, vocab)), enumeration.weight, accumulate=True)
+        weights = enumeration.weight.tolist()
+        accepted += sum(weights[step.row] * step.accepted for step in steps) / len(prompts)
+        drafted += sum(weights[step.row] * step.nodes for step in steps) / len(prompts)
+        outcomes, precise = outcomes + len(rows), precise and enumeration.precise
+        new = enumeration.left()
+        start, script, weight = (
+            torch.cat(pair) for pair in zip((start, script, weight), (mine[new.row], *new[1:]), strict=True)
+        )
+        if together == 1:
+            drafter = loop.drafter()
+    return Texts(joint, accepted, drafted, outcomes, precise)
+
+
+def _run(loop: Loop, drafter: Drafter, rows: Rows, streams: EnumeratedStreams) -> tuple[list[list[int]], list]:
+    before = _global_randomness()
+    stop = StopRule(loop.tokens)
+    done = speculative(rows, drafter, loop.verifier, loop.rule, loop.sampling, stop, streams, validate=True)
+    if _global_randomness() != before:
+        raise InputError(
+            "draws",
+            expected="no random numbers but those of the draws",
+            got="some of a global generator of torch, numpy or Python",
+            fix="draw from state.draws(...) and from the rule's draws only",
+        )
+    return done.texts, done.steps
+
+
+def joint_of_target(target: TargetModel, sampling: SamplingParams, prompts: Rows, tokens: int) -> Tensor:
+    """The probability of every text after each prompt [prompts vocab^tokens], by the stock model without a cache."""
+    vocab = target.vocab_size
+    joints = []
+    for prompt in prompts:
+        joint, texts = torch.ones(1, dtype=torch.float64), [list(prompt)]
+        for _ in range(tokens):
+            with torch.inference_mode(), target.stock() as model:
+                logits = model(input_ids=torch.tensor(texts, device=target.device), use_cache=False).logits[:, -1]
+            joint = (joint[:, None] * sampling.probabilities(logits, texts).double().cpu()).flatten()
+            texts = [[*text, token] for text in texts for token in range(vocab)]
+        joints.append(joint)
+    return torch.stack(joints)
+
+
+def _numbers(texts: Sequence[Sequence[int]], vocab: int) -> Tensor:
+    """Each text as a number with digits of base `vocab`."""
+    number = torch.zeros(len(texts), dtype=torch.long)
+    for token in torch.tensor(texts).unbind(1):
+        number = number * vocab + token
+    return number
+
+
+def _global_randomness() -> tuple[bytes, bytes, object]:
+    state = np.random.get_state()
+    return torch.get_rng_state().numpy().tobytes(), repr(state).encode(), random.getstate()
