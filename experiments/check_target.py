@@ -15,7 +15,6 @@ from typing import Any
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
-from rich.markup import escape
 from rich.table import Table
 
 from experiments.components import instantiate
@@ -85,7 +84,7 @@ def facts_of(model: TargetModel) -> Facts:
 
 def model_table(facts: Facts) -> Table:
     """One model: what it is, and what its layers run on."""
-    table = Table(title=escape(f"{facts['name']} ({facts['class']})"), show_header=False)
+    table = Table(title=f"{facts['name']} ({facts['class']})", show_header=False)
     table.add_column(no_wrap=True)
     table.add_column()
     tokens = "no tokenizer" if facts["tokens"] is None else f"{facts['tokens']:,} tokens"
@@ -99,7 +98,7 @@ def model_table(facts: Facts) -> Table:
         "falls back": "; ".join(facts["falls back"]) or "nothing",
     }
     for name, value in rows.items():
-        table.add_row(name, escape(value))
+        table.add_row(name, value)
     return table
 
 
@@ -131,7 +130,7 @@ def proof_table(model: TargetModel) -> Table:
 
 def vocabulary_table(target: TargetModel, draft: TargetModel) -> Table:
     """The tokens of both models beside each other."""
-    table = Table(title=escape(f"vocabularies of {target.name} and {draft.name}"))
+    table = Table(title=f"vocabularies of {target.name} and {draft.name}")
     table.add_column("")
     for column in ("target", "draft"):
         table.add_column(column, justify="right")

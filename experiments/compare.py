@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from rich.markup import escape
 from rich.table import Table
 
 from experiments.entry import one_line_errors
@@ -44,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def table(differences: Sequence[Difference], title: str) -> Table:
     """One figure a row."""
-    out = Table(title=escape(title))
+    out = Table(title=title)
     out.add_column("figure", no_wrap=True)
     for column in ("first", "second", "ratio"):
         out.add_column(column, justify="right", no_wrap=True)

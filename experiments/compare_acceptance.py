@@ -18,6 +18,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from plotly.subplots import make_subplots
 from rich.table import Table
+from rich.text import Text
 
 from experiments.components import instantiate
 from experiments.entry import CONF, launch
@@ -127,7 +128,7 @@ def table(results: list[dict[str, Any]], title: str) -> Table:
     out.add_column("accept\nms", justify="right", no_wrap=True)
     for kind in dict.fromkeys(r["trees"] for r in results):
         out.add_section()
-        out.add_row(f"[bold]{kind}[/bold]")
+        out.add_row(Text(kind, style="bold"))
         for name in dict.fromkeys(r["rule"] for r in results if r["trees"] == kind):
             rows = sorted(
                 (r for r in results if (r["trees"], r["rule"]) == (kind, name)), key=lambda r: r["temperature"]

@@ -19,6 +19,7 @@ from dash.dash_table.DataTable import DataTable
 from flask import Response, abort, request
 
 from experiments.entry import one_line_errors
+from experiments.escape import visible
 from experiments.pictures.page import ASSETS, Contents, csv_link, page, reader_page
 from experiments.pictures.picture import Picture, Table, shown
 from experiments.pictures.style import CONFIG
@@ -28,6 +29,18 @@ from specdec.runs import Run, run_folders
 
 HOST = "127.0.0.1"  # this machine only
 PERIOD_MS = 1000
+HEADERS = {
+    # Dash's own scripts are inline and draw with inline styles; nothing is fetched from, sent to or framed elsewhere
+    "Content-Security-Policy": "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; "
+    "style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; "
+    "object-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'self'",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "SAMEORIGIN",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
 COLUMNS = {
     "started": "started",
     "run": "folder",
@@ -55,24 +68,41 @@ class Library:
         """All runs as the list shows them, without reading their steps."""
         with self._lock:
             names = [str(folder.relative_to(self._root)) for folder in run_folders(self._root)]
-            known = {name: self._runs.get(name) or self._opened(name) for name in names}
-            self._runs = {name: run for name, run in known.items() if run is not None}
-            for run in self._runs.values():
-                run.look()
-            return [{"id": name, **_row(name, run)} for name, run in self._runs.items()]
+            known = {name: self._runs.get(name) or Run(self._root / name) for name in names}
+            self._runs = {name: run for name, run in known.items() if self._inside(run)}
+            return [{"id": name, **self._listed(name, run)} for name, run in self._runs.items()]
 
-    def _opened(self, name: str) -> Run | None:
-        """None where a file is a link that leads out of the folder."""
-        run = Run(self._root / name)
-        return run if all(file.resolve().is_relative_to(self._root) for file in run.files) else None
+    def _inside(self, run: Run) -> bool:
+        """Whether no file of it is a link that leads out of the folder; asked before each reading, since files can be
+        swapped for links."""
+        try:
+            return all(file.resolve().is_relative_to(self._root) for file in run.files)
+        except (OSError, RuntimeError):  # links in a circle
+            return False
+
+    def _listed(self, name: str, run: Run) -> dict[str, Any]:
+        """A run's row; one that cannot be read says so."""
+        try:
+            run.look()
+            return _row(name, run)
+        except Exception as error:  # a file may hold anything, and the other runs must stay in the list
+            return {"run": name, "status": f"unreadable ({visible(str(error)) or type(error).__name__})"[:80]}
 
     def refreshed(self, names: Sequence[str]) -> list[Run]:
         """These runs as they are now; names that are none of ours are left out."""
         with self._lock:
-            runs = [self._runs[name] for name in names if name in self._runs]
-            for run in runs:
-                run.refresh()
-            return runs
+            runs = [self._runs[name] for name in names if name in self._runs and self._inside(self._runs[name])]
+            return [run for run in runs if _readable(run)]
+
+
+def _readable(run: Run) -> bool:
+    """Read what is new of a run; False if it cannot be drawn, and then its row says why."""
+    try:
+        run.refresh()
+        Contents.of([run])
+    except Exception:
+        return False
+    return True
 
 
 def _row(name: str, run: Run) -> dict[str, Any]:
@@ -110,6 +140,12 @@ def dashboard(root: Path) -> Dash:
         """A page elsewhere whose name is made to mean this machine sends its own name along."""
         if request.host.rpartition(":")[0] not in (HOST, "localhost"):
             abort(403)
+
+    @server.after_request
+    def headers(response: Response) -> Response:
+        for name, value in HEADERS.items():
+            response.headers.setdefault(name, value)
+        return response
 
     def chosen() -> list[Run]:
         runs = library.refreshed(request.args.getlist("run"))

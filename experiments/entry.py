@@ -18,9 +18,9 @@ from hydra.errors import (
 )
 from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
-from rich.console import Console
 
 from experiments.composition import checked_composition
+from experiments.escape import SafeConsole, visible
 from experiments.faults import explain_fault
 from experiments.signals import exit_status, stopping
 from experiments.terminal import steady_output
@@ -29,7 +29,7 @@ from specdec.errors import InputError
 BAD_INPUT, SOME_FAILED = 2, 3
 CONF = str(Path(__file__).resolve().parents[1] / "conf")
 MERGING = "Error merging override"
-stderr = Console(stderr=True)
+stderr = SafeConsole(stderr=True)
 
 
 def launch(main: Callable[[], None]) -> None:
@@ -57,7 +57,7 @@ def one_line_errors() -> Iterator[None]:
         message = explain(error)
         if message is None:
             raise
-        print(f"error: {' '.join(message.split())}", file=sys.stderr)
+        print(f"error: {visible(' '.join(message.split()))}", file=sys.stderr)
         sys.exit(BAD_INPUT)
 
 

@@ -19,6 +19,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from plotly.subplots import make_subplots
 from rich.table import Table
+from rich.text import Text
 
 from experiments.compare_acceptance import COLOURS
 from experiments.components import instantiate
@@ -125,7 +126,7 @@ def table(rows: Sequence[Figures], base: dict[str, int], title: str, exit_layer:
         for row in curve(rows, base, axis):
             low, high = row["ms"]["quartiles"]
             out.add_row(
-                *(f"{row[name]:,}" if name == axis else f"[dim]{row[name]:,}[/dim]" for name in AXES),
+                *(f"{row[name]:,}" if name == axis else Text(f"{row[name]:,}", style="dim") for name in AXES),
                 f"{row['ms']['median']:.1f} [{low:.1f}, {high:.1f}]",
                 f"{row['ms']['min']:.1f}",
                 f"{row['gb_per_second']:.1f}",

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from experiments.entry import stderr
+from experiments.escape import visible
 
 LOG_SECONDS = 60.0  # between lines where there is no terminal
 
@@ -39,4 +40,4 @@ def progress(what: str, total: int) -> Iterator[Callable[[int, str], None]]:
 
 def say(words: str) -> None:
     """A line for the user, beside the bar."""
-    print(words, file=sys.stderr, flush=True)
+    print(visible(words), file=sys.stderr, flush=True)

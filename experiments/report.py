@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
-from rich.markup import escape
 from rich.table import Table as RichTable
 
 from experiments.entry import one_line_errors
@@ -60,7 +59,7 @@ def write(runs: Sequence[Run], file: Path) -> None:
 def print_figures(contents: Contents) -> None:
     """The pictures' own tables, as text."""
     for line in (contents.title, *contents.head, *contents.notes):
-        stdout.print(escape(line), soft_wrap=True, highlight=False)
+        stdout.print(line, soft_wrap=True, highlight=False)
     if contents.tiles:
         tiles = Table(("figure", "value", ""), [(tile.label, tile.value, tile.note) for tile in contents.tiles])
         stdout.print(rich(tiles, "headline"))
@@ -80,11 +79,11 @@ def rich(table: Table, title: str) -> RichTable:
 
 
 def _rich(rows: Sequence[Sequence[str]], title: str) -> RichTable:
-    out = RichTable(title=escape(title), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    out = RichTable(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     for place, column in enumerate(rows[0]):
-        out.add_column(escape(column), justify="right" if place else "left", overflow="fold")
+        out.add_column(column, justify="right" if place else "left", overflow="fold")
     for row in rows[1:]:
-        out.add_row(*map(escape, row))
+        out.add_row(*row)
     return out
 
 

@@ -16,7 +16,6 @@ from typing import Any
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
-from rich.markup import escape
 from rich.table import Table
 
 from experiments.bench import assembled, closing, config
@@ -209,7 +208,7 @@ def methods_table(s: Mapping[str, Any], texts: int) -> Table:
         equal = "-" if method["identical"] is None else f"{method['identical']}/{texts}"
         table.add_row(method["name"], f"{method['tokens_per_second']:.1f}", equal)
     for name, why in s["missing_references"].items():
-        table.add_row(escape(f"{name}: {why}"))
+        table.add_row(f"{name}: {why}")
     return table
 
 

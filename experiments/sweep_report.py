@@ -7,7 +7,6 @@ from typing import Any
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
-from rich.markup import escape
 from rich.table import Table
 
 from experiments.job_names import numbers
@@ -25,7 +24,7 @@ def show(sweep: Sweep, page: bool) -> None:
     """Print the comparison, write `failed.jsonl`, the plot and, if asked to, the page of all runs so far."""
     done = {sweep.names[job.number]: job.summary for job in sweep.jobs if job.summary}
     if done and all(set(COMPARED) <= set(summary) for summary in done.values()):
-        short = {escape(name): summary for name, summary in done.items()}
+        short = dict(done)
         stdout.print(comparison(short, "job"))
         stdout.print(steps(short, "job"))
         stdout.print(by_category(short))
@@ -49,7 +48,7 @@ def unfinished(sweep: Sweep) -> Table:
         table.add_column(column, overflow="fold")
     for job in sweep.unfinished:
         why = "" if job.error == job.status else job.error
-        table.add_row(str(job.number), escape(sweep.names[job.number]), job.status, escape(why))
+        table.add_row(str(job.number), sweep.names[job.number], job.status, why)
     return table
 
 
@@ -60,10 +59,10 @@ def figures(sweep: Sweep) -> Table:
     columns = [key for key in dict.fromkeys(k for f in found.values() for k in f) if _differs(key, found)]
     table = Table(title="by job")
     for column in ("job", "objective", *columns):
-        table.add_column(escape(column), justify="left" if column == "job" else "right")
+        table.add_column(column, justify="left" if column == "job" else "right")
     for job in finished:
         cells = [_cell(job.value), *(_cell(found[job.number].get(column)) for column in columns)]
-        table.add_row(escape(sweep.names[job.number]), *cells)
+        table.add_row(sweep.names[job.number], *cells)
     return table
 
 

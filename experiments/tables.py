@@ -8,17 +8,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from experiments.entry import stderr
+from experiments.escape import SafeConsole
 
 Summary = Mapping[str, Any]
 MOST_COLUMNS = 7  # of 12 letters, on a terminal of 130
 # piped output has no width of its own; a narrower one would cut the tables' columns
-stdout = Console(width=None if sys.stdout.isatty() else 130)
+stdout = SafeConsole(width=None if sys.stdout.isatty() else 130)
 
 
 @contextmanager
@@ -60,7 +59,7 @@ def print_summary(summary: Summary, folder: Path) -> None:
     for reference in [s["reference"], *s["other_references"]] if s["reference"] else []:
         rows[f"{reference['name']} tokens/s"] = f"{reference['tokens_per_second']:.1f}"
         rows[f"speedup over {reference['name']}"] = speedup(reference)
-    rows |= {f"{name} tokens/s": escape(why) for name, why in s["missing_references"].items()}
+    rows |= {f"{name} tokens/s": why for name, why in s["missing_references"].items()}
     rows["acceptance rule"] = f"{s['acceptance']} ({loss})"
     rows["texts identical"] = identical(s)
     if s["strays"] is not None:
@@ -75,7 +74,7 @@ def print_summary(summary: Summary, folder: Path) -> None:
 
 def print_path(what: str, path: Path) -> None:
     """On one line, and as it is: to be copied."""
-    stdout.print(f"{what}: {path}", soft_wrap=True, highlight=False, markup=False)
+    stdout.print(f"{what}: {path}", soft_wrap=True, highlight=False)
 
 
 def comparison(summaries: Mapping[str, Summary], what: str) -> Table:

@@ -37,9 +37,12 @@ class Range:
     def holds(self, value: float) -> bool:
         return self.low <= value <= self.high and not (self.above and value == self.low)
 
-    def __str__(self) -> str:
+    def side(self, value: float) -> str:
+        """The bound that a value breaks, in words."""
         low = f"{'>' if self.above else '>='} {self.low:g}"
-        return low if math.isinf(self.high) else f"{low} and <= {self.high:,.12g}"
+        if math.isfinite(self.high) and value > self.high:
+            return f"<= {self.high:,.12g}"
+        return low if self.high >= 2**31 - 1 else f"{low} and <= {self.high:,.12g}"
 
 
 Count = Annotated[int, Range(1, 2**31 - 1)]
@@ -69,7 +72,7 @@ def conform(value: Any, kind: Any, option: str) -> Any:
         made = conform(value, base, option)
         for limit in limits:
             if isinstance(limit, Range) and not limit.holds(made):
-                raise _wrong(option, f"{_named(base)} {limit}", value)
+                raise _wrong(option, f"{_named(base)} {limit.side(made)}", value)
         return made
     if origin in (Union, types.UnionType):
         return _of_union(value, get_args(kind), option)

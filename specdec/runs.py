@@ -164,7 +164,7 @@ class Run:
     def names(self) -> dict[str, str]:
         """How its target, drafter ... are called."""
         known = {**self.provenance.get("names", {}), **self.head}
-        return {group: str(known.get(group, "unknown")) for group in ("target", "drafter")}
+        return {group: str(known.get(group, "unknown"))[:200] for group in ("target", "drafter")}
 
     @cached_property
     def options(self) -> dict[str, Any]:

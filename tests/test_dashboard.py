@@ -162,3 +162,57 @@ def test_bad_input_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture) ->
                 dashboard.main(arguments)
             assert end.value.code == 2
             assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("provenance.json", '{"names": 7, "status": ["x"], "command": 3}'),
+        ("provenance.json", '{"names": {"drafter": {"a": [1]}}, "process": 5, "started": {}}'),
+        ("provenance.json", "[" * 100_000),
+        ("summary.json", '{"speedup": NaN, "tokens_per_step": Infinity, "drafter": []}'),
+        ("summary.json", "\x00\x01"),
+        ("summary.json", None),
+        ("steps.jsonl", '{"prompt": [], "category": {}, "turn": {}, "repeat": [], "emitted": "x"}\n7\nnull\n[]\n'),
+        ("generations.jsonl", '{"category": []}\n'),
+    ],
+)
+def test_a_malformed_run_is_a_row_and_the_others_stay(
+    tmp_path: Path, served: str, file: str, content: str | None
+) -> None:
+    outputs = tmp_path / "outputs"
+    for name in ("a", "bad", "z"):
+        finished(outputs / name)
+    (outputs / "bad" / file).unlink()
+    if content is None:
+        (outputs / "bad" / file).mkdir()
+    else:
+        (outputs / "bad" / file).write_text(content, "utf-8")
+    rows = dashboard.Library(outputs).rows()
+    assert [row["run"] for row in rows] == ["a", "bad", "z"]
+    urlopen(served).close()
+    assert status(f"{served}/report?run=a&run=z") == 200
+    assert status(f"{served}/report?run=bad") in (200, 404)
+    assert status(f"{served}/reader?run=bad") in (200, 404)
+
+
+def test_a_file_that_is_swapped_for_a_link_is_not_followed(tmp_path: Path, served: str) -> None:
+    finished(tmp_path / "outputs" / "run")
+    secret = tmp_path / "secret.jsonl"
+    secret.write_text('{"text": "secret"}\n', "utf-8")
+    urlopen(served).close()
+    assert status(f"{served}/report?run=run") == 200
+    (tmp_path / "outputs" / "run" / "generations.jsonl").unlink()
+    (tmp_path / "outputs" / "run" / "generations.jsonl").symlink_to(secret)
+    assert status(f"{served}/report?run=run") == 404
+    assert dashboard.Library(tmp_path / "outputs").rows() == []
+
+
+def test_every_page_has_security_headers(tmp_path: Path, served: str) -> None:
+    finished(tmp_path / "outputs" / "run")
+    urlopen(served).close()
+    for page in ("/", "/reader?run=run", "/report?run=run", "/_dash-layout"):
+        with urlopen(f"{served}{page}") as answer:
+            for name in dashboard.HEADERS:
+                assert answer.headers[name], (page, name)
+            assert "frame-ancestors 'self'" in answer.headers["Content-Security-Policy"]

@@ -73,7 +73,7 @@ BAD = [
     (["batch.sizes=[1,3]", "prompts.limit=1", "prompts=jsonl"], "prompts.path: expected a value, got none"),
     (["tolerance=some"], "tolerance: expected a number, got 'some'"),
     (["batch.sizes=[]"], "error: batch.sizes: expected 1 or more, got 0"),
-    (["batch.rounds=0"], "error: batch.rounds: expected 1 or more, got 0"),
+    (["batch.rounds=0"], "error: batch.rounds: expected an integer >= 1, got 0"),
     (["forward.long_prefix=4096"], "error: forward: expected forwards within the context window of 4096 tokens"),
 ]
 

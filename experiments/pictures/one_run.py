@@ -7,8 +7,9 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from experiments.escape import words
 from experiments.pictures.picture import Cell, Picture, Table, Tile, bars
-from experiments.pictures.style import GREY, PHASES, SCALE, axis, drafter_style, figure, words
+from experiments.pictures.style import GREY, PHASES, SCALE, axis, drafter_style, figure
 from experiments.tables import identical, number, speedup
 from specdec.metrics import NodeUse, along_text, tree_use
 from specdec.runs import Run

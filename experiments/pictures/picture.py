@@ -11,6 +11,8 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from experiments.escape import csv_cell
+
 Cell = str | int | float | None
 
 
@@ -24,7 +26,7 @@ class Table:
     def csv(self) -> str:
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
-        writer.writerows([self.columns, *self.rows])
+        writer.writerows([csv_cell(cell) for cell in row] for row in [self.columns, *self.rows])
         return out.getvalue()
 
     def shown(self) -> list[list[str]]:

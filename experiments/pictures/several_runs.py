@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from experiments.escape import words
 from experiments.pictures.picture import Picture, Table, bars
-from experiments.pictures.style import GREY, SCALE, axis, drafter_style, figure, words
+from experiments.pictures.style import GREY, SCALE, axis, drafter_style, figure
 from experiments.tables import identical
 from specdec.runs import Run
 

@@ -32,11 +32,6 @@ def _drafters() -> tuple[str, ...]:
     return tuple(sorted(file.stem for file in (Path(CONF) / "drafter").glob("*.yaml") if file.stem != "none"))
 
 
-def words(text: str) -> str:
-    """Text of a run for Plotly, which reads tags in the words it draws."""
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-
-
 def drafter_style(name: str) -> tuple[str, str]:
     """Colour and symbol of a drafter: the same in every picture, report and dashboard. Autoregressive decoding is
     grey; drafters that have no YAML come after those that do."""
