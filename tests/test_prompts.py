@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from experiments import bench
 from specdec.errors import InputError
-from specdec.models import byte_tokenizer
+from specdec.models import byte_tokenizer, load_tiny
 from specdec.prompts import Prompt, PromptEncoder, builtin, dataset, even_share, jsonl
 
 
@@ -97,6 +100,100 @@ def test_without_a_template_messages_are_joined() -> None:
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = None
     assert tokenizer.decode(PromptEncoder(tokenizer).encode(["hi", "more"], ["hello"])) == "hi\n\nhello\n\nmore"
+
+
+def templated(template: str, **variables: Any) -> PromptEncoder:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = template
+    return PromptEncoder(tokenizer, variables)
+
+
+@pytest.mark.parametrize(
+    ("template", "got"),
+    [
+        (
+            "{{ raise_exception('only tools') }}",
+            "can write this conversation, got TemplateError: only tools; mend the te",
+        ),
+        ("{% for m in messages %}{{ m['a']['b'] }}{% endfor %}", "got UndefinedError: 'dict object' has no attribute"),
+        ("{% for m in messages %}{{ m['content'] ", "got TemplateSyntaxError: unexpected end of template"),
+        ("{{ messages[0]['content'][0]['text'] }}", "leaves out or changes 'hi you'; mend the template"),
+        (
+            "<user>",
+            "expected a chat template that writes what the user says, got one that leaves out or changes 'hi yo",
+        ),
+        (
+            "{% for m in messages %}{{ m['content'][3:] }}{% endfor %}",
+            "leaves out or changes 'hi you'; mend the template",
+        ),
+        (
+            "{{ messages[-1]['content'] }}",
+            "leaves out or changes 'hi you'; mend the template (target.chat_template=FILE)",
+        ),
+    ],
+)
+def test_templates_that_cannot_write_a_prompt_are_named_with_it(template: str, got: str) -> None:
+    with pytest.raises(InputError) as error:
+        templated(template).encode(["hi you", "more"], ["hello"], "prompt q7")
+    assert str(error.value).startswith("prompt q7: expected a chat template that ")
+    assert got in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("form", ["m['content'] | trim", "m['content'] | tojson", "m['content'] | replace('\\n', ' ')"])
+def test_templates_may_trim_and_escape_what_the_user_says(form: str) -> None:
+    encoder = templated("{% for m in messages %}{{ " + form + " }}|{% endfor %}")
+    assert len(encoder.encode(['  say "é"\n twice ', "<b> & more"], ["x"])) > 20
+
+
+THINKING = (
+    "{% for m in messages %}{% set c = m['content'] %}{% if '</think>' in c %}{% set c = c.split('</think>')[-1] %}"
+    "{% endif %}<{{ m['role'] }}>{{ c | trim }}\n{% endfor %}"
+    "{% if enable_thinking is defined and not enable_thinking %}<think></think>{% endif %}"
+    "{% for tool in tools or [] %}[{{ tool['function']['name'] }}]{% endfor %}"
+)
+
+
+def test_variables_reach_the_template_in_every_turn() -> None:
+    turns, answers = ["hi", "more"], ["<think>so</think> hello "]
+    plain = byte_tokenizer().decode(templated(THINKING).encode(turns, answers))
+    assert plain == "<user>hi\n<assistant>hello\n<user>more\n"
+    tool = {"type": "function", "function": {"name": "add", "parameters": {}}}
+    encoder = templated(THINKING, enable_thinking=False, tools=[tool])
+    assert byte_tokenizer().decode(encoder.encode(turns, answers)) == plain + "<think></think>[add]"
+    assert encoder.template != templated(THINKING).template == THINKING
+
+
+def test_options_exchange_the_template_and_fill_it(tmp_path: Path) -> None:
+    file = tmp_path / "chat.jinja"
+    file.write_text(THINKING, "utf-8")
+    target = load_tiny(chat_template=str(file), chat_template_kwargs={"enable_thinking": False})
+    assert target.tokenizer is not None
+    assert target.tokenizer.decode(PromptEncoder.of(target).encode(["hi"], [])) == "<user>hi\n<think></think>"
+    assert PromptEncoder.of(load_tiny(chat_template="none")).encode(["hi", "you"], ["a"]) == byte_tokenizer().encode(
+        "hi\n\na\n\nyou"
+    )
+    with pytest.raises(InputError) as error:
+        load_tiny(chat_template=str(file), chat_template_kwargs={"enable_thinkin": False})
+    assert str(error.value) == (
+        "target.chat_template_kwargs: expected variables that the chat template reads (enable_thinking, tools and the "
+        "like), got 'enable_thinkin'; check the spelling in the tokenizer's chat template"
+    )
+    with pytest.raises(InputError, match=r"target\.chat_template: expected a Jinja file, or none to join messages"):
+        load_tiny(chat_template=str(tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize("trims", ["", " | trim"])
+def test_conversations_go_on_under_templates_that_rewrite_answers(tmp_path: Path, call: Callable, trims: str) -> None:
+    """Two turns through a bench: the answer comes back as the template writes it."""
+    prompts, template = tmp_path / "p.jsonl", tmp_path / "t.jinja"
+    prompts.write_text(json.dumps({**GOOD, "turns": [" one \n", "two"]}) + "\n", "utf-8")
+    template.write_text(THINKING.replace(" | trim", trims), "utf-8")
+    options = ["target=tiny", "drafter=ngram", "tracker=none", "report=false", "generation.max_new_tokens=6"]
+    options += ["prompts=jsonl", f"prompts.path={prompts}", f"target.chat_template={template}"]
+    status, summary, _ = call(bench.main, *options, "target.chat_template_kwargs={enable_thinking:false}")
+    assert status == 0
+    assert summary["divergence"] == {"identical": 2, "total": 2, "prompts": []}
 
 
 @pytest.fixture

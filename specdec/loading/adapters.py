@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from specdec.errors import InputError
-from specdec.loading.faults import faults, first_line
+from specdec.loading.faults import faults
 from specdec.loading.keys import listed
 
 # Share of the logits' spread that rounding the merged weights to their dtype may change.
@@ -57,19 +57,19 @@ def merge_adapter(model: PreTrainedModel, adapter: str, option: str) -> PreTrain
             got=f"{adapter!r}, a {config.peft_type.value} adapter", fix="choose another, or train one with LoRA",
         )  # fmt: skip
     config.inference_mode = True
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of names that transformers gave up; what is amiss is looked for below
-            joined: Any = get_peft_model(model, config)
-            result = joined.load_adapter(adapter, "default", is_trainable=False)
-        left = [*result.missing_keys], [*result.unexpected_keys]
-    except (RuntimeError, ValueError, KeyError, OSError, AttributeError) as error:
-        raise _other_model(model, adapter, option, first_line(error)) from error
-    if any(left):
-        lacks, extra = (listed(keys) for keys in left)
-        raise _other_model(model, adapter, option, f"lacks {lacks}" if lacks else f"also has {extra}")
+    expected = f"a whole adapter of this {type(model).__name__}"
+    fix = "take the base model that its adapter_config.json names, or download it again"
+    with faults(adapter, option, expected=expected, fix=fix), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of names that transformers gave up; what is amiss is looked for below
+        joined: Any = get_peft_model(model, config)
+        result = joined.load_adapter(adapter, "default", is_trainable=False)
+    for keys, verb in ((result.missing_keys, "lacks"), (result.unexpected_keys, "also has")):
+        if keys:
+            raise InputError(option, expected=expected, got=f"{adapter!r}, which {verb} {listed(keys)}", fix=fix)
     beside = _says(joined)
-    merged: PreTrainedModel = joined.merge_and_unload()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of tied embeddings: whether they matter is measured
+        merged: PreTrainedModel = joined.merge_and_unload()
     apart = float((_says(merged) - beside).abs().max() / beside.std())
     if not apart <= MERGED_TOLERANCE[merged.dtype]:
         why = f"merged, it says something else than beside the weights, {apart:.0e} of their spread"
@@ -86,9 +86,3 @@ def _says(model: Any) -> Tensor:
     ids = torch.arange(1, 5, device=model.device)[None] % model.config.get_text_config().vocab_size
     logits: Tensor = model(input_ids=ids, use_cache=False).logits
     return logits.double()
-
-
-def _other_model(model: PreTrainedModel, adapter: str, option: str, why: str) -> InputError:
-    expected = f"a whole adapter of this {type(model).__name__}"
-    fix = "take the base model that its adapter_config.json names, or download it again"
-    return InputError(option, expected=expected, got=f"{adapter!r} ({why})", fix=fix)

@@ -34,8 +34,15 @@ ADVICE = (
 
 
 @contextmanager
-def faults(name: str, option: str, config: PreTrainedConfig | None = None) -> Iterator[None]:
+def faults(
+    name: str, option: str, config: PreTrainedConfig | None = None, expected: str = EXPECTED, fix: str | None = None
+) -> Iterator[None]:
     """Turn every error of `transformers` and of the libraries under it into one line.
+
+    Args:
+        config: of the checkpoint, once it is known: it says whether the weights are quantised.
+        expected: for the line.
+        fix: advice where nothing more is known; None: by the words of the error.
 
     Raises:
         InputError: the line. Running out of memory stays what it is.
@@ -45,7 +52,7 @@ def faults(name: str, option: str, config: PreTrainedConfig | None = None) -> It
     except (InputError, *NOT_OURS):
         raise
     except Exception as error:  # they raise some twenty kinds for what is missing, unreachable, torn or malformed
-        raise _line(error, name, option, config) from error
+        raise _line(error, name, option, config, expected, fix) from error
 
 
 def first_line(error: BaseException) -> str:
@@ -55,11 +62,12 @@ def first_line(error: BaseException) -> str:
     return message if isinstance(error, OSError | ValueError) and message else f"{type(error).__name__}: {message}"
 
 
-def _line(error: Exception, name: str, option: str, config: PreTrainedConfig | None) -> InputError:
+def _line(
+    error: Exception, name: str, option: str, config: PreTrainedConfig | None, expected: str, fix: str | None
+) -> InputError:
     target = option.partition(".")[0]
     if broken := broken_file(Path(name)):
-        expected, fix = "whole files", "download it again (with `git lfs pull` in a git clone)"
-        return InputError(option, expected=expected, got=f"{name!r}, whose {broken}", fix=fix)
+        return _torn(name, option, broken)
     quantised: Any = getattr(config, "quantization_config", None)
     if quantised:
         settings = quantised if isinstance(quantised, dict) else quantised.to_dict()
@@ -69,8 +77,23 @@ def _line(error: Exception, name: str, option: str, config: PreTrainedConfig | N
             fix=f"take the checkpoint that is not quantised and pass {target}.weights=int8 or int4",
         )  # fmt: skip
     torn = isinstance(error, SafetensorError | EOFError) or "PytorchStreamReader" in str(error)
-    fix = "download it again: delete its copy in the hub's cache" if torn else _advice(error, target)
-    return InputError(option, expected=EXPECTED, got=f"{name!r} ({first_line(error)})", fix=fix)
+    fix = "download it again: delete its copy in the hub's cache" if torn else fix or _advice(error, target)
+    return InputError(option, expected=expected, got=f"{name!r} ({first_line(error)})", fix=fix)
+
+
+def require_whole(file: Path, name: str, option: str) -> None:
+    """Refuse a broken file that `transformers` would pass over without a word. One that is missing is no fault.
+
+    Raises:
+        InputError: names the file.
+    """
+    if file.is_file() and (fault := _fault(file)):
+        raise _torn(name, option, f"{file.name} is {fault}")
+
+
+def _torn(name: str, option: str, broken: str) -> InputError:
+    fix = "download it again (with `git lfs pull` in a git clone)"
+    return InputError(option, expected="whole files", got=f"{name!r}, whose {broken}", fix=fix)
 
 
 def _advice(error: Exception, target: str) -> str:

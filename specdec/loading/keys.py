@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
 from transformers import PreTrainedModel
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 from specdec.errors import InputError
 
@@ -110,21 +106,6 @@ def layer_of(key: str) -> int | None:
     """The number of the decoder layer that a key belongs to."""
     match = re.search(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.", key)
     return int(match[1]) if match else None
-
-
-def stored_keys(name: str, revision: str | None) -> list[str]:
-    """The keys in the safetensors files of a checkpoint that lies on this machine; none if it has other files."""
-    place: dict[str, Any] = {
-        "revision": revision,
-        "local_files_only": True,
-        "_raise_exceptions_for_missing_entries": False,
-    }
-    if (index := cached_file(name, SAFE_WEIGHTS_INDEX_NAME, **place)) is not None:
-        return list(json.loads(Path(index).read_text("utf-8"))["weight_map"])
-    if (file := cached_file(name, SAFE_WEIGHTS_NAME, **place)) is not None:
-        with safe_open(file, framework="pt") as tensors:
-            return list(tensors.keys())
-    return []
 
 
 def listed(keys: Iterable[str]) -> str:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,8 +28,9 @@ from transformers import (
 
 from specdec.errors import InputError
 from specdec.loading.adapters import base_of, merge_adapter
-from specdec.loading.faults import faults
-from specdec.loading.keys import require_every_weight, say_unused, stored_keys
+from specdec.loading.faults import faults, require_whole
+from specdec.loading.headers import require_scales, stored_tensors
+from specdec.loading.keys import require_every_weight, say_unused
 from specdec.loading.quiet import quiet
 from specdec.loading.values import require_finite_weights
 
@@ -53,6 +55,7 @@ def read_model(
     if adapter is None and (base := base_of(name, hub, option)) is not None:
         name, adapter = base, name
         hub = {**hub, "revision": None}  # the revision is the adapter's
+    require_whole(Path(name) / "generation_config.json", name, option)
     with faults(name, option), quiet():
         config = AutoConfig.from_pretrained(name, **hub)
     with faults(name, option, config), quiet():
@@ -61,7 +64,10 @@ def read_model(
             name, config=config, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **hub
         )
     require_every_weight(model, info, name, option)
-    say_unused(model, info, name, stored_keys(name, hub["revision"]))
+    stored = stored_tensors(name, hub["revision"])
+    say_unused(model, info, name, stored)
+    if getattr(config, "quantization_config", None):
+        require_scales(stored, name, option)
     if adapter is not None:
         model = merge_adapter(model, adapter, adapter_option)
     require_finite_weights(model, name, option)

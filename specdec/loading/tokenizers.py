@@ -30,15 +30,13 @@ def read_tokenizer(name: str, hub: Mapping[str, Any], option: str) -> PreTrained
     Raises:
         InputError: there is none, or its files are missing or malformed.
     """
-    with faults(name, option), quiet():
+    expected = "a checkpoint with a tokenizer (tokenizer.json and the like)"
+    fix = f"download its files, or pass {option.partition('.')[0]}.tokenizer=FOLDER or a hub id"
+    with faults(name, option, expected=expected, fix=fix), quiet():
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, **hub)
     special = {*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}
     if len({*tokenizer.get_vocab()} - special) < LEAST_TOKENS:  # a class makes an empty one without its files
-        target = option.partition(".")[0]
-        raise InputError(
-            option, expected="a checkpoint with a tokenizer (tokenizer.json and the like)",
-            got=f"{name!r} without one", fix=f"download its files, or pass {target}.tokenizer=FOLDER or a hub id",
-        )  # fmt: skip
+        raise InputError(option, expected=expected, got=f"{name!r} without one", fix=fix)
     return tokenizer
 
 
