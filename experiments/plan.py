@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import hydra
-import yaml
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from rich.table import Table
@@ -27,6 +26,7 @@ from experiments.pictures.plan import picture
 from experiments.settings import typed
 from experiments.tables import stdout
 from experiments.task import Task
+from specdec.checked_files import read_yaml
 from specdec.errors import InputError
 from specdec.files import write_json
 from specdec.hardware import CostCurve, DraftCost, MeasuredCurve, ModelShape, Roofline, load_config
@@ -117,9 +117,9 @@ def acceptance(o: Options) -> Acceptance:
         run.refresh()
         return Acceptances.of_steps(run.steps).rates()
     try:
-        found = yaml.safe_load(file.read_text("utf-8"))
+        found = read_yaml(file)
         return [list(map(float, rates)) for rates in found["accuracies"]]
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         expected = "the folder of a run, or tree.yaml of experiments.build_tree"
         raise InputError("measured", expected=expected, got=f"{file} ({error!r})", fix="name one") from error
 

@@ -7,8 +7,10 @@ right ones. The first token of a text comes from the prompt's forward, so positi
 from __future__ import annotations
 
 import json
+import math
 import zipfile
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,8 +18,10 @@ from typing import Any
 
 import numpy as np
 
+from specdec.checked_files import MOST_BYTES, parse_json
 from specdec.errors import InputError
 from specdec.files import replacing
+from specdec.options import filled
 
 TRACE_FILE = "trace.npz"
 NOTHING = -1  # where nothing was proposed
@@ -108,6 +112,8 @@ class TextTrace:
         return np.stack(found, 1) if found else np.full((self.positions, 1), NOTHING)
 
 
+IDS = ("tokens", "target_ids", "ids", "nodes")
+MOST_HEAD = 2**16  # bytes before the numbers of an array
 ARRAYS = ("tokens", "target_ids", "target_logp", "ids", "logq", "nodes", "parents", "confidence")
 
 
@@ -151,12 +157,51 @@ class Trace:
             fix = "record one: python -m experiments.bench record=true"
             raise InputError("run", expected=expected, got=f"no {TRACE_FILE} in {str(run)!r}", fix=fix)
         try:
-            with np.load(file) as saved:
-                meta = json.loads(bytes(saved["meta"]))
-                arrays = {name: saved[name] for name in ARRAYS if name in saved}
-            return cls(Origin(**meta["origin"]), list(_texts(meta["texts"], arrays)))
-        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+            meta, arrays = _read(file)
+            return cls(filled(meta["origin"], Origin, "origin"), list(_texts(meta["texts"], arrays)))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
             raise InputError("run", expected=expected, got=f"{str(file)!r} ({error})", fix="record it again") from error
+
+
+def _read(file: Path) -> tuple[dict[str, Any], dict[str, Array]]:
+    """What a trace says of its texts, and its arrays, checked; nothing is unpacked that is larger than it says.
+
+    Raises:
+        OSError, ValueError, KeyError, TypeError, BadZipFile: what is wrong with it.
+    """
+    with zipfile.ZipFile(file) as saved:
+        sizes = {info.filename.removesuffix(".npy"): info.file_size for info in saved.infolist()}
+        if sizes["meta"] > MOST_BYTES:
+            raise ValueError(f"{sizes['meta']:,} bytes of description")
+        meta = parse_json(bytes(_array(saved, "meta", None, sizes)))
+        lengths = [text["length"] for text in meta["texts"]]
+        if not lengths or not all(type(length) is int and length >= 1 for length in lengths):
+            raise ValueError("texts without tokens")
+        rows = {name: sum(lengths) if name == "tokens" else sum(lengths) - len(lengths) for name in ARRAYS}
+        arrays = {name: _array(saved, name, rows[name], sizes) for name in ARRAYS if name in sizes}
+    vocabulary = int(meta["origin"]["vocabulary"])
+    for name in IDS:
+        if name in arrays and arrays[name].size and not -1 <= arrays[name].min() <= arrays[name].max() < vocabulary:
+            raise ValueError(f"{name} outside the vocabulary of {vocabulary}")
+    if "parents" in arrays and arrays["parents"].size and arrays["parents"].max() >= arrays["parents"].shape[1]:
+        raise ValueError("nodes below parents that come later")
+    return meta, arrays
+
+
+def _array(saved: zipfile.ZipFile, name: str, rows: int | None, sizes: Mapping[str, int]) -> Array:
+    """One array, whose head must fit the size that the archive says, and its first axis `rows`."""
+    with saved.open(f"{name}.npy") as data:
+        version = np.lib.format.read_magic(data)
+        shape, _, dtype = getattr(np.lib.format, f"read_array_header_{version[0]}_{version[1]}")(data)
+        if dtype.hasobject or dtype.kind not in "iuf":
+            raise ValueError(f"{name} of the type {dtype}")
+        if not 0 <= sizes[name] - math.prod(shape) * dtype.itemsize <= MOST_HEAD or (
+            rows is not None and shape[:1] != (rows,)
+        ):
+            raise ValueError(f"{name} of the shape {shape}, where {rows} rows were expected")
+    with saved.open(f"{name}.npy") as data:
+        found: Array = np.lib.format.read_array(data, allow_pickle=False)
+    return found
 
 
 def bytes_per_position(vocabulary: int, ranks: int, depths: int | None, nodes: int) -> int:

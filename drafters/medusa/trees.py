@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from specdec.checked_files import read_yaml
 from specdec.errors import InputError
 from specdec.files import write_text
 from specdec.topology import Topology, best_tree
@@ -60,8 +61,8 @@ def write_tree(file: Path, comment: str, figures: Mapping[str, Any]) -> None:
 def _paths(file: Path, what: str) -> list[Any]:
     expected = "a YAML file with index paths"
     try:
-        data = yaml.safe_load(file.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        data = read_yaml(file)
+    except (OSError, ValueError) as error:
         why = str(error).replace("\n", " ")
         raise InputError(what, expected=expected, got=f"{str(file)!r} ({why})", fix="check the path") from error
     paths = data.get("paths") if isinstance(data, dict) else data

@@ -12,10 +12,14 @@ from pathlib import Path
 
 import numpy as np
 
+from specdec.checked_files import MOST_BYTES, decompress, parse_json, read_bounded
 from specdec.errors import InputError
 from specdec.files import write_bytes
+from specdec.options import filled
 from specdec.training.store import FORMAT, Origin, Shard, Text, TextStore, committed, index_of
 
+KINDS = ("<u2", "<u4")  # of ids
+MOST_FILE = 16 * 2**30
 _ALIGNED = {"lc": 2, "lp": 1, "pb": 1}  # the ids' bytes alternate between low and high
 
 
@@ -47,13 +51,8 @@ def import_text(file: Path, shard: Shard) -> int:
         InputError: a file that cannot be read, or one of another target or chat template.
     """
     try:
-        first, _, rest = lzma.decompress(file.read_bytes()).partition(b"\n")
-        head = json.loads(first)
-        ids = np.frombuffer(rest, head["ids"]).astype("<i4")
-        origin, texts = Origin(**head["origin"]), [Text(**text) for text in head["texts"]]
-        if head["format"] != FORMAT or len(ids) != sum(text.tokens for text in texts):
-            raise ValueError(f"format {head['format']}, {len(ids)} ids")
-    except (OSError, lzma.LZMAError, ValueError, KeyError, TypeError) as error:
+        origin, texts, ids = _read(file)
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             str(file), expected="a file written with export_to=", got=str(error) or type(error).__name__,
             fix="check the path, or export it again",
@@ -66,3 +65,31 @@ def import_text(file: Path, shard: Shard) -> int:
             shard.append(here, ids[text.start : text.start + text.tokens].tolist(), {})
             new += 1
     return new
+
+
+def _read(file: Path) -> tuple[Origin, list[Text], np.ndarray]:
+    """Whose text a file holds, its sequences and their ids, checked; not a byte more is unpacked than its head says.
+
+    Raises:
+        OSError, ValueError, KeyError, TypeError: what is wrong with it.
+    """
+    data = read_bounded(file, MOST_FILE)
+    first, end, _ = decompress(data, MOST_BYTES).partition(b"\n")
+    head = parse_json(first) if end else None
+    if not isinstance(head, dict) or head["format"] != FORMAT or head["ids"] not in KINDS:
+        raise ValueError("no head of a known format")
+    origin = filled(head["origin"], Origin, "origin")
+    texts = [Text(**text) for text in head["texts"]]
+    for text in texts:
+        text.require_sound()
+    size, count = np.dtype(head["ids"]).itemsize, sum(text.tokens for text in texts)
+    whole = len(first) + 1 + size * count
+    rest = decompress(data, whole + 1)[len(first) + 1 :]
+    if len(rest) != size * count:
+        raise ValueError(f"{count:,} ids in its head, {'more' if len(rest) > size * count else 'fewer'} in the file")
+    ids = np.frombuffer(rest, head["ids"])
+    for text in texts:
+        text.require_sound(len(ids))
+    if len(ids) and int(ids.max()) >= origin.vocab_size:
+        raise ValueError(f"the id {int(ids.max())}, the vocabulary has {origin.vocab_size}")
+    return origin, texts, ids.astype("<i4")

@@ -26,6 +26,7 @@ from filelock import FileLock, Timeout
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from specdec.checked_files import parse_json, read_json
 from specdec.errors import InputError
 from specdec.files import write_json
 from specdec.prompts import PromptEncoder
@@ -94,6 +95,24 @@ class Text:
     @property
     def validation(self) -> bool:
         return is_validation(self.key)
+
+    def require_sound(self, ids: int | None = None) -> None:
+        """Check what a file says of a sequence; `ids`: how many there are.
+
+        Raises:
+            ValueError: spans outside the sequence, a sequence outside the ids, values of other types.
+        """
+        numbers = [self.sample, self.start, self.tokens, *(edge for span in self.answers for edge in span)]
+        if not all(type(number) is int for number in numbers) or not isinstance(self.temperature, float | int):
+            raise ValueError(f"{self.id!r}: numbers that are none")
+        if not all(isinstance(text, str) for text in (self.key, self.id, self.category)):
+            raise ValueError(f"{self.id!r}: texts that are none")
+        if self.start < 0 or self.tokens < 1 or (ids is not None and self.start + self.tokens > ids):
+            raise ValueError(f"{self.id!r}: {self.tokens} tokens from {self.start} on")
+        for span in self.answers:
+            if len(span) != 2 or not 0 <= span[0] < span[1] <= self.tokens:
+                raise ValueError(f"{self.id!r}: an answer at {span} of {self.tokens} tokens")
+        int(self.key, 16)
 
     @property
     def answer_tokens(self) -> int:
@@ -305,8 +324,10 @@ def index_of(folder: Path) -> dict[str, Any]:
         InputError: there is none, or one of another format.
     """
     try:
-        index = json.loads((folder / "index.json").read_text("utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
+        index = read_json(folder / "index.json")
+        if not isinstance(index, dict):
+            raise ValueError("no JSON object")
+    except (OSError, ValueError) as error:
         raise InputError(
             str(folder), expected="a folder of self-distilled text", got=f"no readable index.json ({error})",
             fix="make one with experiments.self_distill",
@@ -335,7 +356,9 @@ def read_lines(file: Path, shard: int) -> list[tuple[Text, int]]:
     for number, line in enumerate(file.read_bytes().split(b"\n")[:-1], 1):
         behind += len(line) + 1
         try:
-            texts.append((Text(**json.loads(line), shard=shard), behind))
+            text = Text(**{**parse_json(line), "shard": shard})
+            text.require_sound()
+            texts.append((text, behind))
         except (ValueError, TypeError) as error:
             raise InputError(
                 f"{file}, line {number}", expected="a sequence", got=f"{line[:40]!r} ({error})",
