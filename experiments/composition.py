@@ -1,7 +1,8 @@
 """What Hydra composes is checked before Hydra acts on it: callbacks, launchers, sweepers and logging are built by Hydra
 itself, before an entry point begins.
 
-`allow_targets=[...]` is taken off the command line here, so that no file can say it; the composed config then holds it.
+`allow_targets=[...]` and `provenance.diff=true` are taken off the command line here, so that no file can say them; the
+composed config then holds the first.
 """
 
 from __future__ import annotations
@@ -25,8 +26,10 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from experiments.components import ALLOW, granted, located, refuse_escapes, targets
 from specdec.errors import InputError
-from specdec.options import require_known
+from specdec.options import conform, require_known
+from specdec.runlog import KEEP_DIFF
 
+DIFF = "provenance.diff"  # true: provenance.json holds the diff of uncommitted changes
 BUILT_BY_HYDRA = ("callbacks", "launcher", "sweeper", "job_logging", "hydra_logging")
 PLUGINS = (
     "hydra",
@@ -69,7 +72,10 @@ class CommandLine:
             InputError: `allow_targets` is no list of names.
         """
         keys = [argument.partition("=")[0].lstrip("+~") for argument in arguments]
-        rest = [argument for argument, key in zip(arguments, keys, strict=True) if key != ALLOW]
+        rest = [argument for argument, key in zip(arguments, keys, strict=True) if key not in (ALLOW, DIFF)]
+        if DIFF in keys:  # the environment carries it to the processes of a sweep
+            diff = OverridesParser.create().parse_override(arguments[keys.index(DIFF)]).value()
+            os.environ[KEEP_DIFF] = "1" if conform(diff, bool, DIFF) else "0"
         said = [argument for argument, key in zip(arguments, keys, strict=True) if key == ALLOW]
         return cls([name for argument in said for name in _names(argument)], keys), rest
 

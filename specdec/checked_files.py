@@ -66,9 +66,13 @@ def decompress(data: bytes, most: int) -> bytes:
         ValueError: no xz stream, or one that wants more memory than there should be need for.
     """
     try:
-        return lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=MOST_MEMORY).decompress(data, max_length=most)
+        stream = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=MOST_MEMORY)
+        found = stream.decompress(data, max_length=most)
     except (lzma.LZMAError, EOFError) as error:
         raise ValueError(str(error) or "no xz stream") from error
+    if len(found) < most and not stream.eof:
+        raise ValueError("the stream is cut off")
+    return found
 
 
 class _PlainLoader(yaml.SafeLoader):

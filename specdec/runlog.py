@@ -10,6 +10,7 @@ provenance.json    command, commit, uncommitted changes, versions, machine, and 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -34,6 +35,7 @@ from specdec.files import Lines, write_json, write_text
 from specdec.metrics import StepRecord
 from specdec.runtime.build import loaded
 
+KEEP_DIFF = "SPECDEC_PROVENANCE_DIFF"  # set by `provenance.diff=true`, also for the processes of a sweep
 PACKAGES = ("torch", "transformers", "accelerate", "hydra-core", "wandb", "numpy", "flash-attn")
 
 
@@ -275,7 +277,7 @@ def provenance() -> dict[str, Any]:
         "command": [sys.executable, *sys.orig_argv[1:]],
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "commit": _git("rev-parse", "HEAD"),
-        "dirty_diff": _git("diff", "HEAD"),
+        "changes": changes(),
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},
         "machine": machine(),
@@ -283,6 +285,21 @@ def provenance() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "kernels": dict(loaded),
     }
+
+
+def changes() -> dict[str, Any] | None:
+    """Uncommitted changes: a hash of the diff and the files; None without any.
+
+    The diff itself, which may hold anything, only if `provenance.diff=true` was typed.
+    """
+    diff = _git("diff", "HEAD")
+    if not diff:
+        return None
+    found = {
+        "sha256": hashlib.sha256(diff.encode("utf-8", "surrogateescape")).hexdigest(),
+        "files": (_git("diff", "HEAD", "--name-only") or "").splitlines(),
+    }
+    return {**found, "diff": diff} if os.environ.get(KEEP_DIFF) == "1" else found
 
 
 def this_process() -> dict[str, Any]:

@@ -184,7 +184,9 @@ class Run:
     @property
     def commit(self) -> str:
         commit = self.provenance.get("commit")
-        changes = " with uncommitted changes" if self.provenance.get("dirty_diff") else ""
+        changes = (
+            " with uncommitted changes" if self.provenance.get("changes") or self.provenance.get("dirty_diff") else ""
+        )
         return f"{commit[:12]}{changes}" if isinstance(commit, str) else "unknown"
 
     @property

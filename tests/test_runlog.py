@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from wandb.proto import wandb_internal_pb2 as pb
 
+from specdec import runlog
 from specdec.errors import InputError
 from specdec.metrics import StepRecord
 from specdec.runlog import NoTracker, RunLog, TrainLog, WandbTracker
@@ -42,7 +43,7 @@ def test_a_run_leaves_steps_summary_and_provenance(tmp_path: Path) -> None:
     provenance = json.loads((tmp_path / "run" / "provenance.json").read_text())
     assert provenance["status"] == "finished"
     assert provenance["packages"]["torch"].startswith("2.")
-    assert {"command", "commit", "dirty_diff", "machine", "threads"} <= set(provenance)
+    assert {"command", "commit", "changes", "machine", "threads"} <= set(provenance)
 
 
 def test_an_early_end_keeps_the_steps_and_says_so(tmp_path: Path) -> None:
@@ -185,3 +186,18 @@ def test_a_training_run_begun_anew_starts_clean(tmp_path: Path) -> None:
         log.report(1, {"loss": loss})
         log.finish({})
     assert lines(tmp_path / "train.jsonl") == [{"step": 1, "loss": 2.0}]
+
+
+@pytest.mark.parametrize("wanted", [False, True])
+def test_changes_are_a_hash_and_files_and_the_diff_only_if_it_is_wanted(
+    wanted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = {("diff", "HEAD"): "+a secret", ("diff", "HEAD", "--name-only"): "a.py\nb.py"}
+    monkeypatch.setattr(runlog, "_git", lambda *words: answers.get(words))
+    monkeypatch.setenv(runlog.KEEP_DIFF, "1" if wanted else "0")
+    found = runlog.changes()
+    assert found is not None
+    assert (found["files"], len(found["sha256"])) == (["a.py", "b.py"], 64)
+    assert found.get("diff") == ("+a secret" if wanted else None)
+    monkeypatch.setattr(runlog, "_git", lambda *words: "")
+    assert runlog.changes() is None
