@@ -9,7 +9,7 @@ region and advances the row's length. Nothing is computed twice. Knows no model 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 from weakref import ref
@@ -20,6 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import Cache
 
+from specdec.attention.context import AttentionContext
 from specdec.errors import InputError
 
 LayerShape = tuple[int, int, int]  # kv heads, key dim, value dim
@@ -30,14 +31,28 @@ KEPT = 2  # batch sizes for which a holder keeps a cache: full batches, and the 
 class TreeCache(Cache):
     """Preallocated KV storage for every layer.
 
-    layers: the shape of each layer; capacity: slots per row (prompt + new tokens + one tree).
+    Args:
+        layers: the shape of each layer.
+        batch: number of rows.
+        capacity: slots per row (prompt + new tokens + one tree).
+        dtype: of keys and values.
+        device: where they are kept.
+        sources: for each attention layer that attends to what a layer of the cache holds as it is, that layer;
+            None: each to its own. A layer of the cache that is no source is handed out whole by `update`, for the
+            model to change (see `specdec/kv_layout.py`).
 
     Raises:
         InputError: the storage does not fit into the memory that is free.
     """
 
     def __init__(
-        self, layers: Sequence[LayerShape], batch: int, capacity: int, dtype: torch.dtype, device: torch.device
+        self,
+        layers: Sequence[LayerShape],
+        batch: int,
+        capacity: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        sources: Mapping[int, int] | None = None,
     ) -> None:
         super().__init__(layers=[])
         self.capacity, self.device = capacity, device
@@ -56,7 +71,11 @@ class TreeCache(Cache):
             taken[kind] += 1
         self._layers = list(zip(tensors[::2], tensors[1::2], strict=True))
         self.lengths: Int[Tensor, " batch"] = torch.zeros(batch, dtype=torch.long, device=device)
+        self.prompts: Int[Tensor, " batch"] = torch.zeros_like(self.lengths)  # tokens each row began with
         self.host_lengths = [0] * batch
+        self._sources = {i: i for i in range(len(layers))} if sources is None else sources
+        self._kept = frozenset(self._sources.values())
+        self._tree: AttentionContext | None = None
         self._slots: Tensor | None = None
 
     def has_room(self, block: int) -> bool:
@@ -69,19 +88,47 @@ class TreeCache(Cache):
         """Keys and values of a layer, all slots."""
         return self._layers[index]
 
-    def open_block(self, start: int, new: int) -> None:
-        """Say where the next forward writes: block nodes `start` to `start + new` behind the prefix."""
-        slots = self.lengths[:, None] + torch.arange(start, start + new, device=self.device)
+    def begin(self, lengths: Sequence[int]) -> None:
+        """Note the length of the prompt of each row that is empty."""
+        empty = [length == 0 for length in self.host_lengths]
+        if any(empty):
+            prompts = torch.tensor(list(lengths), device=self.device)
+            self.prompts.copy_(torch.where(torch.tensor(empty, device=self.device), prompts, self.prompts))
+
+    @property
+    def hands_out(self) -> bool:
+        """Whether the model changes keys and values of some layers before it attends to them."""
+        return len(self._kept) < len(self._layers)
+
+    def stored(self, attention: int | None) -> tuple[Tensor, Tensor] | None:
+        """Keys and values that an attention layer attends to, all slots; None if `update` has handed them out."""
+        source = None if attention is None else self._sources.get(attention)
+        return None if source is None else self._layers[source]
+
+    def open_block(self, tree: AttentionContext) -> None:
+        """Say where the next forward writes: the last `new` nodes of the block behind the prefix."""
+        self._tree = tree
+        slots = self.lengths[:, None] + torch.arange(tree.block - tree.new, tree.block, device=self.device)
         self._slots = slots[:, None, :, None]
+
+    def close_block(self) -> None:
+        """Forget where the last forward wrote: it holds the cache, which would keep it alive."""
+        self._tree = self._slots = None
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: object, **__: object
     ) -> tuple[Tensor, Tensor]:
-        """Called by the model in each layer: store the new keys and values, and hand them back."""
+        """Called by the model in each layer: store the new keys and values. Returns them, or all slots in use of a
+        layer that the model changes before it attends to it."""
         assert self._slots is not None, "open_block() comes before a forward"
-        for storage, new in zip(self._layers[layer_idx], (key_states, value_states), strict=True):
+        assert self._tree is not None
+        stored = self._layers[layer_idx]
+        for storage, new in zip(stored, (key_states, value_states), strict=True):
             storage.scatter_(2, self._slots.expand_as(new), new)
-        return key_states, value_states
+        if layer_idx in self._kept:
+            return key_states, value_states
+        keys, values = (storage[:, :, : self._tree.slots] for storage in stored)
+        return keys, values
 
     def block_of(self, storage: Float[Tensor, "batch kv_heads slots dim"], size: int) -> Tensor:
         """The first `size` block entries of every row of a layer's keys or values."""
@@ -144,12 +191,20 @@ class TreeCache(Cache):
         for kind, storage in self._storage.items():
             storage[:, row, :, :length] = source._storage[kind][:, source_row, :, :length]
         self.host_lengths[row] = length
-        self.lengths[row] = length
+        self.lengths[row], self.prompts[row] = length, source.prompts[source_row]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """For models that ask although positions and mask come with every forward. A length that changed from step to
         step could not be captured in a graph."""
         return 0
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
+        """Slots and their offset, for models that build masks."""
+        return (query_length if self._tree is None else self._tree.slots), 0
+
+    def get_query_offset(self, layer_idx: int = 0) -> Any:
+        """The forward's context: transformers hands what it gets here to the mask function (`tree_mask`)."""
+        return self._tree
 
 
 class LentCaches:

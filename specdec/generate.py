@@ -80,6 +80,7 @@ def speculative(
     target, begun = verifier.target, time.perf_counter()
     steps = [] if steps is None else steps
     capacity = longest_text(prompts, stop, target.context_window) + drafter.max_nodes
+    target.require_one_rope(prompts, stop.max_new_tokens)
     progress = Progress(prompts, stop)
     streams = seeds if isinstance(seeds, RandomStreams) else Streams(seeds, sampling, target.device)
     clock = PhaseClock(target.device)
@@ -126,6 +127,7 @@ def autoregressive(
 ) -> Generation:
     """Generate a batch token by token: the baseline of every speedup. Arguments as in `speculative`."""
     begun = time.perf_counter()
+    target.require_one_rope(prompts, stop.max_new_tokens)
     progress = Progress(prompts, stop)
     streams = Streams(seeds, sampling, target.device)
     cache = target.lend_cache(target, len(prompts), longest_text(prompts, stop, target.context_window))

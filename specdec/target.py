@@ -21,8 +21,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from specdec.attention import ATTENTION_NAME, AttentionContext, choose_kernel
 from specdec.cache import LayerShape, LentCaches, TreeCache
 from specdec.errors import InputError
+from specdec.kv_layout import kv_layout, require_forgettable
 from specdec.layers import DecoderLayers
 from specdec.proof import Path, admitted
+from specdec.rope import RopeRuntime, stretched_window
 from specdec.runtime import CapturedForwards, FusedDecoder, NotCovered, choose_runtime
 from specdec.tree import TokenTree
 
@@ -72,11 +74,10 @@ class TargetModel:
         self.kernel = choose_kernel(kernel, self.device)
         self._hidden: Tensor | None = None
         self.stock_attention = _stock_attention(model)
-        self.runtime = choose_runtime(runtime, self.model)
+        self.runtime, self._rope = choose_runtime(runtime, self.model), RopeRuntime(self.model)
         self._ours()
         if model.config._attn_implementation != ATTENTION_NAME:
             raise self._unsupported("its attention cannot be exchanged")
-        self.model.base_model.register_forward_hook(self._remember_hidden)
         self.fused: FusedDecoder | None = None
         self.not_fused = ""  # why its layers are not one call
         self.graphs: CapturedForwards | None = None
@@ -109,7 +110,7 @@ class TargetModel:
     @property
     def context_window(self) -> int | None:
         """Longest text in tokens, None when the config does not say."""
-        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        return stretched_window(self.model.config.get_text_config())
 
     @property
     def skips_padding(self) -> bool:
@@ -126,7 +127,7 @@ class TargetModel:
 
     def new_cache(self, batch: int, capacity: int) -> TreeCache:
         """Storage for `batch` rows of at most `capacity` tokens, one tree included."""
-        return TreeCache(self.layers, batch, capacity, self.dtype, self.device)
+        return TreeCache(self.layers, batch, capacity, self.dtype, self.device, self._sources)
 
     def lend_cache(self, holder: object, batch: int, capacity: int) -> TreeCache:
         """As `new_cache`; the same storage for every batch of that size as long as `holder` lives (`LentCaches`)."""
@@ -146,7 +147,7 @@ class TargetModel:
         tokens: -1 is padding, whose results mean nothing; positions: of all `block` nodes of the block; mask: which of
         them each new node sees, None for a causal chain; logits_at: the new nodes to compute logits for, None for all.
         """
-        assert cache.has_room(positions.shape[1]), "the cache is too small for this block"
+        self._begin(cache, positions)
         if self.fused is not None and self.fused.covers(cache):
             return TargetOutput(*self.fused.forward(cache, tokens, positions, mask, logits_at))
         tokens = tokens.clamp(min=0)  # padding needs some embedding; nobody sees it
@@ -176,7 +177,7 @@ class TargetModel:
     ) -> Float[Tensor, "batch new dim"]:
         """The first half of a `forward`: the residual stream after the first `layers` layers, whose keys and values
         wait in the block as a whole forward's would. `upper` goes on from there; the two give what `forward` gives."""
-        assert cache.has_room(positions.shape[1]), "the cache is too small for this block"
+        self._begin(cache, positions)
         self.require_layer(layers)
         if self.fused is not None and self.fused.covers(cache):
             return self.fused.lower(cache, tokens, positions, mask, layers)
@@ -198,7 +199,7 @@ class TargetModel:
     ) -> TargetOutput:
         """The second half: all layers but the first `layers`, from the stream these gave. With 0 layers the stream
         takes the place of the embeddings. tokens: as in `lower`; they say what is padding."""
-        assert cache.has_room(positions.shape[1]), "the cache is too small for this block"
+        self._begin(cache, positions)
         if self.fused is not None and self.fused.covers(cache):
             return TargetOutput(*self.fused.forward(cache, tokens, positions, mask, logits_at, layers, stream))
         tokens, prefix = tokens.clamp(min=0), max(cache.host_lengths) > 0
@@ -217,6 +218,28 @@ class TargetModel:
         ).logits
         self._hidden = None
         return logits
+
+    def _begin(self, cache: TreeCache, positions: Tensor) -> None:
+        assert cache.has_room(positions.shape[1]), "the cache is too small for this block"
+        self._rope.read(cache.prompts)
+
+    def require_one_rope(self, prompts: Sequence[Sequence[int]], new: int) -> None:
+        """Refuse texts that begin with the short factors of longrope and would go on past where the long ones begin:
+        transformers then reads the whole text again.
+
+        Raises:
+            InputError: names the first such prompt's length.
+        """
+        switch = self._rope.switch
+        for length in map(len, prompts):
+            if switch is not None and length <= switch < length + new - 1:
+                raise InputError(
+                    "prompt",
+                    expected=f"prompt and new tokens on one side of {switch} tokens, where the rotary factors of "
+                    f"{self.name} switch (longrope) and its whole text would have to be read again",
+                    got=f"{length} + {new}",
+                    fix=f"lower generation.max_new_tokens to {switch + 1 - length} or lengthen the prompt",
+                )
 
     def require_layer(self, layers: int, what: str = "drafter.exit_layer") -> None:
         """Refuse to stop where nothing has run, or nothing is left to run.
@@ -254,6 +277,7 @@ class TargetModel:
         """`lower` by the model's own modules; waits for nothing either."""
         inputs = self._inputs(cache, tokens, positions, mask, prefix)
         stream: Tensor = self._half("lower", layers)(input_ids=tokens, **inputs).last_hidden_state
+        cache.close_block()
         self._hidden = None
         return stream
 
@@ -286,6 +310,7 @@ class TargetModel:
         kept = 0 if logits_at is None else logits_at
         inputs = self._inputs(cache, tokens, positions, mask, prefix)
         out = model(input_ids=tokens, logits_to_keep=kept, **inputs, **kwargs)
+        cache.close_block()
         hidden, self._hidden = self._hidden, None
         assert hidden is not None
         return out.logits, hidden
@@ -298,7 +323,7 @@ class TargetModel:
         tree = AttentionContext(
             self.kernel, cache, cache.lengths, cache.host_lengths, positions, new, mask, prefix=prefix
         )
-        cache.open_block(tree.block - new, new)
+        cache.open_block(tree)
         # tables of learned positions end at the context window; only padding ever stands behind it
         last = (self.context_window or cache.capacity) - 1
         position_ids = positions[:, -new:].clamp(max=last)
@@ -340,6 +365,7 @@ class TargetModel:
         appended tokens, padded on the right; with an exit layer, the residual stream after it likewise.
         """
         left = [list(row) for row in rows]
+        cache.begin([len(row) for row in rows])
         last: list[Tensor | None] = [None] * len(left)
         hidden, streams = [], []
         while any(left):
@@ -367,6 +393,7 @@ class TargetModel:
     @contextmanager
     def stock(self) -> Iterator[PreTrainedModel]:
         """The model as `transformers` runs it by itself, for references and oracles."""
+        self._rope.remove()
         if self.runtime is not None:
             self.runtime.remove()
         self.model.set_attn_implementation(self.stock_attention)
@@ -394,6 +421,7 @@ class TargetModel:
 
     def _ours(self) -> None:
         self.model.set_attn_implementation(ATTENTION_NAME)
+        self._rope.install()
         if self.runtime is not None:
             self.runtime.install()
 
@@ -401,16 +429,23 @@ class TargetModel:
         self._hidden = output.last_hidden_state  # type: ignore[attr-defined]
 
     def _probe(self) -> list[LayerShape]:
-        """Run one token through the stock model to learn every layer's KV shape, then one through ours."""
-        token = torch.zeros(1, 1, dtype=torch.long, device=self.device)
-        with torch.inference_mode(), self.stock() as model:
-            filled = model(input_ids=token, use_cache=True).past_key_values
+        """Run a few tokens through the stock model to learn every layer's KV shape, then one through ours.
+
+        Raises:
+            InputError: it cannot be driven with trees, and why.
+        """
         try:
-            layers = [(k.keys.shape[1], k.keys.shape[3], k.values.shape[3]) for k in filled.layers]
-            self.prefill(TreeCache(layers, 1, 1, self.dtype, self.device), [[0]])
-        except (AttributeError, TypeError) as error:
-            raise self._unsupported(str(error)) from error
-        return layers
+            with self.stock() as model, _last_hidden(model) as found:
+                require_forgettable(model)
+            found[0].register_forward_hook(self._remember_hidden)
+            layout = kv_layout(self.model)
+            self._sources = layout.sources
+            self.prefill(TreeCache(layout.shapes, 1, 1, self.dtype, self.device, layout.sources), [[0]])
+        except InputError:
+            raise
+        except Exception as error:  # a model may fail in any way where it is driven otherwise than it expects
+            raise self._unsupported(str(error).split("\n", 1)[0] or type(error).__name__) from error
+        return layout.shapes
 
     def _fused_decoder(self) -> FusedDecoder | None:
         """The layers in one call, if the kernel knows the modules; that it computes what they do is to be proven."""
@@ -435,3 +470,22 @@ def _stock_attention(model: PreTrainedModel) -> str:
     if model.config._attn_implementation == ATTENTION_NAME:
         model.set_attn_implementation("sdpa" if model._supports_sdpa else "eager")
     return str(model.config._attn_implementation)
+
+
+@contextmanager
+def _last_hidden(model: PreTrainedModel) -> Iterator[list[torch.nn.Module]]:
+    """Note which modules give last hidden states in the forwards of the block, the outermost first."""
+    found: list[torch.nn.Module] = []
+    inner = [module for module in model.modules() if isinstance(module, PreTrainedModel) and module is not model]
+
+    def note(module: torch.nn.Module, _args: object, output: object) -> None:
+        if getattr(output, "last_hidden_state", None) is not None:
+            found.append(module)
+
+    hooks = [module.register_forward_hook(note) for module in inner]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
+        found.sort(key=list(model.modules()).index)

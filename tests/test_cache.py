@@ -6,16 +6,23 @@ import psutil
 import pytest
 import torch
 
+from specdec.attention import AttentionContext
+from specdec.attention.dense import Dense
 from specdec.cache import KEPT, ROOM, LentCaches, TreeCache
 from specdec.errors import InputError
 
 LAYERS = [(2, 3, 3), (2, 3, 5), (1, 4, 4)]  # layers may differ in heads and sizes
 
 
+def open_block(cache: TreeCache, nodes: int) -> None:
+    positions = cache.lengths[:, None] + torch.arange(nodes)
+    cache.open_block(AttentionContext(Dense(), cache, cache.lengths, cache.host_lengths, positions, nodes, None))
+
+
 def test_keep_moves_the_path_behind_the_prefix_and_forgets_the_rest() -> None:
     cache = TreeCache(LAYERS, 2, 12, torch.float32, torch.device("cpu"))
     cache.advance([3, 5])
-    cache.open_block(0, 4)
+    open_block(cache, 4)
     fresh = [(torch.randn(2, h, 4, k), torch.randn(2, h, 4, v)) for h, k, v in LAYERS]
     for index, (keys, values) in enumerate(fresh):
         cache.update(keys, values, index)
@@ -29,7 +36,7 @@ def test_keep_moves_the_path_behind_the_prefix_and_forgets_the_rest() -> None:
 
 def test_a_chain_is_kept_where_it_stands() -> None:
     cache = TreeCache(LAYERS[:1], 1, 8, torch.float32, torch.device("cpu"))
-    cache.open_block(0, 4)
+    open_block(cache, 4)
     keys, _ = cache.update(torch.randn(1, 2, 4, 3), torch.randn(1, 2, 4, 3), 0)
     before = cache.layer(0)[0].clone()
     cache.keep(torch.tensor([[0, 1, 2]]), [3])
@@ -37,11 +44,24 @@ def test_a_chain_is_kept_where_it_stands() -> None:
     assert torch.equal(before[:, :, :3], keys[:, :, :3])
 
 
+def test_a_layer_that_the_model_changes_is_handed_out_whole() -> None:
+    cache = TreeCache(LAYERS, 1, 8, torch.float32, torch.device("cpu"), sources={0: 0, 1: 0})
+    assert cache.hands_out
+    assert [cache.stored(layer) is None for layer in (0, 1, 2, None)] == [False, False, True, True]
+    assert cache.stored(1) is cache.layer(0)
+    open_block(cache, 2)
+    new = torch.randn(1, 2, 2, 3), torch.randn(1, 2, 2, 5)
+    for storage, whole in zip(cache.layer(1), cache.update(*new, 1), strict=True):
+        assert torch.equal(whole, storage)
+    keys, _ = cache.update(torch.randn(1, 2, 2, 3), torch.randn(1, 2, 2, 3), 0)
+    assert keys.shape[2] == 2
+
+
 def test_memory_is_allocated_once() -> None:
     cache = TreeCache(LAYERS, 1, 8, torch.float32, torch.device("cpu"))
     address = cache.layer(1)[1].data_ptr()
     for _ in range(3):
-        cache.open_block(0, 2)
+        open_block(cache, 2)
         cache.update(torch.randn(1, 2, 2, 3), torch.randn(1, 2, 2, 5), 1)
         cache.keep(torch.tensor([[0, 1]]), [2])
     assert cache.layer(1)[1].data_ptr() == address

@@ -5,19 +5,20 @@ from __future__ import annotations
 import torch
 
 from specdec.attention.context import AttentionContext
-from specdec.attention.protocol import Keys, Lse, Out, Query, fold_heads
+from specdec.attention.protocol import Keys, Lse, Out, Query, Values, fold_heads
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 
 class AtenFlash:
     name = "aten_flash"
+    on_host = True
 
-    def supports(self, query: Query, keys: Keys, values: Keys) -> bool:
+    def supports(self, query: Query, keys: Keys, values: Values) -> bool:
         return query.device.type == "cpu" and query.is_floating_point() and keys.shape[-1] == values.shape[-1]
 
     def prefix(
-        self, query: Query, keys: Keys, values: Keys, context: AttentionContext, scale: float
+        self, query: Query, keys: Keys, values: Values, context: AttentionContext, scale: float
     ) -> tuple[Out, Lse]:
         batch, heads, new, dim = query.shape
         folded = fold_heads(query, keys.shape[1])
@@ -32,7 +33,7 @@ class AtenFlash:
             out, lse = torch.cat([o for o, _ in rows]), torch.cat([s for _, s in rows])
         return out.reshape(batch, heads, new, dim), lse.reshape(batch, heads, new)
 
-    def causal(self, query: Query, keys: Keys, values: Keys, scale: float) -> tuple[Out, Lse]:
+    def causal(self, query: Query, keys: Keys, values: Values, scale: float) -> tuple[Out, Lse]:
         groups = query.shape[1] // keys.shape[1]  # causal rows cannot be folded: each sees other keys
         out, lse = _flash(
             query, keys.repeat_interleave(groups, 1), values.repeat_interleave(groups, 1), 0.0, True, scale=scale
@@ -40,6 +41,6 @@ class AtenFlash:
         return out, lse
 
 
-def _attend(query: Query, keys: Keys, values: Keys, length: int, scale: float) -> tuple[Out, Lse]:
+def _attend(query: Query, keys: Keys, values: Values, length: int, scale: float) -> tuple[Out, Lse]:
     out, lse = _flash(query, keys[:, :, :length], values[:, :, :length], 0.0, False, scale=scale)
     return out, lse

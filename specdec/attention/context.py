@@ -42,7 +42,7 @@ class AttentionContext:
     new: int
     mask: Bool[Tensor, "batch new block"] | None
     prefix: bool = True
-    _visible: dict[int | None, Tensor] = field(default_factory=dict)
+    _visible: Tensor | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         self._own = 1 if self.block == 1 else 0
@@ -66,21 +66,34 @@ class AttentionContext:
             .expand(len(self.lengths), -1, -1)
         )
 
-    def visible(self, window: int | None) -> Bool[Tensor, "batch new slots"]:
-        """Which cache slots each new node sees: the prefix, its block ancestors, no further back than
-        `window` tokens. Computed once per forward and window."""
-        if window not in self._visible:
-            slots = torch.arange(self.cache.capacity, device=self.lengths.device)
-            in_block = slots - self.lengths[:, None]
-            index = in_block.clamp(0, self.block - 1)
+    @property
+    def slots(self) -> int:
+        """How many cache slots dense attention looks at: those in use, or all of them in a forward that must not read
+        a length on the host."""
+        return max(self.host_lengths) + self.block if self.kernel.on_host else self.cache.capacity
+
+    def visible(self) -> Bool[Tensor, "batch new slots"]:
+        """Which cache slots each new node sees: the prefix and its block ancestors. Computed once per forward."""
+        if self._visible is None:
+            in_block, index = self._in_block()
             spread = index[:, None, :].expand(-1, self.new, -1)
             of_block = self.block_mask().gather(2, spread) & ((in_block >= 0) & (in_block < self.block))[:, None]
-            visible = of_block | (in_block < 0)[:, None]
-            if window is not None:
-                # counted from the block's first node, as in the stock model, wherever positions begin
-                steps = self.positions - self.positions[:, :1] + self.lengths[:, None]
-                position = torch.where(in_block < 0, slots, steps.gather(1, index))
-                own = steps[:, -self.new :]
-                visible = visible & (own[:, :, None] - position[:, None, :] < window)
-            self._visible[window] = visible
-        return self._visible[window]
+            self._visible = of_block | (in_block < 0)[:, None]
+        return self._visible
+
+    @property
+    def offsets(self) -> Int[Tensor, "batch block"]:
+        """Tokens before each node of the block in its own text: where the stock model's cache would hold it, wherever
+        positions begin."""
+        return self.positions - self.positions[:, :1] + self.lengths[:, None]
+
+    def slot_offsets(self) -> Int[Tensor, "batch slots"]:
+        """The same of the token in each slot; undefined behind the block."""
+        in_block, index = self._in_block()
+        slots = torch.arange(self.slots, device=self.lengths.device)
+        return torch.where(in_block < 0, slots, self.offsets.gather(1, index))
+
+    def _in_block(self) -> tuple[Int[Tensor, "batch slots"], Int[Tensor, "batch slots"]]:
+        """Each slot's number in the block (negative: prefix), and that number cut to the block."""
+        in_block = torch.arange(self.slots, device=self.lengths.device) - self.lengths[:, None]
+        return in_block, in_block.clamp(0, self.block - 1)

@@ -11,20 +11,21 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from specdec.attention.context import AttentionContext
-from specdec.attention.protocol import Keys, Lse, Out, Query, fold_heads
+from specdec.attention.protocol import Keys, Lse, Out, Query, Values, fold_heads
 
 
 def masked_attention(
     query: Query,
     keys: Keys,
-    values: Keys,
-    mask: Bool[Tensor, "batch new slots"],
+    values: Values,
+    mask: Bool[Tensor, "batch new slots"] | Bool[Tensor, "batch any new slots"] | Float[Tensor, "batch any new slots"],
     scale: float,
     softcap: float | None = None,
     sinks: Float[Tensor, " heads"] | None = None,
 ) -> tuple[Out, Lse]:
     """Attention of every query to the keys its mask row allows (at least one), in fp32 or more.
 
+    mask: which keys, for all heads or for each (`any` is 1 or heads); a float mask is added to the scores.
     softcap: scores become softcap * tanh(scores / softcap) (arXiv 2408.00118).
     sinks: one logit per head that takes probability and gives nothing (arXiv 2508.10925).
     """
@@ -34,7 +35,9 @@ def masked_attention(
     scores = fold_heads(query, kv_heads).to(wide) @ keys.to(wide).transpose(-1, -2) * scale
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
-    scores = scores.view(batch, heads, new, -1).masked_fill(~mask[:, None], float("-inf"))
+    mask = mask[:, None] if mask.dim() == 3 else mask
+    scores = scores.view(batch, heads, new, -1)
+    scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype is torch.bool else scores + mask.to(wide)
     lse = scores.logsumexp(-1)
     if sinks is not None:
         lse = torch.logaddexp(lse, sinks.to(wide)[None, :, None].expand_as(lse))
@@ -44,18 +47,19 @@ def masked_attention(
 
 class Dense:
     name = "dense"
+    on_host = False
 
-    def supports(self, query: Query, keys: Keys, values: Keys) -> bool:
+    def supports(self, query: Query, keys: Keys, values: Values) -> bool:
         return True
 
     def prefix(
-        self, query: Query, keys: Keys, values: Keys, context: AttentionContext, scale: float
+        self, query: Query, keys: Keys, values: Values, context: AttentionContext, scale: float
     ) -> tuple[Out, Lse]:
         slots = torch.arange(keys.shape[2], device=keys.device)
         mask = (slots < context.seen[:, None])[:, None].expand(-1, query.shape[2], -1)
         return masked_attention(query, keys, values, mask, scale)
 
-    def causal(self, query: Query, keys: Keys, values: Keys, scale: float) -> tuple[Out, Lse]:
+    def causal(self, query: Query, keys: Keys, values: Values, scale: float) -> tuple[Out, Lse]:
         new = query.shape[2]
         mask = torch.ones(new, new, dtype=torch.bool, device=query.device).tril().expand(query.shape[0], -1, -1)
         return masked_attention(query, keys, values, mask, scale)

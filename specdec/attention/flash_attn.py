@@ -11,7 +11,7 @@ from importlib import import_module
 import torch
 
 from specdec.attention.context import AttentionContext
-from specdec.attention.protocol import Keys, Lse, Out, Query
+from specdec.attention.protocol import Keys, Lse, Out, Query, Values
 from specdec.errors import InputError
 
 MAX_HEAD_DIM = 256
@@ -19,6 +19,7 @@ MAX_HEAD_DIM = 256
 
 class FlashAttn:
     name = "flash_attn"
+    on_host = False
 
     def __init__(self) -> None:
         try:
@@ -31,7 +32,7 @@ class FlashAttn:
                 fix='pip install -e ".[gpu]" on a CUDA machine, or use kernel=auto',
             ) from error
 
-    def supports(self, query: Query, keys: Keys, values: Keys) -> bool:
+    def supports(self, query: Query, keys: Keys, values: Values) -> bool:
         return (
             query.is_cuda
             and query.dtype in (torch.float16, torch.bfloat16)
@@ -40,15 +41,15 @@ class FlashAttn:
         )
 
     def prefix(
-        self, query: Query, keys: Keys, values: Keys, context: AttentionContext, scale: float
+        self, query: Query, keys: Keys, values: Values, context: AttentionContext, scale: float
     ) -> tuple[Out, Lse]:
         return self._attend(query, keys, values, context.seen, False, scale)
 
-    def causal(self, query: Query, keys: Keys, values: Keys, scale: float) -> tuple[Out, Lse]:
+    def causal(self, query: Query, keys: Keys, values: Values, scale: float) -> tuple[Out, Lse]:
         return self._attend(query, keys, values, None, True, scale)
 
     def _attend(
-        self, query: Query, keys: Keys, values: Keys, lengths: torch.Tensor | None, causal: bool, scale: float
+        self, query: Query, keys: Keys, values: Values, lengths: torch.Tensor | None, causal: bool, scale: float
     ) -> tuple[Out, Lse]:
         out, lse = self._with_kvcache(
             query.transpose(1, 2),

@@ -12,26 +12,29 @@ from specdec.attention.context import AttentionContext
 
 Query = Float[Tensor, "batch heads new dim"]
 Keys = Float[Tensor, "batch kv_heads slots dim"]
+Values = Float[Tensor, "batch kv_heads slots value_dim"]
 BlockKeys = Float[Tensor, "batch kv_heads block dim"]
-Out = Float[Tensor, "batch heads new dim"]
+BlockValues = Float[Tensor, "batch kv_heads block value_dim"]
+Out = Float[Tensor, "batch heads new value_dim"]
 Lse = Float[Tensor, "batch heads new"]  # natural logarithm
 
 
 @runtime_checkable
 class PrefixKernel(Protocol):
     name: str
+    on_host: bool  # reads lengths on the host, so that no forward with it is captured as a graph
 
-    def supports(self, query: Query, keys: Keys, values: Keys) -> bool:
+    def supports(self, query: Query, keys: Keys, values: Values) -> bool:
         """Whether dtype, device and head size are this kernel's; otherwise `dense` serves the layer."""
         ...
 
     def prefix(
-        self, query: Query, keys: Keys, values: Keys, context: AttentionContext, scale: float
+        self, query: Query, keys: Keys, values: Values, context: AttentionContext, scale: float
     ) -> tuple[Out, Lse]:
         """Every query of row b sees the first `context.seen[b]` (>= 1) slots of the cache."""
         ...
 
-    def causal(self, query: Query, keys: Keys, values: Keys, scale: float) -> tuple[Out, Lse]:
+    def causal(self, query: Query, keys: Keys, values: Values, scale: float) -> tuple[Out, Lse]:
         """Query i sees keys 0..i; as many keys as queries."""
         ...
 

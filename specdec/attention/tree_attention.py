@@ -12,7 +12,9 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 from specdec.attention.context import AttentionContext
 from specdec.attention.dense import masked_attention
-from specdec.attention.protocol import BlockKeys, Keys, Out, Query, merge
+from specdec.attention.masks import tree_mask
+from specdec.attention.positions import at_own_positions
+from specdec.attention.protocol import BlockKeys, BlockValues, Keys, Out, Query, Values, merge
 
 ATTENTION_NAME = "specdec_tree"
 
@@ -21,34 +23,50 @@ def tree_attention(
     module: torch.nn.Module,
     query: Query,
     key: BlockKeys,
-    value: BlockKeys,
-    attention_mask: None,
+    value: BlockValues,
+    attention_mask: Tensor | None,
     *,
     tree: AttentionContext,
     scaling: float | None = None,
-    sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
     **_unused: object,
 ) -> tuple[Tensor, None]:
     """Attention of the new nodes to the committed prefix and to their ancestors in the block.
 
-    query [batch heads new dim]; key and value [batch kv_heads new dim]: the new nodes' own, already
-    written to the cache by `TreeCache.update`. Returns [batch new heads dim] as `transformers` expects.
+    Args:
+        module: the attention layer; its `layer_idx` tells which keys and values of the cache are its own.
+        query: of the new nodes, [batch heads new dim].
+        key: of the new nodes, already written to the cache by `TreeCache.update`; or of all slots, if the model
+            changes what the cache holds before it attends to it (latent attention).
+        value: likewise.
+        attention_mask: what `tree_mask` gave the model, or what the model made of it; None: all that the tree allows.
+        tree: where the new nodes stand.
+        scaling: of the scores; None: 1 / sqrt(dim).
+        softcap: see `masked_attention`.
+        s_aux: sinks, see `masked_attention`.
+
+    Returns:
+        [batch new heads dim], as `transformers` expects.
     """
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-    keys, values = tree.cache.layer(module.layer_idx)  # type: ignore[arg-type]
-    window = sliding_window if sliding_window is not None and sliding_window < tree.cache.capacity else None
-    flash_can = window is None and softcap is None and s_aux is None
-    if flash_can and tree.kernel.supports(query, keys, values):
-        out = _prefix_and_block(tree, query, key, value, scale, keys, values)
+    mask, query = attention_mask, at_own_positions(module, query, tree)
+    stored = tree.cache.stored(getattr(module, "layer_idx", None))
+    if stored is None:
+        keys, values = key, value
     else:
-        out, _ = masked_attention(query, keys, values, tree.visible(window), scale, softcap, s_aux)
-    return out.to(query.dtype).transpose(1, 2), None
+        keys, values = stored
+        flash_can = mask is None and softcap is None and s_aux is None
+        if flash_can and tree.kernel.supports(query, keys, values):
+            out = _prefix_and_block(tree, query, key, value, scale, keys, values)
+            return out.to(query.dtype).transpose(1, 2).contiguous(), None
+        keys, values = keys[:, :, : tree.slots], values[:, :, : tree.slots]
+    out, _ = masked_attention(query, keys, values, tree.visible() if mask is None else mask, scale, softcap, s_aux)
+    return out.to(query.dtype).transpose(1, 2).contiguous(), None
 
 
 def _prefix_and_block(
-    tree: AttentionContext, query: Query, key: BlockKeys, value: BlockKeys, scale: float, keys: Keys, values: Keys
+    tree: AttentionContext, query: Query, key: BlockKeys, value: BlockValues, scale: float, keys: Keys, values: Values
 ) -> Out:
     if tree.block == 1:
         return tree.kernel.prefix(query, keys, values, tree, scale)[0]
@@ -63,9 +81,5 @@ def _prefix_and_block(
     return merge(*tree.kernel.prefix(query, keys, values, tree, scale), out, lse)
 
 
-def _no_mask(*_: object, **__: object) -> None:
-    """The tree brings its own mask; the model need not build one."""
-
-
 AttentionInterface.register(ATTENTION_NAME, tree_attention)
-AttentionMaskInterface.register(ATTENTION_NAME, _no_mask)
+AttentionMaskInterface.register(ATTENTION_NAME, tree_mask)

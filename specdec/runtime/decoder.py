@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.masking_utils import causal_mask_function
 
 from specdec.cache import TreeCache
 from specdec.runtime import library as lib
@@ -61,7 +62,7 @@ class FusedDecoder:
                 matrix(output),
                 self._layers,
             )
-        except AttributeError as error:
+        except (AttributeError, TypeError) as error:
             raise NotCovered(f"{type(model).__name__} is built differently ({error})") from error
         self._cache_tables: WeakKeyDictionary[TreeCache, Any] = WeakKeyDictionary()
 
@@ -233,13 +234,19 @@ def _attention_calls(model: PreTrainedModel) -> tuple[list[tuple[int, int, int, 
     windows: list[int] = []
 
     def record(
-        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: object, scaling: float, **kwargs: Any
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        scaling: float,
+        **kwargs: Any,
     ) -> tuple[Tensor, None]:
         for feature in ("softcap", "s_aux"):
             if kwargs.get(feature) is not None:
                 raise NotCovered(f"{type(module).__name__} has a {feature}")
-        if kwargs.get("sliding_window") is not None:
-            windows.append(kwargs["sliding_window"])
+        if attention_mask is not None:
+            raise NotCovered(f"{type(module).__name__} makes a mask of its own")
         if key.shape != value.shape or query.dtype is not torch.float32:
             raise NotCovered(f"{type(module).__name__} has keys and values of two sizes, or is not in fp32")
         if query.shape[-1] % lib.kernels().lanes():
@@ -248,8 +255,14 @@ def _attention_calls(model: PreTrainedModel) -> tuple[list[tuple[int, int, int, 
         groups = query.shape[1] // key.shape[1]  # one token attends to itself only
         return value.repeat_interleave(groups, 1).transpose(1, 2), None
 
+    def note_window(*, mask_function: object, local_size: int | None = None, **_: object) -> None:
+        if local_size is not None:
+            windows.append(local_size)
+        elif mask_function is not causal_mask_function:
+            raise NotCovered(f"{type(model).__name__} masks by a rule of its own")
+
     AttentionInterface.register(_RECORDER, record)
-    AttentionMaskInterface.register(_RECORDER, lambda *_, **__: None)
+    AttentionMaskInterface.register(_RECORDER, note_window)
     before = model.config._attn_implementation
     try:
         model.set_attn_implementation(_RECORDER)

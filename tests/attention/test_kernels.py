@@ -9,11 +9,17 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from transformers.masking_utils import (
+    causal_mask_function,
+    chunked_causal_mask_function,
+    sliding_window_causal_mask_function,
+)
 
 from specdec.attention.aten_flash import AtenFlash
 from specdec.attention.context import AttentionContext
 from specdec.attention.dense import Dense, masked_attention
 from specdec.attention.flash_attn import FlashAttn
+from specdec.attention.masks import MaskFunction, tree_mask
 from specdec.attention.protocol import PrefixKernel, merge
 from specdec.attention.registry import choose_kernel
 from specdec.cache import TreeCache
@@ -73,20 +79,51 @@ def test_merging_two_halves_is_attention_over_both() -> None:
     torch.testing.assert_close(merge(*parts[0], *parts[1]), whole, atol=TOLERANCE, rtol=0)
 
 
-def test_visible_slots_of_a_tree_under_a_window() -> None:
-    r"""Two rows, lengths 3 and 5, block root -> (a, b), window 4.
+@pytest.mark.parametrize(
+    ("rule", "size", "expected"),
+    [
+        (
+            sliding_window_causal_mask_function(4),
+            4,
+            [
+                [[1, 1, 1, 1, 0, 0, 0, 0, 0], [0, 1, 1, 1, 1, 0, 0, 0, 0], [0, 1, 1, 1, 0, 1, 0, 0, 0]],
+                [[0, 0, 1, 1, 1, 1, 0, 0, 0], [0, 0, 0, 1, 1, 1, 1, 0, 0], [0, 0, 0, 1, 1, 1, 0, 1, 0]],
+            ],
+        ),
+        (
+            chunked_causal_mask_function(2, torch.zeros(2, dtype=torch.long)),
+            2,
+            [
+                [[0, 0, 1, 1, 0, 0, 0, 0, 0], [0, 0, 0, 0, 1, 0, 0, 0, 0], [0, 0, 0, 0, 0, 1, 0, 0, 0]],
+                [[0, 0, 0, 0, 1, 1, 0, 0, 0], [0, 0, 0, 0, 0, 0, 1, 0, 0], [0, 0, 0, 0, 0, 0, 0, 1, 0]],
+            ],
+        ),
+    ],
+    ids=["window of 4", "chunks of 2"],
+)
+def test_a_node_sees_what_its_path_and_the_models_rule_allow(
+    rule: MaskFunction, size: int, expected: list[list[list[int]]]
+) -> None:
+    """Two rows, lengths 3 and 5, block root -> (a, b); positions of row 0: root 3, a 4, b 4."""
+    context = two_rows()
+    mask = tree_mask(q_offset=context, mask_function=rule, local_size=size)
+    assert mask is not None
+    assert mask[:, 0].int().tolist() == expected
 
-    row 0: positions root 3, a 4, b 4: a sees positions 1..4, so slots 1, 2 and the block's root and itself.
-    """
+
+def test_a_rule_that_forbids_nothing_makes_no_mask() -> None:
+    context = two_rows()
+    assert tree_mask(q_offset=context, mask_function=causal_mask_function) is None
+    assert tree_mask(q_offset=context, mask_function=sliding_window_causal_mask_function(9), local_size=9) is None
+    assert tree_mask(q_offset=0, mask_function=sliding_window_causal_mask_function(2), local_size=2) is None  # no cache
+
+
+def two_rows() -> AttentionContext:
     cache = TreeCache([(1, 4, 4)], 2, 9, torch.float32, torch.device("cpu"))
     cache.advance([3, 5])
     positions = torch.tensor([[3, 4, 4], [5, 6, 6]])
     mask = torch.tensor([[[1, 0, 0], [1, 1, 0], [1, 0, 1]]]).bool().expand(2, -1, -1)
-    context = AttentionContext(Dense(), cache, cache.lengths, [3, 5], positions, 3, mask)
-    assert context.visible(4).int().tolist() == [
-        [[1, 1, 1, 1, 0, 0, 0, 0, 0], [0, 1, 1, 1, 1, 0, 0, 0, 0], [0, 1, 1, 1, 0, 1, 0, 0, 0]],
-        [[0, 0, 1, 1, 1, 1, 0, 0, 0], [0, 0, 0, 1, 1, 1, 1, 0, 0], [0, 0, 0, 1, 1, 1, 0, 1, 0]],
-    ]
+    return AttentionContext(Dense(), cache, cache.lengths, [3, 5], positions, 3, mask)
 
 
 def test_unknown_and_absent_kernels_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
