@@ -11,7 +11,8 @@ around the very same modules, with stand-ins for the layers that are left out. T
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -104,6 +105,26 @@ class DecoderLayers:
             got=got,
             fix=f"name it, for instance target.layers={lists[0] if lists else 'model.layers'}",
         )
+
+
+@contextmanager
+def last_hidden_states(model: PreTrainedModel) -> Iterator[list[tuple[nn.Module, Tensor]]]:
+    """Collect the last hidden states of every forward within the block, with the module that gives them; those of the
+    outermost module come last. Most models are base model and output layer, some have a decoder in between."""
+    seen: list[tuple[nn.Module, Tensor]] = []
+
+    def note(module: nn.Module, _args: object, output: object) -> None:
+        states = getattr(output, "last_hidden_state", None)
+        if states is not None:
+            seen.append((module, states))
+
+    inner = [module for module in model.modules() if isinstance(module, PreTrainedModel) and module is not model]
+    hooks = [module.register_forward_hook(note) for module in inner]
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def view(module: Any, changes: Mapping[str, nn.Module]) -> Any:

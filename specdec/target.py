@@ -22,7 +22,7 @@ from specdec.attention import ATTENTION_NAME, AttentionContext, choose_kernel
 from specdec.cache import LayerShape, LentCaches, TreeCache
 from specdec.errors import InputError
 from specdec.kv_layout import kv_layout, require_forgettable
-from specdec.layers import DecoderLayers
+from specdec.layers import DecoderLayers, last_hidden_states
 from specdec.proof import Path, admitted
 from specdec.rope import RopeRuntime, stretched_window
 from specdec.runtime import CapturedForwards, FusedDecoder, NotCovered, choose_runtime
@@ -83,6 +83,7 @@ class TargetModel:
         self.graphs: CapturedForwards | None = None
         self._halves: dict[tuple[str, int], Any] = {}  # views of the model
         self._captures: dict[tuple[str, int], CapturedForwards] = {}  # forwards of these
+        self._sources: Mapping[int, int] | None = None  # see `TreeCache`
         self.layers = self._probe()
         text: Any = model.config.get_text_config()
         windows = [getattr(text, name, None) for name in ("sliding_window", "attention_chunk_size")]
@@ -435,9 +436,9 @@ class TargetModel:
             InputError: it cannot be driven with trees, and why.
         """
         try:
-            with self.stock() as model, _last_hidden(model) as found:
+            with self.stock() as model, last_hidden_states(model) as seen:
                 require_forgettable(model)
-            found[0].register_forward_hook(self._remember_hidden)
+            seen[-1][0].register_forward_hook(self._remember_hidden)
             layout = kv_layout(self.model)
             self._sources = layout.sources
             self.prefill(TreeCache(layout.shapes, 1, 1, self.dtype, self.device, layout.sources), [[0]])
@@ -470,22 +471,3 @@ def _stock_attention(model: PreTrainedModel) -> str:
     if model.config._attn_implementation == ATTENTION_NAME:
         model.set_attn_implementation("sdpa" if model._supports_sdpa else "eager")
     return str(model.config._attn_implementation)
-
-
-@contextmanager
-def _last_hidden(model: PreTrainedModel) -> Iterator[list[torch.nn.Module]]:
-    """Note which modules give last hidden states in the forwards of the block, the outermost first."""
-    found: list[torch.nn.Module] = []
-    inner = [module for module in model.modules() if isinstance(module, PreTrainedModel) and module is not model]
-
-    def note(module: torch.nn.Module, _args: object, output: object) -> None:
-        if getattr(output, "last_hidden_state", None) is not None:
-            found.append(module)
-
-    hooks = [module.register_forward_hook(note) for module in inner]
-    try:
-        yield found
-    finally:
-        for hook in hooks:
-            hook.remove()
-        found.sort(key=list(model.modules()).index)

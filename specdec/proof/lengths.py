@@ -19,6 +19,8 @@ def far_positions(config: PreTrainedConfig, window: int | None, length: int) -> 
         length: tokens of the text to be placed.
     """
     text = config.get_text_config()
+    if any("dynamic" in str(value) for value in (getattr(text, "rope_parameters", None) or {}).values()):
+        return []  # every forward of the stock model has frequencies of its own; `RopeByLength` follows `generate`
     named = {value for value in _values(vars(text)) if value > length}
     if window is not None and window > 2 * length:
         named.add(window - length)

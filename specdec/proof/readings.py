@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from specdec.layers import last_hidden_states
 from specdec.tree import TokenTree, histories
 
 if TYPE_CHECKING:
@@ -78,9 +79,7 @@ class Script:
     def theirs(self, model: PreTrainedModel, texts: Sequence[Text]) -> dict[Text, tuple[Tensor, Tensor]]:
         """(logits, hidden) after each of `texts`: every longest one is one forward of the stock model by itself."""
         answers: dict[Text, tuple[Tensor, Tensor]] = {}
-        hidden: list[Tensor] = []
-        hook = model.base_model.register_forward_hook(lambda *args: hidden.append(args[-1].last_hidden_state))
-        try:
+        with last_hidden_states(model) as hidden:
             for text in sorted(set(texts), key=len, reverse=True):
                 if text in answers:
                     continue
@@ -89,9 +88,7 @@ class Script:
                     told["position_ids"] = self.first_position + torch.arange(len(text), device=model.device)[None]
                 logits = model(input_ids=ids, use_cache=False, **told).logits[0]
                 for end in range(1, len(text) + 1):
-                    answers.setdefault(text[:end], (logits[end - 1], hidden[-1][0, end - 1]))
-        finally:
-            hook.remove()
+                    answers.setdefault(text[:end], (logits[end - 1], hidden[-1][1][0, end - 1]))
         return answers
 
     def token(self, row: int, index: int) -> int:

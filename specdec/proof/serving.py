@@ -76,7 +76,7 @@ class _Watched:
     """A kernel that notes when it is used."""
 
     def __init__(self, kernel: Any, calls: list[str]) -> None:
-        self._kernel, self._calls, self.name = kernel, calls, kernel.name
+        self._kernel, self._calls, self.name, self.on_host = kernel, calls, kernel.name, kernel.on_host
 
     def supports(self, *args: Any) -> bool:
         return bool(self._kernel.supports(*args))
@@ -95,8 +95,7 @@ def _feature(query: Tensor, key: Tensor, value: Tensor, mask: Any, kwargs: dict[
     features = {
         "attention sinks": kwargs.get("s_aux") is not None,
         "a soft cap": kwargs.get("softcap") is not None,
-        "a mask of its own": mask is not None,
-        "a sliding window": kwargs.get("sliding_window") is not None,
+        "a window or a mask of its own": mask is not None,
         "keys and values of two sizes": key.shape[-1] != value.shape[-1],
         f"heads of size {query.shape[-1]} in {str(query.dtype).removeprefix('torch.')}": True,
     }
