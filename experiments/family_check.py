@@ -115,9 +115,9 @@ def check_family(model_type: str, runtime: str = "auto") -> Finding:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             target = TargetModel(copy.deepcopy(model), name=model_type, runtime=runtime)
+        wrong = differences(target, prompts, expected, NEW)
     except InputError as error:
-        return Finding(REFUSED, _line(error).partition(", got ")[2] or _line(error))
-    wrong = differences(target, prompts, expected, NEW)
+        return Finding(REFUSED, (_line(error).partition(", got ")[2] or _line(error)).partition("; ")[0])
     if wrong:
         return Finding(WRONG, ", ".join(wrong))
     return Finding(WORKS, "modules" if target.fused is None else "fused")

@@ -1,0 +1,69 @@
+"""Write docs/models.md: which causal-LM families of transformers work, built with tiny random weights.
+
+python -m experiments.model_table                 # all families; writes docs/models.md and tests/families/sides.json
+python -m experiments.model_table llama mamba     # prints these only
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+import transformers
+
+from experiments.family_check import NOT_BUILT, REFUSED, WORKS, Finding, check_family
+from experiments.tiny_models import causal_lm_types
+
+ROOT = Path(__file__).parents[1]
+TABLE, SIDES = ROOT / "docs" / "models.md", ROOT / "tests" / "families" / "sides.json"
+
+
+def main() -> None:
+    transformers.logging.set_verbosity_error()
+    torch.set_num_threads(1)
+    wanted = sys.argv[1:] or causal_lm_types()
+    found: dict[str, Finding] = {}
+    for number, model_type in enumerate(wanted, start=1):
+        found[model_type] = finding = check_family(model_type)
+        print(f"{number}/{len(wanted)} {model_type}: {finding.status}, {finding.how}", flush=True)
+    if sys.argv[1:]:
+        return
+    TABLE.write_text(page(found), "utf-8")
+    SIDES.parent.mkdir(parents=True, exist_ok=True)
+    sides = {model_type: finding.status for model_type, finding in found.items()}
+    SIDES.write_text(json.dumps(sides, indent=1) + "\n", "utf-8")
+    print(f"wrote {TABLE} and {SIDES}")
+
+
+def page(found: Mapping[str, Finding]) -> str:
+    """The table as Markdown."""
+    works = sum(finding.status == WORKS for finding in found.values())
+    lines = [
+        "# Models",
+        "",
+        f"Written by `python -m experiments.model_table` with transformers {transformers.__version__}: every causal-LM",
+        "type of transformers is built with tiny random weights in fp32 on a CPU. A family *works* if its greedy text",
+        "equals that of `model.generate`: token by token, alone and in a ragged batch, with drafts of n-grams and with",
+        "branching trees most of whose nodes are wrong. `make test-families` fails when a family changes sides.",
+        "",
+        f"{works} of {len(found)} types work.",
+        "",
+        "- **fused**: all layers in one call on a CPU; **modules**: by the model's own modules, with tree attention.",
+        f"- **{REFUSED}**: `TargetModel` says so in one line when the model is loaded.",
+        f"- **{NOT_BUILT}**: transformers does not build or run the shrunk model here, for the reason given.",
+        "",
+        "| type | status | how, or why not |",
+        "| --- | --- | --- |",
+    ]
+    lines += [
+        f"| {model_type} | {finding.status} | {finding.how.replace('|', '/')} |"
+        for model_type, finding in found.items()
+    ]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
