@@ -60,6 +60,8 @@ def _config(whole: PreTrainedConfig) -> PreTrainedConfig:
         if isinstance(value, list) and len(value) == text.num_hidden_layers:
             setattr(text, name, [value[layer] for layer in kept])
     text.num_hidden_layers = len(kept)
+    if getattr(text, "num_kv_shared_layers", 0):  # every layer of a twin keeps keys and values of its own
+        text.num_kv_shared_layers = 0
     return config
 
 
