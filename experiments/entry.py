@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -35,6 +36,7 @@ stderr = SafeConsole(stderr=True)
 def launch(main: Callable[[], None]) -> None:
     """Call a `hydra.main` function; what it or Hydra raises ends the process as `one_line_errors` says."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises, and leaves the words to us
+    warnings.formatwarning = lambda message, *_args, **_kwargs: f"warning: {message}\n"  # one line, no source code
     from experiments.callbacks import sweep_that_ends  # which imports this module
 
     with steady_output(), one_line_errors(), checked_composition(), sweep_that_ends():

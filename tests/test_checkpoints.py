@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, DeepseekV3Config
 
+from experiments import entry
 from specdec.errors import InputError
 from specdec.loading.pretrained import read_model
 from specdec.models import byte_tokenizer, load
@@ -242,3 +244,9 @@ def test_old_rope_settings_are_read(edited: Callable[..., str], whole: Path) -> 
     target = load(edited(rope_parameters=None, rope_theta=10000.0, rope_scaling=scaling))
     assert target.model.config.rope_parameters["rope_type"] == "linear"
     assert not torch.equal(logits(target.name), logits(str(whole)))
+
+
+def test_entry_points_show_a_warning_as_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # put back afterwards
+    entry.launch(lambda: None)
+    assert warnings.formatwarning("not used: x", UserWarning, "file.py", 3) == "warning: not used: x\n"
