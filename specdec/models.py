@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -63,6 +64,8 @@ def load_hub(
         InputError: no such model, dtype or device, or a checkpoint that is not whole (`read_model`).
     """
     where, group = resolve_device(device), option.partition(".")[0]
+    if trust_remote_code:
+        print(f"trust_remote_code: {name!r} may run code of its own", file=sys.stderr)  # noqa: T201
     hub = {"revision": revision, "trust_remote_code": trust_remote_code}
     wanted = "float32" if dtype == "auto" and where.type == "cpu" else dtype
     model: Any = read_model(name, resolve_dtype(wanted), hub, adapter, option)

@@ -15,6 +15,7 @@ from experiments import bench
 from experiments.components import OURS, choice_of, component, instantiate
 from experiments.composition import CommandLine, refuse_commands
 from specdec.errors import InputError
+from specdec.models import load_hub
 from specdec.prompts import builtin
 from tests.commands import Done, command
 from tests.configs import CONF, group
@@ -279,3 +280,9 @@ def test_good_files_of_ours_are_still_good() -> None:
     assert len(instantiate(OmegaConf.load(CONF / "prompts" / "builtin.yaml"))) == len(builtin(12))
     assert isinstance(instantiate(OmegaConf.load(CONF / "drafter" / "ngram.yaml")), Ngram)
     assert all(choice_of("acceptance", name, "rules")._target_ for name in group("acceptance"))
+
+
+def test_remote_code_is_announced(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(InputError):
+        load_hub(str(tmp_path / "nothing"), trust_remote_code=True)
+    assert "nothing' may run code of its own" in capsys.readouterr().err
