@@ -52,9 +52,8 @@ class NgramLM:
             places = range(known.nodes - level, known.nodes)
             last = [before[r * known.nodes + place] for r in range(known.batch) for place in places]
             logits = torch.stack([self._logits(history, i // level) for i, history in enumerate(last)])
-            return level_q(
-                logits.to(self._target.device).view(known.batch, level, -1), known, state.rows, self._sampling
-            )
+            logits = logits.to(self._target.device).view(known.batch, level, -1)
+            return level_q(logits, known, state.rows, self._sampling)
 
         how = "top_k" if self._sampling.greedy else self.shape.children
         depth = max(0, min(self.shape.depth, max(state.room) - 1))

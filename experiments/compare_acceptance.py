@@ -8,7 +8,7 @@ python -m experiments.compare_acceptance drafter=ngram_lm target=smollm2_135m
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,6 @@ from specdec.prompts import PromptEncoder
 from specdec.protocols import AcceptanceRule
 from specdec.rule_comparison import RuleComparison, Trees
 from specdec.runlog import provenance
-from specdec.sampling import SamplingParams
 
 # Okabe and Ito's palette: told apart by colour-blind readers
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -63,7 +62,7 @@ def main(cfg: DictConfig) -> None:
     options = settings(cfg)
     chosen = typed(cfg, Options)
     require_some(chosen)
-    samplings = [SamplingParams(temperature) for temperature in chosen.temperatures]
+    samplings = [replace(options.sampling(), temperature=temperature) for temperature in chosen.temperatures]
     prompts = instantiate(cfg.prompts)
     target = instantiate(cfg.target)
     encoder = PromptEncoder.of(target)

@@ -7,15 +7,16 @@ own signature says (`components.py`). So a new YAML file needs no list.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
+from functools import partial
 from typing import Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.components import check_options
+from experiments.components import check_options, instantiate
 from specdec.errors import InputError
 from specdec.options import Count, Seed, filled
 from specdec.sampling import SamplingParams
-from specdec.stopping import StopRule
+from specdec.stopping import StopRule, require_stop_strings
 from specdec.target import TargetModel
 
 TREES = ("as_drafted", "adaptive")
@@ -28,7 +29,9 @@ class Generation:
     top_k: int = 0
     top_p: float = 1.0
     repetition_penalty: float = 1.0
+    min_p: float = 0.0
     batch_size: int = 1
+    processors: list[Any] = field(default_factory=list)  # built by `settings`
     stop: list[str] = field(default_factory=list)
 
 
@@ -54,12 +57,17 @@ class Settings:
 
     def sampling(self) -> SamplingParams:
         g = self.generation
-        return SamplingParams(g.temperature, g.top_k, g.top_p, g.repetition_penalty)
+        return SamplingParams(g.temperature, g.top_k, g.top_p, g.repetition_penalty, g.min_p, tuple(g.processors))
 
     def stop_rule(self, target: TargetModel) -> StopRule:
-        g = self.generation
-        decode: Any = target.tokenizer.decode if target.tokenizer is not None else None
-        return StopRule(g.max_new_tokens, target.eos, tuple(g.stop), decode)
+        """Also what the model's generation config asks for: its EOS ids and stop strings."""
+        config = target.model.generation_config
+        decode: Any = None
+        if target.tokenizer is not None:
+            decode = partial(target.tokenizer.decode, clean_up_tokenization_spaces=False)  # as `generate` matches them
+        own = (config.stop_strings if config is not None else None) or []
+        stop = (*self.generation.stop, *([own] if isinstance(own, str) else own))
+        return StopRule(self.generation.max_new_tokens, target.eos, stop, decode)
 
 
 def settings(cfg: DictConfig) -> Settings:
@@ -75,8 +83,11 @@ def settings(cfg: DictConfig) -> Settings:
     if options.tree not in TREES:
         fix = "for a static tree, pass drafter.tree"
         raise InputError("tree", expected=f"one of {', '.join(TREES)}", got=repr(options.tree), fix=fix)
+    own = OmegaConf.select(cfg, "generation.processors") or []
+    options.generation.processors = [instantiate(processor, _convert_="all") for processor in own]
     options.sampling()  # the ranges of sampling and stopping, before a model is loaded
     StopRule(options.generation.max_new_tokens)
+    require_stop_strings(options.generation.stop)
     return options
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import resource
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -76,13 +77,16 @@ class Benchmark:
         """Everything that can be found out before the first token."""
         target = self.verifier.target
         require_proven(self.rule)
+        if line := self.sampling.not_followed(target.model):
+            warnings.warn(line, stacklevel=2)
         for prompt in self.prompts:
             row = self._encode(prompt, 1, [])
             longest = longest_text([row], self.stop, target.context_window, f"prompt {prompt.id}")
             self._encode(prompt, len(prompt.turns), ["..."] * (len(prompt.turns) - 1))  # can the template write it?
         # a drafter that cannot serve this target says so when it starts
         capacity = longest + self.drafter.max_nodes
-        self.drafter.start(Session(target, [row], self.sampling, capacity, self.verifier.begin))
+        sampling = self.sampling.bound(target.model, [row], self.stop)
+        self.drafter.start(Session(target, [row], sampling, capacity, self.verifier.begin))
 
     def run(self, log: RunLog, on_trial: Callable[[Trial], None] = lambda _: None) -> dict[str, Any]:
         """Returns the summary; steps and texts go to `log` as they are made."""
@@ -254,7 +258,8 @@ class Benchmark:
         before = [*trial.ids, *base[:position]]
         target = self.verifier.target
         logits = target.prefill(target.new_cache(1, len(before)), [before]).logits[:, 0]
-        best = self.sampling.scores(logits, [before])[0].topk(2).values
+        sampling = self.sampling.bound(target.model, [trial.ids], self.stop)
+        best = sampling.scores(logits, [before])[0].topk(2).values
         return {
             "prompt": trial.prompt.id,
             "turn": trial.turn,

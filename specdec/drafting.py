@@ -165,7 +165,8 @@ def level_q(
         every, last = histories(known, rows), range(known.nodes - level, known.nodes)
         before = [every[r * known.nodes + node] for r in range(batch) for node in last]
     flat = logits.reshape(-1, vocab)
-    q = sampling.scores(flat, before).softmax(-1) if sampling.greedy else sampling.probabilities(flat, before)
+    made = sampling.scores(flat, before, lenient=True)
+    q = made.softmax(-1) if sampling.greedy else sampling.distribution(made)
     return q.view(batch, level, vocab)
 
 

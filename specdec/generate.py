@@ -82,6 +82,7 @@ def speculative(
     capacity = longest_text(prompts, stop, target.context_window) + drafter.max_nodes
     target.require_one_rope(prompts, stop.max_new_tokens)
     progress = Progress(prompts, stop)
+    sampling = sampling.bound(target.model, prompts, stop)
     streams = seeds if isinstance(seeds, RandomStreams) else Streams(seeds, sampling, target.device)
     clock = PhaseClock(target.device)
 
@@ -129,6 +130,7 @@ def autoregressive(
     begun = time.perf_counter()
     target.require_one_rope(prompts, stop.max_new_tokens)
     progress = Progress(prompts, stop)
+    sampling = sampling.bound(target.model, prompts, stop)
     streams = Streams(seeds, sampling, target.device)
     cache = target.lend_cache(target, len(prompts), longest_text(prompts, stop, target.context_window))
 

@@ -92,11 +92,12 @@ class Recorder:
             return  # no step was made
         row = [*ids, *text]
         roots = range(len(ids), len(row) - 1)  # where the trees' roots stand
-        hidden, best = self._read(row, roots)
+        sampling = self._sampling.bound(self._target.model, [ids], self._stop)
+        hidden, best = self._read(row, roots, sampling)
         if isinstance(self._drafter, RankingDrafter):
             proposals = self._candidates(hidden)
         else:
-            proposals = self._trees(row, roots, hidden)
+            proposals = self._trees(row, roots, hidden, sampling)
         self._texts.append(
             TextTrace(
                 **names,  # type: ignore[arg-type]
@@ -131,7 +132,7 @@ class Recorder:
             self._texts,
         )
 
-    def _read(self, row: Sequence[int], roots: range) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    def _read(self, row: Sequence[int], roots: range, sampling: SamplingParams) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """The target's hidden states before each root; its best log-probabilities and tokens after each root."""
         target = self._target
         cache = target.new_cache(1, len(row))
@@ -142,8 +143,8 @@ class Recorder:
             at = cache.lengths[:, None] + torch.arange(len(tokens), device=target.device)
             out = target.forward(cache, torch.tensor([tokens], device=target.device), at, mask=None)
             cache.advance([len(tokens)])
-            histories = [row[: first + i + 1] for i in range(len(tokens))] if self._sampling.needs_history else None
-            scores = self._sampling.scores(out.logits[0], histories)
+            histories = [row[: first + i + 1] for i in range(len(tokens))] if sampling.needs_history else None
+            scores = sampling.scores(out.logits[0], histories)
             best.append(scores.log_softmax(-1).topk(self._ranks))
             hidden.append(out.hidden[0])
         values, ids = zip(*best, strict=True)
@@ -161,12 +162,14 @@ class Recorder:
             "logq": torch.cat(logq).float().numpy().astype(np.float16),
         }
 
-    def _trees(self, row: Sequence[int], roots: range, hidden: Tensor) -> dict[str, np.ndarray]:
+    def _trees(
+        self, row: Sequence[int], roots: range, hidden: Tensor, sampling: SamplingParams
+    ) -> dict[str, np.ndarray]:
         """What the drafter proposes at each root, as if each step before had accepted nothing."""
         drafter, target, prompt = self._drafter, self._target, row[: roots.start]
         longest = len(prompt) + self._stop.max_new_tokens + drafter.max_nodes
-        drafter.start(Session(target, [prompt], self._sampling, longest))
-        streams = Streams([[0]], self._sampling, target.device)
+        drafter.start(Session(target, [prompt], sampling, longest))
+        streams = Streams([[0]], sampling, target.device)
         path = torch.arange(len(prompt), device=target.device)[None]
         trees: list[TokenTree] = []
         for i, root in enumerate(roots):

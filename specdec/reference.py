@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
 
 from specdec.errors import InputError
 from specdec.generate import longest_text, speculative
 from specdec.gguf_file import gguf_file, require_plain_llama
+from specdec.processors import obeyed, plain_config
 from specdec.protocols import AcceptanceRule, Drafter, Rows, Verifier
 from specdec.sampling import SamplingParams
 from specdec.stopping import StopRule
@@ -52,6 +55,16 @@ def runnable(
     return here, {name: why for name, why in missing.items() if why is not None}
 
 
+@contextmanager
+def _generating_by(config: GenerationConfig, model: PreTrainedModel) -> Iterator[None]:
+    """`generate` fills what a call leaves open from the model's own config: in the body, from this one."""
+    before, model.generation_config = model.generation_config, config
+    try:
+        yield
+    finally:
+        model.generation_config = before
+
+
 class TransformersGenerate:
     """name: as it is called in results; options: keyword arguments for `model.generate` that choose a method
     (none: plain decoding; `prompt_lookup_num_tokens`: prompt lookup); assistant: name of a draft model for
@@ -82,33 +95,44 @@ class TransformersGenerate:
         self, prompts: Rows, target: TargetModel, sampling: SamplingParams, stop: StopRule, seed: int
     ) -> tuple[list[list[int]], float]:
         """New token ids of each row, and the seconds they took."""
-        groups = [list(prompts)] if self.batched else [[prompt] for prompt in prompts]
-        extra = {**self._options, **self._sampling(sampling)}
+        extra = {**self._options}
+        config = plain_config(target.model, sorted(stop.eos), **self._sampling(sampling))
+        groups = self._groups(prompts, bool(sampling.processors), bool(obeyed(target.model.generation_config)))
+        own = [copy.deepcopy(sampling.processors) for _ in groups]  # some keep a state of a text
         if self._assistant_name is not None:
             extra["assistant_model"] = self._load_assistant(self._assistant_name, target)
         texts: list[list[int]] = []
         torch.manual_seed(seed)
         pad = min(target.eos, default=0)
-        with target.stock() as stock:
+        with target.stock() as stock, _generating_by(config, stock):
             model: Any = stock
             begun = time.perf_counter()
-            for group in groups:
+            for group, processors in zip(groups, own, strict=True):
                 longest = max(map(len, group))
                 ids = torch.tensor([[pad] * (longest - len(p)) + list(p) for p in group], device=target.device)
                 real = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in group], device=target.device)
                 out = model.generate(
-                    ids, attention_mask=real, max_new_tokens=stop.max_new_tokens, pad_token_id=pad, **extra
-                )
+                    ids, attention_mask=real, max_new_tokens=stop.max_new_tokens, pad_token_id=pad,
+                    logits_processor=LogitsProcessorList(processors), **extra,
+                )  # fmt: skip
                 texts += [stop.cut([], row)[0] for row in out[:, longest:].tolist()]
             seconds = time.perf_counter() - begun
         return texts, seconds
+
+    def _groups(self, prompts: Rows, alone: bool, evenly: bool) -> list[list[Sequence[int]]]:
+        """The prompts that are generated together. Processors take padding for text, so that with those of a model's
+        config only prompts of one length travel together; a caller's own may keep a state of one text."""
+        if alone or not self.batched or (evenly and len({*map(len, prompts)}) > 1):
+            return [[prompt] for prompt in prompts]
+        return [list(prompts)]
 
     @staticmethod
     def _sampling(params: SamplingParams) -> dict[str, Any]:
         shared = {"repetition_penalty": params.repetition_penalty, "do_sample": not params.greedy}
         if params.greedy:
             return shared
-        return {**shared, "temperature": params.temperature, "top_k": params.top_k, "top_p": params.top_p}
+        kept = {"temperature": params.temperature, "top_k": params.top_k, "top_p": params.top_p}
+        return {**shared, **kept, **({"min_p": params.min_p} if params.min_p else {})}
 
     def _load_assistant(self, name: str, target: TargetModel) -> PreTrainedModel:
         if self._assistant is None:
@@ -161,11 +185,12 @@ class LlamaCpp:
     def missing(self, target: TargetModel, sampling: SamplingParams) -> str | None:
         if find_spec("llama_cpp") is None:
             return "not installed (pip install -e '.[llama]')"
-        if not sampling.greedy or sampling.repetition_penalty != 1.0:
+        if not sampling.greedy or sampling.asks(target.model, StopRule(1, target.eos)):
+            asked = sampling.bound(target.model, [[0]], StopRule(1, target.eos)).names or "none"
             raise InputError(
                 self.name,
-                expected="temperature 0 without a repetition penalty",
-                got=f"temperature {sampling.temperature}, repetition penalty {sampling.repetition_penalty}",
+                expected="temperature 0 without processors of logits",
+                got=f"temperature {sampling.temperature}, processors: {asked}",
                 fix="leave it out: choose another reference",
             )
         require_plain_llama(target)

@@ -66,6 +66,7 @@ class RuleComparison:
     ) -> Iterator[tuple[TokenTree, Scores]]:
         """The tree at every position of the text, and the target's scores of its nodes."""
         target, seeds = self.verifier.target, [[self.seed, number]]
+        sampling = sampling.bound(target.model, [prompt], self.stop)
         (text,) = autoregressive([prompt], target, sampling, self.stop, seeds).texts
         capacity = longest_text([prompt], self.stop, target.context_window) + drafter.max_nodes
         streams = Streams(seeds, sampling, target.device)

@@ -7,15 +7,23 @@ from dataclasses import dataclass, field
 
 from specdec.errors import InputError
 
-STOP_LOOKBACK = 64  # tokens decoded to look for a stop string: longer than any sensible one
+# Characters that the beginning of a tail may decode to otherwise than inside its text: bytes of a character that was
+# cut in two, and a space that tokenizers drop in front
+UNSURE = 8
 
 
 @dataclass(frozen=True)
 class StopRule:
-    """eos: ids that end a text; stop: strings that end it, found with `decode`; max_new_tokens: the limit.
+    """When a text ends. Only new tokens count: a stop string never begins in the prompt.
+
+    Args:
+        max_new_tokens: the limit.
+        eos: ids that end a text.
+        stop: strings that end it, of any length.
+        decode: the text of token ids, special tokens included; needed with `stop`.
 
     Raises:
-        InputError: a limit under 1, or stop strings without a way to decode.
+        InputError: a limit under 1, an empty stop string, or stop strings without a way to decode.
     """
 
     max_new_tokens: int
@@ -24,10 +32,11 @@ class StopRule:
     decode: Callable[[list[int]], str] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
+        if type(self.max_new_tokens) is not int or self.max_new_tokens < 1:
             raise InputError(
                 "generation.max_new_tokens", expected="an integer >= 1", got=self.max_new_tokens, fix="ask for a token"
             )
+        require_stop_strings(self.stop)
         if self.stop and self.decode is None:
             raise InputError("generation.stop", expected="a tokenizer", got="none", fix="end texts by EOS instead")
 
@@ -43,7 +52,27 @@ class StopRule:
         return block, len(text) + len(block) >= self.max_new_tokens
 
     def _completes_stop_string(self, text: list[int]) -> bool:
+        """Whether a stop string ends within the last token: looks at as many tokens as may hold the longest one. A
+        token may have no character of its own (a part of one, a special token), so they are counted decoded."""
         if not self.stop or self.decode is None:
             return False
-        tail = self.decode(text[-STOP_LOOKBACK:])
+        needed = max(map(len, self.stop)) + UNSURE + len(self.decode(text[-1:]))
+        size, tail = 0, ""
+        while len(tail) < needed and size < len(text):
+            size = min(max(2 * size, needed), len(text))
+            tail = self.decode(text[-size:])
         return any(string in tail for string in self.stop)
+
+
+def require_stop_strings(stop: Sequence[str]) -> None:
+    """Refuse what cannot end a text.
+
+    Raises:
+        InputError: not a list of strings of one character or more.
+    """
+    fix = "write a list of strings, [] for none"
+    if isinstance(stop, str) or not all(isinstance(string, str) for string in stop):
+        raise InputError("generation.stop", expected="a list of strings", got=repr(stop), fix=fix)
+    if "" in stop:
+        got = "an empty one, which would end every text at once"
+        raise InputError("generation.stop", expected="strings of one character or more", got=got, fix="remove it")

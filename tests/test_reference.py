@@ -102,7 +102,11 @@ def test_a_library_that_is_not_installed_is_named_and_the_others_run(
 
 REFUSED = [
     (SamplingParams(temperature=0.5), None, r"llama.cpp: expected temperature 0 .*, got temperature 0.5"),
-    (SamplingParams(repetition_penalty=1.2), None, r"llama.cpp: expected .* without a repetition penalty, got .* 1.2"),
+    (
+        SamplingParams(repetition_penalty=1.2),
+        None,
+        r"llama.cpp: expected temperature 0 without processors .*, got .*: RepetitionPenaltyLogitsProcessor",
+    ),
     (GREEDY, "gpt2", r"llama.cpp: expected a Llama in fp32"),
 ]
 

@@ -42,7 +42,7 @@ class PathByPath:
         at_end = [[states[-1] for states in self._stock(path)] for path in before]
         logits, hidden, stream = (torch.stack(states) for states in zip(*at_end, strict=True))
         shape = (tree.batch, tree.nodes, -1)
-        scores = self._sampling.scores(logits, before).view(shape)
+        scores = self._sampling.tree_scores(logits.view(shape), tree, rows)
         return Scores(scores, hidden.view(shape), self._sampling, self._of_exit(stream.view(shape)))
 
     def commit(self, path: Int[Tensor, "batch kept"], counts: Sequence[int]) -> None:

@@ -12,7 +12,7 @@ from specdec.cache import TreeCache
 from specdec.protocols import Rows, Scores
 from specdec.sampling import SamplingParams
 from specdec.target import TargetModel, TargetOutput
-from specdec.tree import TokenTree, histories
+from specdec.tree import TokenTree
 
 
 class TreeAttention:
@@ -39,9 +39,7 @@ class TreeAttention:
     def verify(self, tree: TokenTree, rows: Rows) -> Scores:
         assert self._cache is not None, "prefill() begins a batch"
         out = self.target.forward_tree(self._cache, tree) if self._exit_layer is None else self._resumed(tree, rows)
-        before = histories(tree, rows) if self._sampling.needs_history else None
-        logits = self._sampling.scores(out.logits.flatten(0, 1), before).view_as(out.logits)
-        return Scores(logits, out.hidden, self._sampling, out.stream)
+        return Scores(self._sampling.tree_scores(out.logits, tree, rows), out.hidden, self._sampling, out.stream)
 
     def _resumed(self, tree: TokenTree, rows: Rows) -> TargetOutput:
         """All nodes from the exit layer on; those that nobody has begun yet are read that far first."""

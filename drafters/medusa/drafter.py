@@ -128,7 +128,7 @@ class Medusa:
             whole = logits.new_full((batch, heads, self._target.vocab_size), -torch.inf)
             logits = whole.index_copy(2, self._module.vocabulary, logits)
         histories = [row for row in rows for _ in range(heads)]
-        return self._sampling.probabilities(logits.flatten(0, 1), histories).view_as(logits)
+        return self._sampling.probabilities(logits.flatten(0, 1), histories, lenient=True).view_as(logits)
 
     def _drawn(self, root: Int[Tensor, " batch"], q: Float[Tensor, "batch heads vocab"], draws: Draws) -> TokenTree:
         """Every node's children drawn from its depth's q, siblings in the order of their numbers."""

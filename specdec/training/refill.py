@@ -43,6 +43,7 @@ class Finished:
 @dataclass
 class _Text:
     request: Request
+    sampling: SamplingParams  # the request's, bound to its prompt
     answer: list[int]
     ended: bool = False  # complete; its last token is still to be read, for its hidden state
 
@@ -138,7 +139,10 @@ class Refill:
             self._target.prefill(self._entrance, [self._shared] * self._together)
         self._opened = known > 0
         out = self._target.prefill(self._entrance, [prompt[known:] for prompt in prompts])
-        texts = [_Text(request, []) for request in requests.values()]
+        texts = [
+            _Text(request, request.sampling.bound(self._target.model, [request.prompt], self._stop), [])
+            for request in requests.values()
+        ]
         for row, (place, text) in enumerate(zip(requests, texts, strict=True)):
             self._cache.adopt(place, self._entrance, row)
             self._places[place] = text
@@ -163,10 +167,13 @@ class Refill:
         self._choose([texts[i] for i in going], out.logits[[live[i] for i in going], 0])
 
     def _choose(self, texts: Sequence[_Text], logits: Float[Tensor, "texts vocab"]) -> None:
-        """Append a token to each text; those with the same sampling are drawn together."""
-        for sampling in {text.request.sampling for text in texts}:
-            index = [i for i, text in enumerate(texts) if text.request.sampling == sampling]
+        """Append a token to each text; those with the same sampling are drawn together, unless it looks at the text."""
+        alike: dict[object, list[int]] = {}
+        for i, text in enumerate(texts):
+            alike.setdefault(i if text.sampling.needs_history else text.request.sampling, []).append(i)
+        for index in alike.values():
             some = [texts[i] for i in index]
+            sampling = some[0].sampling
             histories = [[*text.request.prompt, *text.answer] for text in some] if sampling.needs_history else None
             if sampling.greedy:
                 chosen = sampling.scores(logits[index], histories).argmax(-1)
