@@ -82,6 +82,11 @@ class TreeCache(Cache):
         """Whether every row can take a block of so many nodes."""
         return max(self.host_lengths) + block <= self.capacity
 
+    @property
+    def depth(self) -> int:
+        """Number of layers."""
+        return len(self._layers)
+
     def layer(
         self, index: int
     ) -> tuple[Float[Tensor, "batch kv_heads slots key_dim"], Float[Tensor, "batch kv_heads slots value_dim"]]:

@@ -77,7 +77,8 @@ def load_hub(
     variables = dict(chat_template_kwargs or {})
     require_template_kwargs(words, variables, f"{group}.chat_template_kwargs")
     model.to(where)
-    quantise(model, weights)
+    if line := quantise(model, weights):
+        sys.stderr.write(line + "\n")
     called = name if adapter is None else f"{name}+{adapter}"
     target = TargetModel(
         model, name=called, kernel=kernel, runtime=runtime, tokenizer=words, layers=layers,
@@ -146,7 +147,8 @@ def load_tiny(
         torch.manual_seed(seed)
         model: Any = LlamaForCausalLM(config)
     model.to(device=resolve_device(device), dtype=resolve_dtype(dtype))
-    quantise(model, weights)
+    if line := quantise(model, weights):
+        sys.stderr.write(line + "\n")
     return TargetModel(
         model, name="tiny", kernel=kernel, runtime=runtime, tokenizer=tokenizer, chat_template_kwargs=variables
     )

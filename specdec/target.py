@@ -211,7 +211,7 @@ class TargetModel:
     @torch.inference_mode()
     def read_out(self, stream: Float[Tensor, "batch new dim"]) -> Float[Tensor, "batch new vocab"]:
         """What the model would say if the residual stream left it here: final norm and output layer."""
-        if self.fused is not None:
+        if self.fused is not None and self.fused.reads_weights:
             return self.fused.read_out(stream)
         ids = torch.zeros(stream.shape[:2], dtype=torch.long, device=self.device)
         logits: Tensor = self._half("upper", self.parts.count)(

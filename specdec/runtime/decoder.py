@@ -9,6 +9,7 @@ on it. Covers Llama, Mistral, Qwen2, Qwen3, Phi-3, SmolLM3 and what is built lik
 from __future__ import annotations
 
 import ctypes
+import operator
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -21,6 +22,7 @@ from transformers.masking_utils import causal_mask_function
 from specdec.cache import TreeCache
 from specdec.runtime import library as lib
 from specdec.runtime.few_rows import NotCovered, matrix
+from specdec.runtime.quantised import QuantisedLinear
 
 _RECORDER = "specdec_recorder"
 
@@ -28,7 +30,8 @@ _RECORDER = "specdec_recorder"
 class FusedDecoder:
     """Reads the layers of `model`.
 
-    The weights are read in place: their values may change, but they must not move.
+    The weights are read in place: their values may change. Once they have moved or have been exchanged, nothing is
+    covered any more.
 
     Raises:
         NotCovered: a module, an attention feature or a dtype that the kernel does not have.
@@ -64,11 +67,29 @@ class FusedDecoder:
             )
         except (AttributeError, TypeError) as error:
             raise NotCovered(f"{type(model).__name__} is built differently ({error})") from error
+        self._dim, self._cache_shape = embed.weight.shape[1], (kv_heads, head_dim)
+        self._places = [
+            (tensors, name)
+            for module in model.modules()
+            for tensors in (module._parameters, module._buffers if isinstance(module, QuantisedLinear) else {})
+            for name, tensor in tensors.items()
+            if tensor is not None
+        ]
+        self._tensors = [tensors[name] for tensors, name in self._places]
+        self._addresses = [tensor.data_ptr() for tensor in self._tensors]
         self._cache_tables: WeakKeyDictionary[TreeCache, Any] = WeakKeyDictionary()
 
     def covers(self, cache: TreeCache) -> bool:
         """Whether every text that fits the cache is seen as a whole (the kernel has no sliding windows)."""
-        return self._window is None or cache.capacity <= self._window
+        return self.reads_weights and (self._window is None or cache.capacity <= self._window)
+
+    @property
+    def reads_weights(self) -> bool:
+        """Whether the model's tensors are still where they were read: the ones of then are held, so that their memory
+        is never another's."""
+        now = [tensors.get(name) for tensors, name in self._places]
+        same = all(map(operator.is_, now, self._tensors))
+        return same and [tensor.data_ptr() for tensor in self._tensors] == self._addresses
 
     def forward(
         self,
@@ -83,6 +104,9 @@ class FusedDecoder:
         """(logits, hidden) as in `TargetModel.forward`; from the stream that enters layer `first`, if one is given.
         Padding (token -1) is not computed: its results are zeros."""
         batch, new = tokens.shape
+        self._require(cache, tokens, positions, mask, stream)
+        if logits_at is not None and logits_at.numel() and not 0 <= int(logits_at.min()) <= int(logits_at.max()) < new:
+            raise IndexError(f"logits_at: index out of range for {new} nodes")
         real = tokens >= 0
         x = self._embed(tokens[real]) if stream is None else stream[real]
         wanted = torch.arange(batch)[:, None] * new + (torch.arange(new) if logits_at is None else logits_at)
@@ -100,6 +124,7 @@ class FusedDecoder:
         layers: int,
     ) -> Float[Tensor, "batch new dim"]:
         """The residual stream after the first `layers` layers, as in `TargetModel.lower`; zeros for padding."""
+        self._require(cache, tokens, positions, mask, None)
         real = tokens >= 0
         x = self._embed(tokens[real])
         self._run(cache, x, real, positions, mask, (0, layers), None)
@@ -132,6 +157,36 @@ class FusedDecoder:
             at.data_ptr(),
         )
         return self._call(texts, layers, x, (cos.data_ptr(), sin.data_ptr(), self._table(cache)), keep)
+
+    def _require(
+        self, cache: TreeCache, tokens: Tensor, positions: Tensor, mask: Tensor | None, stream: Tensor | None
+    ) -> None:
+        """Refuse what the kernel would read or write beyond; the messages are for whoever calls it.
+
+        Raises:
+            RuntimeError: shapes, dtypes or devices that do not fit together, or a cache of another model or too small.
+        """
+        (batch, new), block = tokens.shape, positions.shape[-1]
+        wrong = [
+            f"{name} {tuple(tensor.shape)} in {tensor.dtype} on {tensor.device}"
+            for name, tensor, shape, dtype in (
+                ("tokens", tokens, (batch, new), torch.int64),
+                ("positions", positions, (batch, block), torch.int64),
+                ("mask", mask, (batch, new, block), torch.bool),
+                ("stream", stream, (batch, new, self._dim), torch.float32),
+                ("lengths", cache.lengths, (batch,), torch.int64),
+            )
+            if tensor is not None
+            and not (type(tensor) is Tensor and tensor.is_cpu and tensor.dtype is dtype and tensor.shape == shape)
+        ]
+        if wrong or not new <= block:
+            raise RuntimeError(
+                f"{', '.join(wrong) or f'{new} nodes of a block of {block}'} cannot go through the layers"
+            )
+        if not cache.has_room(block):
+            raise RuntimeError(
+                f"a cache of {cache.capacity} slots is too small for {max(cache.host_lengths)} + {block}"
+            )
 
     def read_out(self, stream: Float[Tensor, "batch new dim"]) -> Float[Tensor, "batch new vocab"]:
         """Final norm and output layer, as in `TargetModel.read_out`."""
@@ -172,6 +227,14 @@ class FusedDecoder:
     def _table(self, cache: TreeCache) -> int:
         """The address of the list of where the cache keeps every layer's keys and values."""
         if cache not in self._cache_tables:
+            layers = [cache.layer(i) for i in range(cache.depth)]
+            kv_heads, dim = self._cache_shape
+            shape = (len(cache.host_lengths), kv_heads, cache.capacity, dim)
+            fits = len(layers) == len(self._layers) and all(
+                lib.plain(part) and part.shape == shape and part.is_contiguous() for layer in layers for part in layer
+            )
+            if not fits:
+                raise RuntimeError(f"the cache is not one of this model: expected {len(self._layers)} layers {shape}")
             tensors = [tensor for i in range(len(self._layers)) for tensor in cache.layer(i)]
             self._cache_tables[cache] = (ctypes.c_void_p * len(tensors))(*[t.data_ptr() for t in tensors])
         return ctypes.addressof(self._cache_tables[cache])

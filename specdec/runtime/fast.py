@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from specdec.errors import InputError
 from specdec.runtime.build import BuildError
+from specdec.runtime.experts import as_linear
 from specdec.runtime.few_rows import FewRowLinear
 from specdec.runtime.library import kernels
 from specdec.runtime.quantised import STORED, QuantisedLinear, require_weights
@@ -45,10 +46,7 @@ def linear(weight: Tensor, bias: Tensor | None = None, *, fast: bool, weights: s
         InputError: an unknown name for `weights`.
     """
     require_weights(weights, "drafter.weights")
-    layer = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
-    layer.weight = torch.nn.Parameter(weight.detach(), requires_grad=False)
-    if bias is not None:
-        layer.bias = torch.nn.Parameter(bias.detach(), requires_grad=False)
+    layer = as_linear(weight, bias)
     if not (fast and FewRowLinear.covers(layer)):
         return layer
     return FewRowLinear(layer) if weights == STORED else QuantisedLinear(layer, weights)

@@ -25,8 +25,9 @@ class NotCovered(Exception):
 class FewRowLinear(nn.Module):
     """An `nn.Linear` (fp32, CPU) computed with our kernel for up to MAX_ROWS rows.
 
-    Shares the weight and bias of `linear`; everything the kernel does not do goes to `F.linear`. The
-    weights are read in place, so their values may change, but they must not move.
+    Shares the weight and bias of `linear`; everything the kernel does not do goes to `F.linear`, which raises what
+    `nn.Linear` raises. The weights are read in place. Where they are not what they were (moved, converted, exchanged),
+    `F.linear` serves as well.
     """
 
     def __init__(self, linear: nn.Linear) -> None:
@@ -34,26 +35,42 @@ class FewRowLinear(nn.Module):
         self.weight, self.bias = linear.weight, linear.bias
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self._matrix = matrix(linear)
+        self._size = self.weight.shape
         self._kernel = lib.kernels().few_rows
 
     def forward(self, x: Float[Tensor, "*batch features"]) -> Float[Tensor, "*batch outputs"]:
         rows = math.prod(x.shape[:-1])
         differentiable = torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad)
-        if not 0 < rows <= MAX_ROWS or x.dtype is not torch.float32 or differentiable or torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or differentiable or not (0 < rows <= MAX_ROWS and self._takes(x)):
             return F.linear(x, self.weight, self.bias)
         x = x.contiguous()
         y = torch.empty(*x.shape[:-1], self.out_features)
         self._kernel(x.data_ptr(), rows, self.in_features, y.data_ptr(), self._matrix)
         return y
 
+    def _takes(self, x: Tensor) -> bool:
+        """Whether the kernel may read the input, and the weights where they were."""
+        weight, bias = self.weight, self.bias
+        return (
+            lib.plain(x)
+            and x.shape[-1:] == self._size[1:]
+            and lib.plain(weight)
+            and weight.shape == self._size
+            and weight.data_ptr() == self._matrix.w
+            and weight.is_contiguous()
+            and (bias is None or lib.plain(bias))
+            and lib.address(bias) == self._matrix.bias
+            and (bias is None or bias.shape == self._size[:1])
+        )
+
     @staticmethod
     def covers(module: nn.Module) -> bool:
         """Whether this very class of module, dtype and device is one the kernel computes."""
         return (
             type(module) is nn.Linear
-            and module.weight.dtype is torch.float32
-            and module.weight.device.type == "cpu"
+            and lib.plain(module.weight)
             and module.weight.is_contiguous()
+            and (module.bias is None or (lib.plain(module.bias) and module.bias.is_contiguous()))
         )
 
 

@@ -6,7 +6,8 @@ import ctypes
 import functools
 from pathlib import Path
 
-from torch import Tensor
+from torch import Tensor, float32
+from torch.nn import Parameter
 
 from specdec.runtime.build import load_library
 
@@ -92,6 +93,11 @@ def kernels() -> ctypes.CDLL:
     library.few_rows.restype = library.decode.restype = None
     library.lanes.restype = _number
     return library
+
+
+def plain(tensor: object) -> bool:
+    """Whether it is fp32 numbers in this process's memory, and no subclass (a DTensor) that keeps them elsewhere."""
+    return type(tensor) in (Tensor, Parameter) and tensor.dtype is float32 and tensor.is_cpu  # type: ignore[attr-defined]
 
 
 def address(tensor: Tensor | None) -> int | None:

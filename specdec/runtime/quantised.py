@@ -7,16 +7,19 @@ quantised model is then the target: lossless means with respect to it, and refer
 from __future__ import annotations
 
 import math
+from collections import Counter
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from specdec.errors import InputError
 from specdec.runtime import library as lib
 from specdec.runtime.build import BuildError
+from specdec.runtime.experts import Experts, as_linear
 
 STORED = "stored"
 WEIGHTS = (STORED, "bf16", "int8", "int4")
@@ -34,6 +37,7 @@ class QuantisedLinear(nn.Module):
     scale: Tensor | None
     bias: Tensor | None
     _whole: lib.Matrix | None
+    _where: tuple[int, int | None, int | None]
 
     def __init__(self, linear: nn.Linear, weights: str) -> None:
         super().__init__()
@@ -53,6 +57,8 @@ class QuantisedLinear(nn.Module):
         self.register_buffer("codes", codes.contiguous())
         self.register_buffer("scale", None if scale is None else scale.squeeze(-1).contiguous())
         self.register_buffer("bias", None if linear.bias is None else linear.bias.detach().float())
+        self._sizes = [None if part is None else part.shape for part in (self.codes, self.scale, self.bias)]
+        self._stored, self._where = self.codes.dtype, (0, None, None)
         self._kernel, self._whole = lib.kernels().few_rows, None
 
     @property
@@ -76,30 +82,48 @@ class QuantisedLinear(nn.Module):
         )
 
     def forward(self, x: Float[Tensor, "*batch features"]) -> Float[Tensor, "*batch outputs"]:
-        if torch.is_grad_enabled() and x.requires_grad:
-            return F.linear(x, self.weight, self.bias)
+        rows = math.prod(x.shape[:-1])
+        if not rows or (torch.is_grad_enabled() and x.requires_grad) or not self._takes(x):
+            return F.linear(x, self.weight, self.bias)  # it raises what `nn.Linear` raises
         x = x.contiguous()
         y = torch.empty(*x.shape[:-1], self.out_features)
-        rows = math.prod(x.shape[:-1])
-        if rows:
-            if self._whole is None or self._whole.w != self.codes.data_ptr():  # made anew only where weights have moved
-                self._whole = self.matrix()
-            self._kernel(x.data_ptr(), rows, self.in_features, y.data_ptr(), self._whole)
+        self._kernel(x.data_ptr(), rows, self.in_features, y.data_ptr(), self._whole)
         return y
 
+    def _takes(self, x: Tensor) -> bool:
+        """Whether the kernel may read the input and the weights; makes their matrix anew where they have moved."""
+        codes, scale, bias = self.codes, self.scale, self.bias
+        readable = (
+            lib.plain(x)
+            and x.shape[-1:] == (self.in_features,)
+            and type(codes) is Tensor
+            and codes.is_cpu
+            and codes.shape == self._sizes[0]
+            and codes.dtype is self._stored
+            and all(
+                part is None or (lib.plain(part) and part.shape == size)
+                for part, size in zip((scale, bias), self._sizes[1:], strict=True)
+            )
+            and all(part is None or part.is_contiguous() for part in (codes, scale, bias))
+        )
+        if readable and (codes.data_ptr(), lib.address(scale), lib.address(bias)) != self._where:
+            self._whole, self._where = self.matrix(), (codes.data_ptr(), lib.address(scale), lib.address(bias))
+        return readable
 
-def quantise(model: PreTrainedModel, weights: str) -> None:
-    """Exchange every `nn.Linear` of `model` for one with weights of lower precision, and let the originals go.
+
+def quantise(model: PreTrainedModel, weights: str) -> str | None:
+    """Exchange every product of `model` with its weights (`nn.Linear`, GPT-2's `Conv1D`, experts that transformers
+    keeps in one tensor) for one with weights of lower precision, and let the originals go.
 
     weights: `stored` (nothing is done), `bf16`, `int8` or `int4`. Embeddings stay; an output layer that
-    shared their weights has its own from then on.
+    shared their weights has its own from then on. Returns a line that says what stays in fp32.
 
     Raises:
         InputError: an unknown name, a model that is not in fp32 on a CPU, or no compiler.
     """
     require_weights(weights, "target.weights")
     if weights == STORED:
-        return
+        return None
     if model.device.type != "cpu" or model.dtype is not torch.float32:
         raise InputError(
             "target.weights",
@@ -115,8 +139,30 @@ def quantise(model: PreTrainedModel, weights: str) -> None:
         ) from error
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if type(child) is nn.Linear:
-                setattr(parent, name, QuantisedLinear(child, weights))
+            if (made := in_lower_precision(child, weights)) is not None:
+                setattr(parent, name, made)
+    return _what_stays(model, weights)
+
+
+def in_lower_precision(module: nn.Module, weights: str) -> nn.Module | None:
+    """The same products with such weights; None for a module that is none of those `quantise` knows."""
+    if type(module) is nn.Linear:
+        return QuantisedLinear(module, weights)
+    if type(module) is Conv1D:
+        return QuantisedLinear(as_linear(module.weight.T, module.bias), weights)
+    experts = Experts.of(module)
+    return None if experts is None else experts.in_lower_precision(lambda linear: QuantisedLinear(linear, weights))
+
+
+def _what_stays(model: PreTrainedModel, weights: str) -> str:
+    """One line: how many weights are kept so, and how many in fp32, where."""
+    kept: Counter[str] = Counter()
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            kept[type(module).__name__] += parameter.numel()
+    small = sum(m.in_features * m.out_features for m in model.modules() if isinstance(m, QuantisedLinear))
+    where = ", ".join(f"{name} {count / 1e6:,.2f}M" for name, count in kept.most_common() if count)
+    return f"weights={weights}: {small / 1e6:,.2f}M weights are kept so; in fp32 stay {where or 'none'}"
 
 
 def require_weights(weights: str, what: str) -> None:

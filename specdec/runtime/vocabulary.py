@@ -13,14 +13,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from specdec.runtime.build import BuildError, load_library
-from specdec.runtime.library import address
+from specdec.runtime.library import address, plain
 from specdec.tree import PAD
 
 
 def mass(p: Float[Tensor, " vocab"], q: Float[Tensor, " vocab"] | None, times: float, without: Sequence[int]) -> float:
     """`masses` of a single row, in plain numbers; `without` holds tokens only."""
     library = _library(p, q)
-    if library is None:
+    if library is None or not all(0 <= token < p.numel() for token in without):
         one = torch.tensor([times], dtype=torch.float64, device=p.device)
         gone = torch.tensor([[PAD, *without]], device=p.device)
         return float(masses(p[None], None if q is None else q[None], one, gone))
@@ -35,7 +35,7 @@ def masses(
 ) -> Float[Tensor, " rows"]:
     """The sum of relu(p - times q) over all tokens but those of `without` (-1 is none), in float64. Without q: of p."""
     library = _library(p, q)
-    if library is None:
+    if library is None or not _inside(p, without):
         rest = p if q is None or times is None else leftover(p, q, times)
         return (rest if without is None else without_tokens(rest, without)).sum(-1).double()
     qs: Sequence[Tensor | None] = [None] * len(p) if q is None else q.unbind()
@@ -93,10 +93,15 @@ def _mass(library: ctypes.CDLL, p: Tensor, q: Tensor | None, times: float, witho
     return library.mass(p.numel(), p.data_ptr(), address(q), times, tokens, len(without))
 
 
+def _inside(p: Tensor, tokens: Tensor | None) -> bool:
+    return tokens is None or not tokens.numel() or PAD <= int(tokens.min()) <= int(tokens.max()) < p.shape[-1]
+
+
 def _library(*rows: Tensor | None) -> ctypes.CDLL | None:
-    """The kernels, if they take these rows."""
+    """The kernels, if they may read these rows: fp32 in this process's memory, of one shape, not empty. PyTorch raises
+    on what is none of that, or computes it."""
     for x in rows:
-        if x is not None and not (x.dtype is torch.float32 and x.is_cpu and x.stride(-1) == 1):
+        if x is not None and not (plain(x) and x.shape == rows[0].shape and x.numel() and x.stride(-1) == 1):  # type: ignore[union-attr]
             return None
     return _kernels()
 

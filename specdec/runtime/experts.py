@@ -1,0 +1,90 @@
+"""Experts of a mixture as products of their own.
+
+Transformers keeps the experts of a layer in two tensors with a leading axis (`gate_up_proj`, `down_proj`) and
+multiplies slices of them. Here every expert has two linear layers, which other runtimes exchange for theirs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+ALIKE = 1e-4  # of the largest result: between rounding and another computation
+PROBED = 6  # tokens on which both are compared
+
+
+class Experts(nn.Module):
+    """down(act(gate(x)) * up(x)) of each token's chosen experts, weighted and added up.
+
+    Args:
+        gate_up: gate and up of each expert, one above the other.
+        down: back to the width of the stream.
+        act: the activation.
+    """
+
+    def __init__(self, gate_up: nn.ModuleList, down: nn.ModuleList, act: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.gate_up, self.down, self.act = gate_up, down, act
+
+    @classmethod
+    def of(cls, module: Any) -> Experts | None:
+        """The same, sharing the weights; None where a module is no such layer, or computes something else."""
+        gate_up, down = (getattr(module, name, None) for name in ("gate_up_proj", "down_proj"))
+        act = getattr(module, "act_fn", None)
+        if not all(isinstance(w, Tensor) and w.dim() == 3 for w in (gate_up, down)) or not callable(act):
+            return None
+        count, twice, width = gate_up.shape
+        if down.shape != (count, width, twice // 2):
+            return None
+        made = cls(*(nn.ModuleList(as_linear(w) for w in ws.unbind()) for ws in (gate_up, down)), act)
+        return made if made._gives_what(module, width, count) else None
+
+    def forward(
+        self,
+        hidden_states: Float[Tensor, "tokens dim"],
+        top_k_index: Int[Tensor, "tokens chosen"],
+        top_k_weights: Float[Tensor, "tokens chosen"],
+    ) -> Float[Tensor, "tokens dim"]:
+        total = torch.zeros_like(hidden_states)
+        for number in top_k_index.unique().tolist():
+            if number >= len(self.down):  # nobody's: a token that was not routed
+                continue
+            token, place = torch.where(top_k_index == number)
+            gate, up = self.gate_up[number](hidden_states[token]).chunk(2, -1)
+            out = self.down[number](self.act(gate) * up) * top_k_weights[token, place, None]
+            total.index_add_(0, token, out.to(total.dtype))
+        return total
+
+    def in_lower_precision(self, quantised: Callable[[nn.Linear], nn.Module]) -> Experts:
+        """The same with every linear layer exchanged."""
+        for layers in (self.gate_up, self.down):
+            for number, linear in enumerate(layers):
+                assert isinstance(linear, nn.Linear)
+                layers[number] = quantised(linear)
+        return self
+
+    @torch.no_grad()
+    def _gives_what(self, module: nn.Module, width: int, count: int) -> bool:
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn(PROBED, width, generator=generator)
+        index = torch.randint(count, (PROBED, 1), generator=generator)
+        shares = torch.rand(PROBED, 1, generator=generator)
+        try:
+            theirs = module(x, index, shares)
+        except (RuntimeError, TypeError, ValueError, IndexError):
+            return False
+        off = (self(x, index, shares) - theirs).abs().max()
+        return bool(theirs.shape == x.shape and off <= ALIKE * theirs.abs().max())
+
+
+def as_linear(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
+    """A linear layer on these very tensors [outputs, inputs]."""
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    layer.weight = nn.Parameter(weight.detach(), requires_grad=False)
+    if bias is not None:
+        layer.bias = nn.Parameter(bias.detach(), requires_grad=False)
+    return layer
