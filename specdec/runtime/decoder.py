@@ -75,7 +75,7 @@ class FusedDecoder:
             for name, tensor in tensors.items()
             if tensor is not None
         ]
-        self._tensors = [tensors[name] for tensors, name in self._places]
+        self._tensors: list[Any] = [tensors[name] for tensors, name in self._places]
         self._addresses = [tensor.data_ptr() for tensor in self._tensors]
         self._cache_tables: WeakKeyDictionary[TreeCache, Any] = WeakKeyDictionary()
 

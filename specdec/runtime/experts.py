@@ -33,14 +33,16 @@ class Experts(nn.Module):
     @classmethod
     def of(cls, module: Any) -> Experts | None:
         """The same, sharing the weights; None where a module is no such layer, or computes something else."""
-        gate_up, down = (getattr(module, name, None) for name in ("gate_up_proj", "down_proj"))
+        gate_up: Any = getattr(module, "gate_up_proj", None)
+        down: Any = getattr(module, "down_proj", None)
         act = getattr(module, "act_fn", None)
         if not all(isinstance(w, Tensor) and w.dim() == 3 for w in (gate_up, down)) or not callable(act):
             return None
         count, twice, width = gate_up.shape
         if down.shape != (count, width, twice // 2):
             return None
-        made = cls(*(nn.ModuleList(as_linear(w) for w in ws.unbind()) for ws in (gate_up, down)), act)
+        lists = [nn.ModuleList(as_linear(weight) for weight in weights.unbind()) for weights in (gate_up, down)]
+        made = cls(lists[0], lists[1], act)
         return made if made._gives_what(module, width, count) else None
 
     def forward(
