@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 FLASH  := $(VENV)/flash-attn-sources
 
-.PHONY: setup demo test browser check bench format clean
+.PHONY: setup demo test test-faults browser check bench format clean
 
 setup: $(READY)
 
@@ -26,6 +26,9 @@ demo: $(READY)  ## a real model, decoded faster with the same text; ends with th
 
 test: $(READY)  ## all tests
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n auto
+
+test-faults: $(READY)  ## kills, full disks, signals and cut files in every entry point; prints the table of docs/reliability.md
+	$(BIN)/python -m tests.faults
 
 browser:  ## a Chromium for the tests of pages, where there is none; they skip where it cannot be had
 	command -v chromium >/dev/null || command -v google-chrome >/dev/null \

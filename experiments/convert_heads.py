@@ -22,7 +22,7 @@ from experiments.settings import typed
 from experiments.tables import stdout
 from experiments.task import Task
 from specdec.errors import InputError
-from specdec.files import write_json
+from specdec.files import replacing, write_json
 from specdec.models import resolve_dtype
 from specdec.runlog import provenance
 from specdec.target import TargetModel
@@ -56,11 +56,13 @@ def main(cfg: DictConfig) -> None:
     target: TargetModel | None = instantiate(cfg.target) if cfg.get("target") else None
     if target is not None:
         source.heads.to(target.device).require_fits(target, "heads")
-    if cfg.to == "vllm":
-        written = write_vllm(source.heads, output, target, dtype)
-    else:
-        base_model = cfg.base_model or source.base_model or (target.name if target is not None else "unknown")
-        written = write_official(source.heads, output, base_model, dtype)
+    output.absolute().parent.mkdir(parents=True, exist_ok=True)
+    with replacing(output.absolute()) as unfinished:
+        if cfg.to == "vllm":
+            written = write_vllm(source.heads, unfinished, target, dtype)
+        else:
+            base_model = cfg.base_model or source.base_model or (target.name if target is not None else "unknown")
+            written = write_official(source.heads, unfinished, base_model, dtype)
     folder = Path(HydraConfig.get().runtime.output_dir)
     report = {"layout": source.layout, "mapped": dict(source.mapped), "left out": dict(source.dropped)}
     write_json(folder / "summary.json", {**report, "notes": source.notes, "written": list(written)})

@@ -64,12 +64,17 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         with naming(path):
             yield unfinished
-            _sync_all(unfinished)
-            _take_place(unfinished, path)
-            sync(path.parent)
+            put_in_place(unfinished, path)
     except BaseException:
         remove(unfinished)
         raise
+
+
+def put_in_place(unfinished: Path, path: Path) -> None:
+    """Flush a finished file or folder to the disk and let it take the place of `path`, durably."""
+    _sync_all(unfinished)
+    _take_place(unfinished, path)
+    sync(path.parent)
 
 
 @contextmanager

@@ -53,7 +53,7 @@ CALLS = (  # dotted names that would do something
     "specdec.runlog.write_json",
     "specdec.runlog.RunLog",
     "specdec.runlog.subprocess.run",
-    "specdec.models.shutil.rmtree",
+    "specdec.runtime.build.shutil.rmtree",
     "specdec.models.AutoModelForCausalLM.from_pretrained",
     "specdec.training.archive.export_text",
     "specdec.training.saving.save_drafter",

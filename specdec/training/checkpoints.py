@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
@@ -15,7 +15,7 @@ from accelerate.utils import RNG_STATE_NAME, load
 from safetensors import SafetensorError
 
 from specdec.errors import InputError
-from specdec.files import write_json
+from specdec.files import SEAL, UNFINISHED, is_whole, naming, put_in_place, remove, seal, write_json
 
 FIGURES = "figures.json"
 UNREADABLE = (OSError, EOFError, ValueError, KeyError, TypeError, RuntimeError, UnpicklingError, SafetensorError)
@@ -34,6 +34,7 @@ class Checkpoints:
         if keep < 1:
             raise InputError("keep", expected="an integer >= 1", got=keep, fix="keep one checkpoint at least")
         self._folder, self._accelerator, self._keep = folder / "checkpoints", accelerator, keep
+        self._latest = self._newest_whole()
         file = folder / "config.json"
         if self.latest is None:
             if accelerator.is_main_process:
@@ -50,25 +51,32 @@ class Checkpoints:
 
     @property
     def latest(self) -> int | None:
-        """The step of the newest checkpoint."""
-        return max(self._steps(), default=None)
+        """The step of the newest checkpoint that is whole; of the newest one if none is, which `load` refuses."""
+        return self._latest
 
     def save(self, step: int, figures: Mapping[str, Any]) -> None:
-        """Write all state beside its place, then rename; older checkpoints go.
+        """Write all state beside its place, sealed, then rename; older checkpoints go.
 
         figures: JSON values that `load` gives back.
+
+        Raises:
+            OSError: names the checkpoint; those before it stay.
         """
-        unfinished = self._folder / f"step-{step}.unfinished"
-        if self._accelerator.is_main_process:
-            shutil.rmtree(unfinished, ignore_errors=True)
-        self._accelerator.wait_for_everyone()
-        self._accelerator.save_state(str(unfinished))
-        self._accelerator.wait_for_everyone()
-        if self._accelerator.is_main_process:
-            write_json(unfinished / FIGURES, figures)
-            unfinished.rename(self._folder / f"step-{step}")
-            for old in sorted(self._steps())[: -self._keep]:
-                shutil.rmtree(self._folder / f"step-{old}")
+        path = self._folder / f"step-{step}"
+        unfinished = path.with_name(f".{path.name}{UNFINISHED}")
+        with naming(path):
+            if self._accelerator.is_main_process:
+                remove(unfinished)
+            self._accelerator.wait_for_everyone()
+            self._accelerator.save_state(str(unfinished))
+            self._accelerator.wait_for_everyone()
+            if self._accelerator.is_main_process:
+                write_json(unfinished / FIGURES, figures)
+                seal(unfinished)
+                put_in_place(unfinished, path)
+                for old in sorted(self._steps())[: -self._keep]:
+                    remove(self._folder / f"step-{old}")
+        self._latest = step
         self._accelerator.wait_for_everyone()
 
     def load(self, step: int) -> dict[str, Any]:
@@ -99,6 +107,15 @@ class Checkpoints:
             same = same and all(torch.equal(stored, now) for stored, now in pairs)
         if not same:
             raise ValueError(f"random states in {file.name} that could not be restored")
+
+    def _newest_whole(self) -> int | None:
+        steps = sorted(self._steps(), reverse=True)
+        for step in steps:
+            folder = self._folder / f"step-{step}"
+            if is_whole(folder, deep=True) or not (folder / SEAL).exists():  # an older version sealed none
+                return step
+            warnings.warn(f"checkpoint {folder} is damaged and left out", stacklevel=3)
+        return max(steps, default=None)
 
     def _steps(self) -> list[int]:
         names = [path.name.removeprefix("step-") for path in self._folder.glob("step-*")]

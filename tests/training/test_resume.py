@@ -148,7 +148,8 @@ def test_a_checkpoint_that_cannot_be_read_is_refused(
             run("killed", "drafter=linear")
     torn = tmp_path / "killed" / "checkpoints" / "step-3" / file
     torn.write_bytes(torn.read_bytes()[: torn.stat().st_size // 2])
-    done = run("killed", "drafter=linear")
+    with pytest.warns(UserWarning, match="step-3 is damaged and left out"):
+        done = run("killed", "drafter=linear")
     assert done.status == 2
     assert f"step-3: expected the whole checkpoint of a run of 1 processes, got {got}" in done.err
     assert "delete it, to go on from the checkpoint before" in done.err

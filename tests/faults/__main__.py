@@ -1,0 +1,16 @@
+"""Run all faults and print the table of docs/reliability.md: python -m tests.faults [pytest's options]"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch: the processes that the faults hit are forked from this one
+
+import pytest
+
+OPTIONS = ["-o", "addopts=-q --strict-markers -p no:dash", "-p", "no:cacheprovider", "-n", "2"]
+
+if __name__ == "__main__":
+    sys.exit(pytest.main([*OPTIONS, str(Path(__file__).parent), *sys.argv[1:]]))
