@@ -102,7 +102,7 @@ def assembled(cfg: DictConfig, options: Settings) -> tuple[Benchmark, dict[str, 
         seed=options.seed,
         references=references,
         validate=options.validate,
-    )
+    ).fitting()
     benchmark.check()
     names = {
         "target": target.name,

@@ -10,7 +10,6 @@ import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import hydra
 import torch
@@ -32,7 +31,7 @@ from specdec.errors import InputError
 from specdec.files import write_json
 from specdec.generate import autoregressive
 from specdec.options import Count
-from specdec.prompts import PromptEncoder
+from specdec.prompts import PromptEncoder, PromptSet, first_turns
 from specdec.runlog import provenance
 from specdec.target import TargetModel
 from specdec.topology import Path as IndexPath
@@ -67,7 +66,7 @@ def main(cfg: DictConfig) -> None:
     else:
         prompts = instantiate(cfg.prompts)
         texts, source = answered(prompts, target, options), f"answers to {len(prompts)} prompts"
-    ranks = measured(Accuracy(heads, target, cfg.candidates), texts, cfg.positions)
+    ranks, others = halves(measured(Accuracy(heads, target, cfg.candidates), texts, cfg.positions))
     rates = accuracies(ranks, cfg.candidates)
     joint = cfg.assume == "joint"
     paths, gains = most_frequent_tree(ranks, cfg.nodes) if joint else best_tree(rates.tolist(), cfg.nodes)
@@ -77,10 +76,12 @@ def main(cfg: DictConfig) -> None:
         "heads": str(cfg.drafter.heads),
         "measured_on": source,
         "positions": len(ranks),
+        "counted_on": len(others),  # positions of other texts
         "commit": run["commit"],
         "assume": cfg.assume,
         "accuracies": [[round(rate, 5) for rate in head] for head in rates.tolist()],  # [head][rank]
         "gains": [round(gain, 6) for gain in gains],  # what each path adds to the tokens per step
+        "tokens_per_step": round(1 + counted(paths, others), 6) if len(others) else None,
         "paths": [list(path) for path in paths],
     }
     command = shlex.join(["python", "-m", "experiments.build_tree", *HydraConfig.get().overrides.task])
@@ -88,24 +89,32 @@ def main(cfg: DictConfig) -> None:
         write_tree(file, command, figures)
     write_json(folder / "provenance.json", run)
     stdout.print(accuracy_table(rates, f"Medusa heads on {target.name}, {len(ranks):,} positions"))
-    stdout.print(tree_table(paths, gains, ranks))
+    stdout.print(tree_table(paths, gains, others))
+    stdout.print(f"counted on {len(others):,} positions of texts that the tree was not chosen from", highlight=False)
     stdout.print(f"tree: {cfg.output or folder / TREE_FILE}", soft_wrap=True, highlight=False)
 
 
-def measured(measure: Accuracy, texts: Texts, positions: int) -> Tensor:
-    """The heads' ranks at the first `positions` positions of the texts [positions heads]."""
-    found, count = [], 0
+def measured(measure: Accuracy, texts: Texts, positions: int) -> list[Tensor]:
+    """The heads' ranks at the first `positions` positions of the texts, [positions heads] for each text."""
+    found, left = [], positions
     with progress("positions", positions) as advance:
         for tokens, hidden, answers in texts:
-            found.append(measure.ranks(torch.tensor(tokens), hidden, answers))
-            count += len(found[-1])
-            advance(len(found[-1]), "")
-            if count >= positions:
+            ranks = measure.ranks(torch.tensor(tokens), hidden, answers)[:left]
+            left -= len(ranks)
+            advance(len(ranks), "")
+            if len(ranks):
+                found.append(ranks)
+            if not left:
                 break
-    if count == 0:
+    if not found:
         fix = "take more or longer text"
         raise InputError("data", expected="answers longer than there are heads", got="none", fix=fix)
-    return torch.cat(found)[:positions]
+    return found
+
+
+def halves(ranks: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """What a tree is chosen from, and what it is counted on: every other text (none of a single one)."""
+    return torch.cat(ranks[::2]), torch.cat(ranks[1::2] or [ranks[0][:0]])
 
 
 def checked(cfg: Options) -> None:
@@ -120,17 +129,16 @@ def stored(folder: Path, target: TargetModel) -> Texts:
     """The validation split of a data folder; hidden states that are not stored are computed."""
     store = TextStore(folder)
     store.origin.require_same(Origin.of(target), folder)
-    for text in store.texts:
-        if text.validation:
-            tokens = store.tokens(text).tolist()
-            hidden = store.feature(text, HIDDEN).float() if store.has(text, HIDDEN) else read(target, tokens)
-            yield tokens, hidden.to(target.device), text.answers
+    for text in store.validation:
+        tokens = store.tokens(text).tolist()
+        hidden = store.feature(text, HIDDEN).float() if store.has(text, HIDDEN) else read(target, tokens)
+        yield tokens, hidden.to(target.device), text.answers
 
 
-def answered(prompts: list[Any], target: TargetModel, options: Settings) -> Texts:
+def answered(prompts: PromptSet, target: TargetModel, options: Settings) -> Texts:
     """What the target answers to the first turn of each prompt."""
     encoder, size = PromptEncoder.of(target), options.generation.batch_size
-    rows = [encoder.encode(prompt.turns[:1], [], f"prompt {prompt.id}") for prompt in prompts]
+    rows = first_turns(prompts, encoder, target.context_window, options.generation.max_new_tokens)
     for start in range(0, len(rows), size):
         batch = rows[start : start + size]
         seeds = [[options.seed, start + row] for row in range(len(batch))]
@@ -154,18 +162,20 @@ def accuracy_table(rates: Tensor, title: str) -> Table:
     return out
 
 
-def tree_table(paths: list[IndexPath], gains: list[float], ranks: Tensor) -> Table:
-    """Tokens per step to be expected of the tree's first n nodes: as the rule says, and counted."""
+def tree_table(paths: list[IndexPath], gains: list[float], others: Tensor) -> Table:
+    """Tokens per step to be expected of the tree's first n nodes, and counted on texts that it was not chosen from."""
     out = Table(title="tokens per step")
     for column in ("nodes", "depth", "expected", "counted"):
         out.add_column(column, justify="right")
     for size in [*(n for n in SIZES if n < len(paths)), len(paths)]:
-        counted = sum(
-            float((ranks[:, : len(path)] == torch.tensor(path)).all(1).double().mean()) for path in paths[:size]
-        )
-        depth = max(map(len, paths[:size]))
-        out.add_row(str(size), str(depth), f"{1 + sum(gains[:size]):.3f}", f"{1 + counted:.3f}")
+        share = f"{1 + counted(paths[:size], others):.3f}" if len(others) else "-"
+        out.add_row(str(size), str(max(map(len, paths[:size]))), f"{1 + sum(gains[:size]):.3f}", share)
     return out
+
+
+def counted(paths: list[IndexPath], ranks: Tensor) -> float:
+    """Drafted tokens accepted per step at positions whose right ranks are known [positions heads]."""
+    return sum(float((ranks[:, : len(path)] == torch.tensor(path)).all(1).double().mean()) for path in paths)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from specdec.errors import InputError
 from specdec.exactness.rules import require_proven
 from specdec.files import write_json
 from specdec.options import Count, NonNegative
-from specdec.prompts import PromptEncoder
+from specdec.prompts import PromptEncoder, first_turns
 from specdec.protocols import AcceptanceRule
 from specdec.rule_comparison import RuleComparison, Trees
 from specdec.runlog import provenance
@@ -68,7 +68,7 @@ def main(cfg: DictConfig) -> None:
     encoder = PromptEncoder.of(target)
     comparison = RuleComparison(
         verifier=instantiate(cfg.verifier, target=target),
-        prompts=[encoder.encode(prompt.turns[:1], [], f"prompt {prompt.id}") for prompt in prompts],
+        prompts=first_turns(prompts, encoder, target.context_window, options.generation.max_new_tokens),
         stop=options.stop_rule(target),
         draws=chosen.draws,
         seed=options.seed,

@@ -7,6 +7,7 @@ OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 -m experiments.self_distill ...   
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -45,6 +46,8 @@ from specdec.training.store import (
     note_source,
     shard_numbers,
 )
+
+GIVE = "for more text give prompts=..., self_written.count=... or passages.count=..."
 
 
 @dataclass
@@ -126,14 +129,15 @@ def first(state: PartialState) -> Iterator[None]:
 def self_written(options: Options, target: TargetModel, shard: Shard, part: int, parts: int) -> list[Prompt]:
     """This process's share of the prompts the target writes, and of those it wrote in earlier runs."""
     own = options.self_written
-    share = own.count // parts + (part < own.count % parts)
+    share, left_out = own.count // parts + (part < own.count % parts), Counter[str]()
     if share:
         with progress("prompts written", share) as advance:
             write_prompts(
                 target, shard.folder / f"prompts-{part}.jsonl", share, own.openings,
                 SamplingParams(own.temperature, 0, own.top_p), longest=own.longest, places=options.places,
-                seed=options.seed, part=part, parts=parts, on_prompt=lambda _: advance(1, ""),
+                seed=options.seed, part=part, parts=parts, on_prompt=lambda _: advance(1, ""), left_out=left_out,
             )  # fmt: skip
+        say_left_out(left_out)
     files = [file for file in shard.folder.glob("prompts-*.jsonl") if file.stat().st_size]
     return [p for file in files if int(file.stem.removeprefix("prompts-")) % parts == part for p in jsonl(str(file))]
 
@@ -178,11 +182,15 @@ def answer(options: Options, prompts: list[Prompt], target: TargetModel, shard: 
         HIDDEN in options.features, {(text.key, text.sample) for text in texts},
     )  # fmt: skip
     if not prompts:
+        if not (options.import_from or options.export_to):
+            say(f"nothing to answer: {GIVE}")
         return
-    plan = work.plan(shard, parts)
-    say(f"{len(texts):,} texts with {have:,} answer tokens are in {shard.folder}; to make: {plan}")
-    if not plan.texts:
+    plan, here = work.plan(shard, parts), f"{len(texts):,} texts with {have:,} answer tokens are in {shard.folder}"
+    if not plan.texts or work.answer_tokens == 0:
+        say_left_out(work.left_out)
+        say(f"nothing to do: {here}, as many as were asked for; {GIVE}")
         return
+    say(f"{here}; to make: {plan}")
     begun, made = time.monotonic(), 0
     with progress("answer tokens", plan.answer_tokens) as advance:
 
@@ -192,7 +200,14 @@ def answer(options: Options, prompts: list[Prompt], target: TargetModel, shard: 
             advance(text.answer_tokens, f"at {made / (time.monotonic() - begun):.0f}/s")
 
         work.run(shard, on_text)
+    say_left_out(work.left_out)
     say(f"{len(shard.texts):,} texts with {sum(t.answer_tokens for t in shard.texts):,} answer tokens in this shard")
+
+
+def say_left_out(counts: Counter[str]) -> None:
+    """A line with what was left out and why, if anything was."""
+    if shown := ", ".join(f"{count:,} {what}" for what, count in counts.items() if count):
+        say(f"left out: {shown}")
 
 
 def checked(cfg: DictConfig) -> Options:

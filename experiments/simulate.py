@@ -204,7 +204,7 @@ def predicted(replayed: Replay, costs: Costs | None) -> dict[str, Any]:
         "tokens": int(replayed.tokens.sum()),
         "tokens_per_step": tau,
         "tokens_per_step_ci95": list(interval) if interval else None,
-        "nodes_per_step": float(sum(nodes.sum() for nodes in replayed.nodes) / replayed.steps.sum()),
+        "nodes_per_step": replayed.nodes_per_step,
         "exact": replayed.exact,
     }
     if costs is None:
@@ -212,7 +212,7 @@ def predicted(replayed: Replay, costs: Costs | None) -> dict[str, Any]:
     spent = times(replayed, costs)
     speedup, of = spent.speedup
     figures |= {
-        "step_ms": 1e3 * float((spent.seconds - spent.prompts).sum() / sum(len(n) for n in replayed.nodes)),
+        "step_ms": 1e3 * float((spent.seconds - spent.prompts).sum() / replayed.forwards),
         "tokens_per_second": spent.tokens_per_second,
         "autoregressive_tokens_per_second": spent.plain_tokens_per_second,
         "speedup": speedup,

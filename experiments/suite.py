@@ -31,7 +31,7 @@ from specdec.files import write_json
 from specdec.options import Count, Natural, NonNegative
 from specdec.overhead import share_outside_forwards
 from specdec.profiling import Footprint, Point, Profile, figures, fitting, profile
-from specdec.prompts import PromptEncoder
+from specdec.prompts import PromptEncoder, first_turns
 from specdec.ratios import SIDES, Ratio, expectations, read_expectations, shortfalls
 from specdec.runlog import NoTracker, RunLog, machine
 from specdec.target import TargetModel
@@ -158,7 +158,7 @@ def batch_prompts(cfg: DictConfig, o: OverBatch, target: TargetModel) -> list[li
     """The first turns of as many prompts as the largest batch has rows, by length, so that batches pad little."""
     encoder = PromptEncoder.of(target)
     prompts = instantiate(cfg.prompts, limit=max(o.sizes, default=1))
-    return sorted((encoder.encode(prompt.turns[:1], [], f"prompt {prompt.id}") for prompt in prompts), key=len)
+    return sorted(first_turns(prompts, encoder, target.context_window, o.max_new_tokens), key=len)
 
 
 def texts(benchmark: Benchmark, log: RunLog) -> tuple[dict[str, Any], list[Trial]]:

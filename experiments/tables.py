@@ -64,6 +64,8 @@ def print_summary(summary: Summary, folder: Path) -> None:
     rows["texts identical"] = identical(s)
     if s["strays"] is not None:
         rows["strays (lossy)"] = strays(s["strays"])
+    if s.get("skipped"):
+        rows["left out (too long)"] = escape(left_out(s["skipped"]))
     rows["peak memory"] = f"{s['peak_memory_mb']:,.0f} MB"
     for name, value in rows.items():
         head.add_row(name, value)
@@ -146,6 +148,16 @@ def strays(figures: Mapping[str, Any]) -> str:
     equal = "" if figures["equal_tokens"] is None else f"{figures['equal_tokens']:.0%} of tokens equal greedy text, "
     ours, base = figures["mean_logprob"], figures["autoregressive_mean_logprob"]
     return f"{equal}mean log-probability {ours:.3f} against {base:.3f} of plain decoding"
+
+
+def left_out(skipped: Sequence[Mapping[str, Any]]) -> str:
+    """The prompts that the context window had no room for, and how long they were."""
+    shown = []
+    for one in skipped[:3]:
+        turn = f" from turn {one['turn'] + 1}" if one["turn"] else ""
+        shown.append(f"{one['prompt']}{turn}: {one['tokens']:,} tokens")
+    more = f" and {len(skipped) - 3:,} more" if len(skipped) > 3 else ""
+    return f"{'; '.join(shown)}{more}, room for {skipped[0]['room']:,}"
 
 
 def number(value: float | None) -> str:

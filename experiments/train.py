@@ -41,7 +41,7 @@ from specdec.training.recipe import Recipe
 from specdec.training.saving import save_drafter
 from specdec.training.schedule import Reports, Schedule
 from specdec.training.store import TextStore
-from specdec.training.trainer import Measure, Trainer, validation_texts
+from specdec.training.trainer import Measure, Trainer
 
 FREE_TO_CHANGE = ("tracker", "folder", "keep", "data")  # of a run that is resumed; what the data is stands in its place
 
@@ -107,7 +107,8 @@ def run(cfg: DictConfig) -> None:
         status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
         if log is not None:
             log.stop(status)
-            say(f"{status}: run the same command again to go on at step {checkpoints.latest or 0}")
+            again = f": run the same command again to go on at step {checkpoints.latest or 0}"
+            say(status + ("" if isinstance(error, InputError) else again))  # an input error says itself what to do
         raise
     if log is not None:
         say("  ".join(f"{name} {value:.3f}" for name, value in figures.items() if isinstance(value, float)))
@@ -137,7 +138,7 @@ def run_steps(
 
 def tokens_per_step(verifier: Verifier, rule: AcceptanceRule, store: TextStore, how: Measurement) -> Measure:
     """Greedy decoding of validation prompts with the drafter as it stands."""
-    texts = validation_texts(store)[: how.prompts]
+    texts = store.validation[: how.prompts]
     prompts = [store.tokens(text)[: text.answers[0][0]].tolist() for text in texts]
     stop = StopRule(how.max_new_tokens, verifier.target.eos)
 

@@ -16,10 +16,10 @@ from typing import Any
 import torch
 
 from specdec.exactness.rules import require_proven
-from specdec.generate import autoregressive, longest_text, speculative
+from specdec.generate import SHORTEN, autoregressive, longest_text, speculative
 from specdec.metrics import Interval, StepMetrics, StepRecord, bandwidth_share, bootstrap_speedup
 from specdec.profiling import plain_read_ms
-from specdec.prompts import Prompt, PromptEncoder
+from specdec.prompts import Prompt, PromptEncoder, PromptSet, Skipped
 from specdec.protocols import AcceptanceRule, Drafter, Session, Verifier, weights_of
 from specdec.reference import Reference
 from specdec.runlog import RunLog
@@ -36,9 +36,10 @@ NEAR_TIE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 0.1, torch.
 @dataclass(frozen=True)
 class Trial:
     """One prompt's turn in one repeat. tokens and seconds by method; a batch's time is shared equally among
-    its rows. batch: which rows ran together, the unit of the bootstrap."""
+    its rows. place: of the prompt in its set; batch: which rows ran together, the unit of the bootstrap."""
 
     prompt: Prompt
+    place: int
     turn: int
     repeat: int
     batch: int
@@ -72,6 +73,18 @@ class Benchmark:
     seed: int = 0
     references: Sequence[Reference] = ()
     validate: bool = False
+    skipped: Sequence[Skipped] = ()
+
+    def fitting(self) -> Benchmark:
+        """Itself without the prompts that are too long, if its `PromptSet` says to skip them.
+
+        Raises:
+            InputError: all are too long.
+        """
+        if not isinstance(self.prompts, PromptSet):
+            return self
+        kept, skipped = self.prompts.fitting(lambda prompt: len(self._encode(prompt, 1, [])), self._room)
+        return replace(self, prompts=PromptSet(kept, self.prompts.too_long), skipped=skipped)
 
     def check(self) -> None:
         """Everything that can be found out before the first token."""
@@ -81,7 +94,8 @@ class Benchmark:
             warnings.warn(line, stacklevel=2)
         for prompt in self.prompts:
             row = self._encode(prompt, 1, [])
-            longest = longest_text([row], self.stop, target.context_window, f"prompt {prompt.id}")
+            fix = f"{SHORTEN}, or leave it out with prompts.too_long=skip"
+            longest = longest_text([row], self.stop, target.context_window, f"prompt {prompt.id}", fix)
             self._encode(prompt, len(prompt.turns), ["..."] * (len(prompt.turns) - 1))  # can the template write it?
         # a drafter that cannot serve this target says so when it starts
         capacity = longest + self.drafter.max_nodes
@@ -91,17 +105,17 @@ class Benchmark:
     def run(self, log: RunLog, on_trial: Callable[[Trial], None] = lambda _: None) -> dict[str, Any]:
         """Returns the summary; steps and texts go to `log` as they are made."""
         self._warm_up()
-        trials, steps = [], []
+        trials, steps, ended = [], [], list(self.skipped)
         categories: list[str] = []  # of each step record
         for repeat in range(self.repeats):
             for number, batch in enumerate(self._batches()):
-                for new_trials, new_steps in self._conversation(batch, number, repeat, log):
+                for new_trials, new_steps in self._conversation(batch, number, repeat, log, ended):
                     trials += new_trials
                     steps += new_steps
                     categories += [new_trials[step.row].prompt.category for step in new_steps]
                     for trial in new_trials:
                         on_trial(trial)
-        return self._summary(trials, steps, categories)
+        return {**self._summary(trials, steps, categories), "skipped": [vars(one) for one in ended]}
 
     @property
     def turns(self) -> int:
@@ -113,10 +127,18 @@ class Benchmark:
         return PromptEncoder.of(self.verifier.target)
 
     def _encode(self, prompt: Prompt, turns: int, answers: Sequence[str]) -> list[int]:
-        return self._encoder.encode(prompt.turns[:turns], answers, f"prompt {prompt.id}")
+        return self._encoder.encode(prompt.turns[:turns], answers, f"prompt {prompt.id}", prompt.system)
 
-    def _batches(self) -> list[Sequence[Prompt]]:
-        return [self.prompts[i : i + self.batch_size] for i in range(0, len(self.prompts), self.batch_size)]
+    @property
+    def _room(self) -> int | None:
+        """Tokens that a prompt may have, or None if any number will do."""
+        window = self.verifier.target.context_window
+        return None if window is None else window - self.stop.max_new_tokens
+
+    def _batches(self) -> list[range]:
+        """Places of the prompts that run together."""
+        places = range(len(self.prompts))
+        return [places[i : i + self.batch_size] for i in range(0, len(places), self.batch_size)]
 
     def _warm_up(self) -> None:
         """Run every method once for each batch size. Where forwards are captured as graphs, one text is as long as the
@@ -136,14 +158,21 @@ class Benchmark:
         return [self._encode(prompt, 1, []) for prompt in self.prompts]
 
     def _conversation(
-        self, batch: Sequence[Prompt], number: int, repeat: int, log: RunLog
+        self, batch: range, number: int, repeat: int, log: RunLog, ended: list[Skipped]
     ) -> Iterator[tuple[list[Trial], list[StepRecord]]]:
-        """All turns of a batch of prompts; rows whose conversation is over drop out."""
-        answers: dict[str, list[str]] = {prompt.id: [] for prompt in batch}
-        for turn in range(max(len(prompt.turns) for prompt in batch)):
-            rows = [prompt for prompt in batch if turn < len(prompt.turns)]
-            ids = [self._encode(prompt, turn + 1, answers[prompt.id]) for prompt in rows]
-            seeds = [[self.seed, repeat, turn, self.prompts.index(prompt)] for prompt in rows]
+        """All turns of a batch of prompts; rows whose conversation is over drop out. ended: takes up conversations
+        that end because they became too long, if these are to be skipped."""
+        answers: dict[int, list[str]] = {place: [] for place in batch}
+        for turn in range(max(len(self.prompts[place].turns) for place in batch)):
+            going = [place for place in answers if turn < len(self.prompts[place].turns)]
+            encoded = {place: self._encode(self.prompts[place], turn + 1, answers[place]) for place in going}
+            for place in self._outgrown(encoded):
+                ended.append(Skipped(self.prompts[place].id, turn, len(encoded.pop(place)), self._room or 0))
+                del answers[place]
+            if not encoded:
+                return
+            rows, ids = [self.prompts[place] for place in encoded], list(encoded.values())
+            seeds = [[self.seed, repeat, turn, place] for place in encoded]
             steps: list[StepRecord] = []
             methods = self._methods(ids, seeds, steps)
             names = list(methods)
@@ -156,13 +185,18 @@ class Benchmark:
             finally:
                 log.steps(steps, context)
             trials = []
-            for r, prompt in enumerate(rows):
+            for r, (place, prompt) in enumerate(zip(encoded, rows, strict=True)):
                 of_row = {name: texts[name][r] for name in names}
                 share = {name: seconds[name] / len(rows) for name in names}
-                trials.append(Trial(prompt, turn, repeat, number, ids[r], of_row, share))
-                answers[prompt.id].append(self._encoder.decode(of_row[BASE]))
+                trials.append(Trial(prompt, place, turn, repeat, number, ids[r], of_row, share))
+                answers[place].append(self._encoder.decode(of_row[BASE]))
             log.generations([self._generation(trial) for trial in trials])
             yield trials, steps
+
+    def _outgrown(self, encoded: Mapping[int, list[int]]) -> list[int]:
+        """Places of the conversations that have no room for their next answer and are to be skipped."""
+        room = self._room if isinstance(self.prompts, PromptSet) and self.prompts.skips else None
+        return [] if room is None else [place for place, ids in encoded.items() if len(ids) > room]
 
     def _methods(
         self, ids: list[list[int]], seeds: list[list[int]], steps: list[StepRecord]
@@ -222,7 +256,7 @@ class Benchmark:
             for method in self.references
         ]
         return {
-            "prompts": len({trial.prompt.id for trial in trials}),
+            "prompts": len({trial.place for trial in trials}),
             **StepMetrics.of(steps).as_dict(),
             "new_tokens": sum(len(trial.texts[OURS]) for trial in trials),
             "tokens_per_second": tokens_per_second(trials, OURS),
@@ -243,11 +277,11 @@ class Benchmark:
         where the target's two best tokens are nearly tied: `margin` is their distance in logits there."""
         if not self.sampling.greedy:
             return None
-        differing: dict[tuple[str, int], dict[str, Any]] = {}
+        differing: dict[tuple[int, int], dict[str, Any]] = {}
         for t in trials:
             if t.texts[OURS] != t.texts[BASE]:
-                differing.setdefault((t.prompt.id, t.turn), self._parting(t))
-        total = len({(t.prompt.id, t.turn) for t in trials})
+                differing.setdefault((t.place, t.turn), self._parting(t))
+        total = len({(t.place, t.turn) for t in trials})
         return {"identical": total - len(differing), "total": total, "prompts": list(differing.values())}
 
     def _parting(self, trial: Trial) -> dict[str, Any]:

@@ -225,8 +225,11 @@ class Outcome:
         return records
 
 
-def longest_text(prompts: Rows, stop: StopRule, window: int | None, what: str = "prompt") -> int:
-    """Tokens of the longest prompt with its text.
+SHORTEN = "shorten the prompt or lower generation.max_new_tokens"
+
+
+def longest_text(prompts: Rows, stop: StopRule, window: int | None, what: str = "prompt", fix: str = SHORTEN) -> int:
+    """Tokens of the longest prompt with its text. what, fix: for the error.
 
     Raises:
         InputError: an empty prompt, or one that leaves no room for its text in the context window.
@@ -240,7 +243,7 @@ def longest_text(prompts: Rows, stop: StopRule, window: int | None, what: str = 
             what,
             expected=f"prompt and new tokens within the context window of {window} tokens",
             got=f"{longest} + {stop.max_new_tokens}",
-            fix="shorten the prompt or lower generation.max_new_tokens",
+            fix=fix,
         )
     return total
 

@@ -3,55 +3,132 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from specdec.conversations import FIELDS, KINDS, Reader, rows
 from specdec.errors import InputError
+from specdec.notes import note
 from specdec.target import TargetModel
 
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # how a tokenizer shows the first bytes of a character
-FIELDS = ("question_id", "category", "turns")
+TOO_LONG = ("refuse", "skip")
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """One conversation: `turns` are the user's messages, the answers are generated."""
+    """One conversation.
+
+    id: tells it from the others of its set; turns: the user's messages, the answers are generated; system: what stands
+    before them, or None.
+    """
 
     id: str
     category: str
     turns: tuple[str, ...]
+    system: str | None = None
 
     def line(self) -> str:
         """Its line in a JSONL file, as `jsonl` reads it."""
-        data = dict(zip(FIELDS, (self.id, self.category, self.turns), strict=True))
+        data: dict[str, Any] = dict(zip(FIELDS, (self.id, self.category, self.turns), strict=True))
+        if self.system is not None:
+            data["system"] = self.system
         return json.dumps(data, ensure_ascii=False) + "\n"
 
 
-def builtin(limit: int | None = None) -> list[Prompt]:
+@dataclass(frozen=True)
+class Skipped:
+    """A prompt that was left out, or the turn its conversation ended before; tokens: its length, of `room`."""
+
+    prompt: str
+    turn: int
+    tokens: int
+    room: int
+
+
+class PromptSet(list[Prompt]):
+    """What a source gave, in its order. too_long: `refuse` prompts that the context window has no room for, or `skip`.
+
+    Raises:
+        InputError: `too_long` is neither.
+    """
+
+    def __init__(self, prompts: Iterable[Prompt], too_long: str = TOO_LONG[0]) -> None:
+        super().__init__(prompts)
+        if too_long not in TOO_LONG:
+            expected, got = " or ".join(TOO_LONG), repr(too_long)
+            raise InputError("prompts.too_long", expected=expected, got=got, fix="choose one")
+        self.too_long = too_long
+
+    @property
+    def skips(self) -> bool:
+        return self.too_long == "skip"
+
+    def fitting(self, tokens: Callable[[Prompt], int], room: int | None) -> tuple[list[Prompt], list[Skipped]]:
+        """The prompts to run, and those that are left out because they are longer than `room` tokens; a line says so.
+
+        Raises:
+            InputError: all are.
+        """
+        if not self.skips or room is None:
+            return list(self), []
+        lengths = [tokens(prompt) for prompt in self]
+        skipped = [Skipped(p.id, 0, n, room) for p, n in zip(self, lengths, strict=True) if n > room]
+        if len(skipped) == len(self):
+            raise InputError(
+                "prompts", expected=f"one of at most {room:,} tokens: the context window less the new ones",
+                got=f"{min(lengths):,} tokens in the shortest", fix="shorten one or lower generation.max_new_tokens",
+            )  # fmt: skip
+        if skipped:
+            note(f"prompts: left out {len(skipped):,} longer than {room:,} tokens")
+        return [prompt for prompt, n in zip(self, lengths, strict=True) if n <= room], skipped
+
+
+def first_turns(prompts: PromptSet, encoder: PromptEncoder, window: int | None, new_tokens: int) -> list[list[int]]:
+    """Token ids of every prompt up to the answer to its first turn, less those that are to be skipped because the
+    context window has no room for them and `new_tokens` more."""
+    room = None if window is None else window - new_tokens
+
+    def first(prompt: Prompt) -> list[int]:
+        return encoder.encode(prompt.turns[:1], [], f"prompt {prompt.id}", prompt.system)
+
+    kept, _ = prompts.fitting(lambda prompt: len(first(prompt)), room)
+    return [first(prompt) for prompt in kept]
+
+
+def builtin(limit: int | None = None, too_long: str = TOO_LONG[0]) -> PromptSet:
     """The project's own prompts: ten in each of six categories."""
     source = resources.files("specdec") / "data" / "builtin_prompts.jsonl"
-    return even_share(_parse(source.read_text("utf-8"), "built-in prompts"), limit)
+    return PromptSet(even_share(_parse(source.read_bytes(), "built-in prompts"), limit), too_long)
 
 
-def jsonl(path: str, limit: int | None = None) -> list[Prompt]:
-    """A file with one object a line: `question_id`, `category`, `turns` (the format of Spec-Bench).
+def jsonl(path: str, limit: int | None = None, too_long: str = TOO_LONG[0]) -> PromptSet:
+    """A file with one object a line, or one array of them.
+
+    Kinds of object: `question_id`, `category`, `turns` (the format of Spec-Bench; `system` may stand beside them);
+    `messages` (role, content); `conversations` (ShareGPT: from, value). Ids that stand twice get a number.
+
+    Args:
+        path: of the file, in UTF-8 or with a byte order mark.
+        limit: an even share of each category; None for all.
+        too_long: `refuse` or `skip`, see `PromptSet`.
 
     Raises:
         InputError: no such file, an empty file, a malformed line, a missing field, an empty turn.
     """
-    file = Path(path)
     try:
-        text = file.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        data = Path(path).read_bytes()
+    except OSError as error:
         raise InputError(
-            "prompts.path", expected="a readable JSONL file in UTF-8", got=f"{path!r} ({error})", fix="check the path"
+            "prompts.path", expected="a readable JSONL file", got=f"{path!r} ({error})", fix="check the path"
         ) from error
-    return even_share(_parse(text, path), limit)
+    return PromptSet(even_share(_parse(data, path), limit), too_long)
 
 
 def dataset(
@@ -60,12 +137,20 @@ def dataset(
     column: str = "prompt",
     subset: str | None = None,
     limit: int | None = None,
+    too_long: str = TOO_LONG[0],
     **options: Any,
-) -> list[Prompt]:
+) -> PromptSet:
     """Any source of the `datasets` library: a hub id, a folder, or a format ("json", "parquet") with data_files=...
 
-    column: a text (one turn), a list of texts (the user's turns), or a list of messages with role and content (their
-    user messages). Rows without any text are skipped; limit: the first so many that have one.
+    Args:
+        name: hub id, folder or format.
+        split: one of its splits.
+        column: of texts (one turn), lists of texts (the user's turns), or lists of messages (role and content, or from
+            and value); rows in which the user says nothing are left out.
+        subset: one of its configurations.
+        limit: the first so many in which the user says something; None for all.
+        too_long: `refuse` or `skip`, see `PromptSet`.
+        options: for `datasets.load_dataset`.
 
     Raises:
         InputError: the library is missing, there is no such data set, split or column, or no text in it.
@@ -78,35 +163,29 @@ def dataset(
             fix="pip install datasets",
         ) from error  # fmt: skip
     try:
-        rows = datasets.load_dataset(name, subset, split=split, **options)
+        table = datasets.load_dataset(name, subset, split=split, **options)
     except Exception as error:  # it raises its own kinds for what is missing, unreachable or malformed
         raise InputError(
             "prompts.name", expected="a data set that can be loaded", got=f"{name!r} ({str(error).splitlines()[0]})",
             fix="check the name, its subset and split, and your access",
         ) from error  # fmt: skip
-    if column not in rows.column_names:
+    if column not in table.column_names:
         raise InputError(
-            "prompts.column", expected=f"one of {', '.join(rows.column_names)}", got=repr(column), fix="choose one"
+            "prompts.column", expected=f"one of {', '.join(table.column_names)}", got=repr(column), fix="choose one"
         )
-    prompts: list[Prompt] = []
-    for number, value in enumerate(rows[column]):
+    reader, prompts = Reader(f"prompts.column={column}"), list[Prompt]()
+    for number, value in enumerate(table[column]):
         if limit is not None and len(prompts) >= limit:
             break
-        if turns := _user_turns(value):
-            prompts.append(Prompt(f"{name}-{number}", name, turns))
+        if found := reader.cell(value, f"{name}, row {number}"):
+            prompts.append(Prompt(f"{name}-{number}", name, found.turns, found.system))
     if not prompts:
         raise InputError(
             "prompts.column", expected="texts, or lists of texts or messages", got=f"none in {column!r}",
             fix="choose another column",
         )  # fmt: skip
-    return prompts
-
-
-def _user_turns(value: Any) -> tuple[str, ...]:
-    """The user's texts in a data set's cell: a text, texts, or messages."""
-    parts = value if isinstance(value, list) else [value]
-    texts = [part["content"] if isinstance(part, dict) and part.get("role") == "user" else part for part in parts]
-    return tuple(text for text in texts if isinstance(text, str) and text.strip())
+    _tell(reader.summary())
+    return PromptSet(prompts, too_long)
 
 
 def even_share(prompts: Sequence[Prompt], limit: int | None) -> list[Prompt]:
@@ -126,40 +205,56 @@ def even_share(prompts: Sequence[Prompt], limit: int | None) -> list[Prompt]:
     return [prompts[place] for place in sorted(place for _, place in sorted(order)[:limit])]
 
 
-def _parse(text: str, where: str) -> list[Prompt]:
-    prompts = []
-    for number, line in enumerate(text.split("\n"), 1):  # not splitlines: texts may hold U+2028 and the like
-        if line.strip():
-            prompts.append(_prompt(line, f"{where}, line {number}"))
+def distinct(prompts: Sequence[Prompt], where: str) -> list[Prompt]:
+    """Prompts whose ids tell them apart: of those that stand several times, the later ones get a number, and a line
+    names them."""
+    known, repeated, named = {prompt.id for prompt in prompts}, Counter[str](), []
+    for prompt in prompts:
+        repeated[prompt.id] += 1
+        name, number = prompt.id, repeated[prompt.id]
+        if number > 1:
+            while (name := f"{prompt.id}#{number}") in known:
+                number += 1
+            known.add(name)
+        named.append(replace(prompt, id=name))
+    if again := [(old.id, new.id) for old, new in zip(prompts, named, strict=True) if old.id != new.id]:
+        several = list(dict.fromkeys(old for old, _ in again))
+        shown = ", ".join(several[:5]) + (", ..." if len(several) > 5 else "")
+        ids = f"{len(several):,} ids stand on several rows ({shown})"
+        note(f"{where}: {ids}; the later ones are called {again[0][1]} and so on")
+    return named
+
+
+def _parse(data: bytes, where: str) -> list[Prompt]:
+    reader, prompts = Reader(where), list[Prompt]()
+    for number, (row, place) in enumerate(rows(data, where), 1):
+        if found := reader.conversation(row, place):
+            chat = "turns" not in row
+            missing = [] if chat else [field for field in FIELDS if field not in row]
+            if missing:
+                raise InputError(
+                    place, expected=f"the fields {', '.join(FIELDS)}", got=f"no {', '.join(missing)}", fix="add them"
+                )
+            name = row.get("question_id", row.get("id", number) if chat else None)
+            category = row.get("category", Path(where).stem)
+            names = [reader.text(_name(value, place, field)) for value, field in ((name, "id"), (category, "category"))]
+            prompts.append(Prompt(names[0], names[1], found.turns, found.system))
+    _tell(reader.summary())
     if not prompts:
-        raise InputError(
-            where, expected="at least one prompt", got="an empty file", fix=f"write lines with {_fields()}"
-        )
-    return prompts
+        expected, got = "at least one prompt", "no row in which the user says something"
+        raise InputError(where, expected=expected, got=got, fix=f"write lines with {KINDS}")
+    return distinct(prompts, where)
 
 
-def _prompt(line: str, where: str) -> Prompt:
-    try:
-        data = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise InputError(
-            where, expected="a JSON object", got=f"malformed JSON ({error})", fix="mend the line"
-        ) from error
-    if not isinstance(data, dict):
-        raise InputError(where, expected="a JSON object", got=type(data).__name__, fix=f"write {_fields()}")
-    missing = [field for field in FIELDS if field not in data]
-    if missing:
-        raise InputError(where, expected=f"the fields {_fields()}", got=f"no {', '.join(missing)}", fix="add them")
-    turns = data["turns"]
-    if not isinstance(turns, list) or not turns or not all(isinstance(t, str) and t.strip() for t in turns):
-        raise InputError(
-            where, expected="turns: a list of non-empty strings", got=f"{turns!r:.60}", fix="mend the line"
-        )
-    return Prompt(str(data["question_id"]), str(data["category"]), tuple(turns))
+def _name(value: Any, where: str, field: str) -> str:
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise InputError(where, expected=f"{field}: text or a number", got=f"{value!r:.60}", fix="mend the line")
+    return str(value)
 
 
-def _fields() -> str:
-    return ", ".join(FIELDS)
+def _tell(words: str | None) -> None:
+    if words is not None:
+        note(words)
 
 
 class PromptEncoder:
@@ -196,26 +291,30 @@ class PromptEncoder:
             json.dumps(self._variables, default=str) if self._variables else ""
         )
 
-    def encode(self, turns: Sequence[str], answers: Sequence[str], option: str = "prompt") -> list[int]:
+    def encode(
+        self, turns: Sequence[str], answers: Sequence[str], option: str = "prompt", system: str | None = None
+    ) -> list[int]:
         """Token ids up to the answer to the last turn.
 
         Args:
             turns: the user's messages.
             answers: the replies to all turns but the last.
             option: name used in error messages, which names the prompt.
+            system: the message before the first turn, or None.
 
         Raises:
-            InputError: the chat template does not parse, raises, or leaves out what the user says.
+            InputError: the chat template does not parse, raises, or leaves out what the user or the system says.
         """
         if self._tokenizer.chat_template is None:
             texts = [text for pair in zip(turns, [*answers, ""], strict=True) for text in pair if text]
-            return list(self._tokenizer.encode("\n\n".join(texts)))
-        messages = [{"role": "user", "content": turns[0]}]
+            return list(self._tokenizer.encode("\n\n".join([system, *texts] if system else texts)))
+        messages = [{"role": "system", "content": system}] if system else []
+        messages.append({"role": "user", "content": turns[0]})
         for answer, turn in zip(answers, turns[1:], strict=True):
             messages += [{"role": "assistant", "content": answer}, {"role": "user", "content": turn}]
         text = self.written(messages, option)
-        if lost := next((turn for turn in turns if not _contains(text, turn)), None):
-            expected = "a chat template that writes what the user says"
+        if lost := next((turn for turn in [*filter(None, [system]), *turns] if not _contains(text, turn)), None):
+            expected = "a chat template that writes what is said"
             raise _bad_template(option, expected, f"one that leaves out or changes {lost!r:.60}")
         ids = self._apply(messages, tokenize=True, return_dict=False)
         return list(ids)

@@ -48,6 +48,18 @@ class Replay:
         emitted, steps = zip(*grouped.values(), strict=True)
         return bootstrap_tau(emitted, steps)
 
+    @property
+    def nodes_per_step(self) -> float:
+        """Drafted nodes of a row in a step; of a static tree its size, also where steps are expectations."""
+        if self.levels:
+            return float(sum(self.levels))
+        return float(sum(nodes.sum() for nodes in self.nodes) / self.steps.sum())
+
+    @property
+    def forwards(self) -> float:
+        """Steps that batches take together: as many as their longest row."""
+        return float(sum(max(self.steps[batch]) for batch in batches(self.trace).values()))
+
 
 @dataclass(frozen=True)
 class Fixed:

@@ -62,7 +62,9 @@ def test_a_tree_from_answers_to_prompts(tmp_path: Path, tiny: TargetModel, build
     saved = yaml.safe_load(tree.read_text())
     assert tree.read_text().startswith("# python -m experiments.build_tree target=tiny")
     assert (saved["target"], saved["heads"], saved["assume"]) == ("tiny", str(tmp_path / "heads"), "independence")
-    assert saved["positions"] == 2 * (12 - 2)
+    assert (saved["positions"], saved["counted_on"]) == (12 - 2, 12 - 2)  # chosen from one answer, counted on the other
+    assert f"counted on {12 - 2} positions of texts that the tree was not chosen from" in done.out
+    assert saved["tokens_per_step"] >= 1
     assert (len(saved["paths"]), len(saved["accuracies"]), len(saved["accuracies"][0])) == (5, 2, 10)
     assert saved["commit"]
     assert read_tree(tree) == Topology.of(saved["paths"])
@@ -85,6 +87,7 @@ def test_a_tree_from_the_validation_split_of_a_data_folder(tmp_path: Path, build
     assert done.status == 0, done.err
     saved = yaml.safe_load((tmp_path / "run" / "tree.yaml").read_text())
     assert (saved["positions"], saved["measured_on"]) == (16 - 4, str(tmp_path / "data"))
+    assert (saved["counted_on"], saved["tokens_per_step"]) == (0, None)  # there is no second text
     done = build(*SHORT, f"data={tmp_path / 'data'}", "target.seed=3")
     assert "text made with the target of tiny" in done.err
     assert done.status == 2

@@ -190,7 +190,7 @@ def test_distill_from_a_shell_then_bench(
     assert done.status == 0, done.err
     assert "texts identical" in done.out
     summary = json.loads((tmp_path / "bench" / "summary.json").read_text("utf-8"))
-    trained = [text for text in TextStore(data).texts if not text.validation]
+    trained = TextStore(data).training
     assert summary["training_tokens"] == round(0.2 * sum(text.answer_tokens for text in trained))
     layer = 2 * 64 * 64 + 64 * 64 + 3 * 64 * 128 + 2 * 64  # queries and output, keys and values, the MLP, two norms
     assert summary["parameters_added"] == layer + 64  # embeddings and output layer are the target's

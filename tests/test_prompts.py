@@ -54,7 +54,8 @@ GOOD = {"question_id": 1, "category": "a", "turns": ["hi"]}
     [
         ("", "expected at least one prompt, got an empty file; write lines with question_id, category, turns"),
         (json.dumps(GOOD) + "\n{oops", "line 2: expected a JSON object, got malformed JSON"),
-        ("[1]", "line 1: expected a JSON object, got list; write question_id, category, turns"),
+        ("[1]", "row 1: expected a JSON object, got int; write question_id, category, turns"),
+        ("1", "line 1: expected a JSON object, got int; write question_id, category, turns"),
         ('{"question_id": 1, "turns": ["x"]}', "line 1: expected the fields question_id, category, turns, got no cat"),
         (json.dumps({**GOOD, "turns": []}), "line 1: expected turns: a list of non-empty strings, got []; mend"),
         (json.dumps({**GOOD, "turns": ["a", " "]}), "line 1: expected turns: a list of non-empty strings"),
@@ -76,7 +77,7 @@ def test_only_newlines_end_a_line(tmp_path: Path) -> None:
 
 
 def test_a_missing_file_is_named() -> None:
-    with pytest.raises(InputError, match=r"prompts.path: expected a readable JSONL file in UTF-8, got 'nowhere.jsonl'"):
+    with pytest.raises(InputError, match=r"prompts.path: expected a readable JSONL file, got 'nowhere.jsonl'"):
         jsonl("nowhere.jsonl")
 
 

@@ -56,7 +56,7 @@ def trained(
 def tokens_per_step(target: TargetModel, data: Path, heads: Path) -> float:
     """On prompts whose answers were trained on."""
     store = TextStore(data)
-    texts = [text for text in store.texts if not text.validation][:8]
+    texts = store.training[:8]
     prompts = [store.tokens(text)[: text.answers[0][0]].tolist() for text in texts]
     parts = (Medusa(str(heads), 15), TreeAttention(target), Exact(), SamplingParams(), StopRule(ANSWER))
     tau = StepMetrics.of(speculative(prompts, *parts, [[0]] * len(prompts)).steps).tokens_per_step

@@ -28,8 +28,13 @@ class Order:
     def __getitem__(self, step: int) -> list[Text]:
         count, first = len(self._texts), step * self._size
         epochs = range(first // count, (first + self._size - 1) // count + 1)
-        shuffled = {epoch: np.random.default_rng([self._seed, epoch]).permutation(count) for epoch in epochs}
-        return [self._texts[shuffled[place // count][place % count]] for place in range(first, first + self._size)]
+        shuffled = {epoch: self.epoch(epoch) for epoch in epochs}
+        return [shuffled[place // count][place % count] for place in range(first, first + self._size)]
+
+    def epoch(self, number: int) -> list[Text]:
+        """All texts in the order of an epoch."""
+        count = len(self._texts)
+        return [self._texts[i] for i in np.random.default_rng([self._seed, number]).permutation(count)]
 
 
 def deal(texts: Sequence[Text], parts: int) -> list[list[Text]]:

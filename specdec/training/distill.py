@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise, takewhile
@@ -69,7 +70,7 @@ class SelfDistillation:
     greedy and sampled decoding: greedy text alone teaches nothing about the places sampling leads to, sampled text
     alone blurs what greedy decoding says next. longest_prompt: longer ones are left out, and a conversation that grows
     longer ends. answer_tokens: begin no new text once so many are made. hidden: store hidden states too. done: (key,
-    sample) of texts that exist already.
+    sample) of texts that exist already. left_out: counts what is not answered, by the reason.
 
     Raises:
         InputError: a number out of range; no prompt that is short enough.
@@ -86,6 +87,7 @@ class SelfDistillation:
     answer_tokens: int | None = None
     hidden: bool = True
     done: Collection[tuple[str, int]] = ()
+    left_out: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
         for name, low in (("samples", 1), ("places", 1), ("longest_prompt", 1)):
@@ -156,6 +158,10 @@ class SelfDistillation:
         """
         by_key = {prompt_key(prompt): prompt for prompt in self.prompts}
         short = [key for key in sorted(by_key) if len(self._encode(by_key[key], 1)) <= self.longest_prompt]
+        self.left_out[f"prompts longer than answers.longest_prompt={self.longest_prompt} tokens"] = len(by_key) - len(
+            short
+        )
+        self.left_out["prompts that say the same as another"] = len(self.prompts) - len(by_key)
         if by_key and not short:
             raise InputError(
                 "prompts", expected=f"prompts of at most longest_prompt={self.longest_prompt} tokens",
@@ -172,6 +178,7 @@ class SelfDistillation:
         """Take up an answer; the request for the conversation's next one, if there is to be one."""
         ids = [*done.request.prompt, *done.answer]
         if ids[: len(conversation.ids)] != conversation.ids:  # the template or the tokenizer rewrote an earlier answer:
+            self.left_out["answers that the chat template rewrote"] += len(conversation.answers)
             conversation.answers = []  # what stands there now is not what the target wrote
         conversation.ids, conversation.hidden = ids, done.hidden
         conversation.answers.append([len(done.request.prompt), len(ids)])
@@ -180,7 +187,11 @@ class SelfDistillation:
         if turn == len(conversation.prompt.turns):
             return None
         prompt = self._encode(conversation.prompt, turn + 1, conversation.texts)
-        return self._request(conversation, prompt) if len(prompt) <= self.longest_prompt else None
+        if len(prompt) > self.longest_prompt:
+            late = f"turns of conversations that grew past answers.longest_prompt={self.longest_prompt} tokens"
+            self.left_out[late] += len(conversation.prompt.turns) - turn
+            return None
+        return self._request(conversation, prompt)
 
     def _request(self, conversation: _Conversation, prompt: list[int]) -> Request:
         seed = [self.seed, int(conversation.key, 16), conversation.sample, len(conversation.texts)]
@@ -193,7 +204,7 @@ class SelfDistillation:
     def _encode(self, prompt: Prompt, turns: int, answers: Sequence[str] | None = None) -> list[int]:
         encoder = PromptEncoder.of(self.target)
         answers = [""] * (turns - 1) if answers is None else answers
-        return encoder.encode(prompt.turns[:turns], answers, f"prompt {prompt.id}")
+        return encoder.encode(prompt.turns[:turns], answers, f"prompt {prompt.id}", prompt.system)
 
     def _refill(self, stop: StopRule, hidden: torch.dtype | None, texts: int) -> Refill:
         encoder = PromptEncoder.of(self.target)
@@ -217,4 +228,5 @@ class SelfDistillation:
 
 def prompt_key(prompt: Prompt) -> str:
     """The hash of a prompt's words: the same prompt in two sources is one prompt."""
-    return digest("\x1e".join(prompt.turns))
+    system = [] if prompt.system is None else [f"\x1d{prompt.system}"]
+    return digest("\x1e".join([*system, *prompt.turns]))

@@ -75,10 +75,10 @@ def _question(rng: random.Random, question: str, passages: Sequence[str]) -> str
 def _passages(store: TextStore, encoder: PromptEncoder, categories: Sequence[str] | None) -> list[tuple[str, str]]:
     """(question, answer) of the first turn of every training text whose answer is long enough, in folder order."""
     (before, after), found = turn_frame(encoder), []
-    for text in store.texts:
+    for text in store.training:
         begin, end = text.answers[0] if text.answers else (0, 0)
         wanted = text.category != CATEGORY and (categories is None or text.category in categories)
-        if text.validation or not wanted or end - begin < SHORTEST:
+        if not wanted or end - begin < SHORTEST:
             continue
         ids = store.tokens(text).tolist()
         question = str(encoder.tokenizer.decode(ids[:begin])).removeprefix(before).removesuffix(after)

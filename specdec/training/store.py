@@ -17,6 +17,7 @@ import shutil
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -92,10 +93,6 @@ class Text:
     answers: list[list[int]]
     shard: int = 0
 
-    @property
-    def validation(self) -> bool:
-        return is_validation(self.key)
-
     def require_sound(self, ids: int | None = None) -> None:
         """Check what a file says of a sequence; `ids`: how many there are.
 
@@ -116,7 +113,11 @@ class Text:
 
     @property
     def answer_tokens(self) -> int:
-        return sum(end - begin for begin, end in self.answers)
+        return self.answer_tokens_within(self.tokens)
+
+    def answer_tokens_within(self, longest: int) -> int:
+        """Those among its first `longest` tokens."""
+        return sum(min(end, longest) - min(begin, longest) for begin, end in self.answers)
 
 
 class TextStore:
@@ -140,6 +141,25 @@ class TextStore:
                     got=f"{size:,} (a torn shard)",
                     fix="run experiments.self_distill on the folder again: it cuts off what is torn",
                 )
+
+    @cached_property
+    def training(self) -> list[Text]:
+        """The texts to learn from, in the order of the folder."""
+        return [text for text in self.texts if text.key not in self._held_out]
+
+    @cached_property
+    def validation(self) -> list[Text]:
+        """The others, in the order of their prompts' hashes."""
+        held_out = (text for text in self.texts if text.key in self._held_out)
+        return sorted(held_out, key=lambda text: (text.key, text.sample))
+
+    @cached_property
+    def _held_out(self) -> set[str]:
+        """Prompts by whose answers a drafter is judged: those whose hash says so; if it says so of none or of all, the
+        one with the lowest hash."""
+        keys = {text.key for text in self.texts}
+        chosen = {key for key in keys if is_validation(key)}
+        return chosen if keys and 0 < len(chosen) < len(keys) else set(sorted(keys)[:1])
 
     def tokens(self, text: Text) -> Int[np.ndarray, " seq"]:
         """A sequence's ids."""
@@ -173,11 +193,10 @@ class TextStore:
     def frequencies(self) -> Int[Tensor, " vocab"]:
         """How often each token stands in the answers of the training split."""
         counts = np.zeros(self.origin.vocab_size, dtype=np.int64)
-        for text in self.texts:
-            if not text.validation:
-                ids = self.tokens(text)
-                for begin, end in text.answers:
-                    counts += np.bincount(ids[begin:end], minlength=len(counts))
+        for text in self.training:
+            ids = self.tokens(text)
+            for begin, end in text.answers:
+                counts += np.bincount(ids[begin:end], minlength=len(counts))
         return torch.from_numpy(counts)
 
     def _file(self, text: Text, suffix: str) -> Path:
@@ -193,7 +212,8 @@ class Shard:
     """The one writer of a shard, a context manager. Opening it mends what a killed writer left.
 
     Raises:
-        InputError: another process is writing it; a folder of another target or chat template.
+        InputError: another process is writing it; a folder of another target or chat template, or one that lost the
+            index which says whose text it holds.
     """
 
     def __init__(self, folder: Path, number: int, origin: Origin) -> None:
@@ -211,6 +231,8 @@ class Shard:
             ) from error
         with FileLock(folder / ".index.lock"):
             if not (folder / "index.json").exists():
+                if shard_numbers(folder):
+                    raise _no_index(folder, "no index.json")
                 write_json(folder / "index.json", {"format": FORMAT, **asdict(origin), "sources": []})
         read_origin(folder).require_same(origin, folder)
         self.texts = self._mend()
@@ -328,6 +350,8 @@ def index_of(folder: Path) -> dict[str, Any]:
         if not isinstance(index, dict):
             raise ValueError("no JSON object")
     except (OSError, ValueError) as error:
+        if shard_numbers(folder):
+            raise _no_index(folder, f"no readable index.json ({error})") from error
         raise InputError(
             str(folder), expected="a folder of self-distilled text", got=f"no readable index.json ({error})",
             fix="make one with experiments.self_distill",
@@ -337,6 +361,11 @@ def index_of(folder: Path) -> dict[str, Any]:
             str(folder), expected=f"format {FORMAT}", got=index.get("format"), fix="make it again with this version"
         )
     return dict(index)
+
+
+def _no_index(folder: Path, got: str) -> InputError:
+    expected, fix = "an index.json that says whose text its shards hold", "restore it, or choose another folder"
+    return InputError(str(folder), expected=expected, got=got, fix=fix)
 
 
 def read_origin(folder: Path) -> Origin:

@@ -55,4 +55,5 @@ def add(into: Sums, sums: Sums) -> None:
 
 
 def means(sums: Sums) -> dict[str, float]:
-    return {name: float(total) / (float(weight) or 1.0) for name, (total, weight) in sums.items()}
+    """Of what was observed: a figure without any weight is none, and left out."""
+    return {name: float(total) / float(weight) for name, (total, weight) in sums.items() if float(weight)}

@@ -17,14 +17,16 @@ from accelerate.utils import DistributedType, set_seed
 from torch import Tensor, nn
 
 from specdec.errors import InputError
+from specdec.notes import note
 from specdec.protocols import Drafter
 from specdec.runlog import TrainLog
 from specdec.target import TargetModel
 from specdec.training.batches import Ahead, Order, deal, make_batch, move
 from specdec.training.checkpoints import Checkpoints
+from specdec.training.enough import require_enough
 from specdec.training.recipe import Recipe, TrainBatch
 from specdec.training.schedule import Reports, Schedule
-from specdec.training.store import Origin, Text, TextStore
+from specdec.training.store import Text, TextStore
 from specdec.training.sums import Sums, Window, add, means
 from specdec.training.throughput import counted, product_rate
 
@@ -71,11 +73,11 @@ class Trainer:
     ) -> None:
         self.recipe, self.target, self.store = recipe, target, store
         self.schedule, self.reports, self.measure, self.accelerator = schedule, reports, measure, accelerator
-        self.training = [text for text in store.texts if not text.validation]
-        self.validation = validation_texts(store)
-        self._check()
+        self.training, self.validation = store.training, store.validation
+        tell = note if accelerator.is_main_process else lambda words: None
+        require_enough(store, recipe, target, schedule, tell)
+        self._require_shares()
         self.steps = schedule.steps(len(self.training))
-        self.tokens = round(schedule.epochs * sum(text.answer_tokens for text in self.training))  # to learn from
         self._order = Order(self.training, schedule.batch_size, schedule.seed)
         self._batches = Ahead(self._micro_batch, self.steps * schedule.accumulation)
         self._frequencies = store.frequencies()
@@ -87,6 +89,7 @@ class Trainer:
         self._model, self._optimizer = accelerator.prepare(LossModule(recipe, module, target), optimizer)
         self._sharded = accelerator.distributed_type is DistributedType.FSDP
         self._flops_per_token: float | None = None
+        self._saved: int | None = None  # step of the newest checkpoint
         mixed = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision, torch.float32)
         self._product_rate = product_rate(accelerator.device, mixed)
 
@@ -121,16 +124,24 @@ class Trainer:
 
         if begun:
             state = checkpoints.load(begun)
-            window, latest = Window.of(state["window"]), state["latest"]
+            window, latest, learnt = Window.of(state["window"]), state["latest"], state["learnt"]
         else:
-            window = Window()
+            window, learnt = Window(), 0.0
             report(0, self.evaluate())
+        self._saved = begun or None
         if begun < self.steps and not self._sharded:
             self._flops_per_token = self._counted(self._micro_batch(begun * self.schedule.accumulation))
         window.restart()
         for step in range(begun, self.steps):
-            window.add(*self._step(step))
+            sums, tokens, norm = self._step(step)
+            window.add(sums, tokens, norm)
+            learnt += float(sums[LOSS][1])
             done, last = step + 1, step + 1 == self.steps
+            if not learnt and (last or done * self.schedule.batch_size >= len(self.training)):
+                raise InputError(
+                    "training", expected="tokens to learn from", got=f"none in the texts of {done:,} steps",
+                    fix="raise training.longest, or add longer answers with experiments.self_distill",
+                )  # fmt: skip
             if last or done % self.reports.log_every == 0:
                 report(done, self._figures(window, step))
                 window = Window()
@@ -139,12 +150,24 @@ class Trainer:
                 window.restart()
             stops = self._anywhere(stop() is not None)
             if last or stops or done % self.reports.checkpoint_every == 0:
-                checkpoints.save(done, {"window": window.state(), "latest": latest})
+                checkpoints.save(done, {"window": window.state(), "latest": latest, "learnt": learnt})
+                self._saved = done
                 window.restart()
             on_step("  ".join(f"{name} {latest[name]:.3f}" for name in SHOWN if name in latest))
             if stops and not last:
                 raise KeyboardInterrupt
         return latest
+
+    @property
+    def tokens(self) -> int:
+        """Answer tokens that a whole run learns from: a text counts whenever a step reads it, up to where it is cut."""
+        epochs, rest = divmod(self.steps * self.schedule.batch_size, len(self.training))
+        longest = self.schedule.longest
+        whole, part = (
+            sum(text.answer_tokens_within(longest) for text in texts)
+            for texts in (self.training, self._order.epoch(epochs)[:rest])
+        )
+        return epochs * whole + part
 
     def evaluate(self) -> dict[str, float]:
         """Loss and metrics on the first validation texts, and what the module is worth as a drafter. Draws no random
@@ -182,7 +205,7 @@ class Trainer:
         was dealt out. Returns the sums over all processes, and the tokens read.
 
         Raises:
-            InputError: the loss is not finite.
+            InputError: the loss is not finite; names the last good checkpoint.
         """
         sums: Sums = {}
         for number in range(self.schedule.accumulation):
@@ -194,10 +217,7 @@ class Trainer:
         sums = self._over_processes(sums)
         loss, weight = (float(part) for part in sums[LOSS])
         if not math.isfinite(loss):
-            raise InputError(
-                "training", expected="a finite loss", got=f"{loss} at step {step + 1}",
-                fix="lower training.learning_rate",
-            )  # fmt: skip
+            raise self._diverged("loss", loss, step)
         for parameter in self._model.parameters():
             if parameter.grad is not None:  # DDP and FSDP have averaged what is to be summed
                 parameter.grad.mul_(self.accelerator.num_processes / (weight or 1.0))
@@ -207,6 +227,8 @@ class Trainer:
         """One optimizer step. Returns the sums over all processes, the tokens read, and the gradient's norm."""
         sums, tokens = self.gradients(step)
         norm = self.accelerator.clip_grad_norm_(self._model.parameters(), self.schedule.clip or math.inf)
+        if not math.isfinite(norm) and self.accelerator.scaler is None:  # in fp16 such steps are left out
+            raise self._diverged("gradient", float(norm), step)
         for group in self._optimizer.param_groups:
             group["lr"] = group["lr_scale"] * self.schedule.rate(step, self.steps)
         self._optimizer.step()
@@ -270,13 +292,7 @@ class Trainer:
         table = self.accelerator.reduce(table, "sum").cpu()
         return {name: (row[0], row[1]) for name, row in zip(sums, table, strict=True)}
 
-    def _check(self) -> None:
-        self.store.origin.require_same(Origin.of(self.target), self.store.folder)
-        if not self.training or not self.validation:
-            raise InputError(
-                str(self.store.folder), expected="texts to train on and texts to validate with",
-                got=f"{len(self.training)} and {len(self.validation)}", fix="add text with experiments.self_distill",
-            )  # fmt: skip
+    def _require_shares(self) -> None:
         if self.schedule.batch_size % self._parts:
             raise InputError(
                 "training.batch_size",
@@ -284,18 +300,17 @@ class Trainer:
                 got=self.schedule.batch_size,
                 fix="change it",
             )
-        if self.recipe.live and self.recipe.features:
-            raise InputError(
-                "recipe.features", expected="none of a live recipe", got=self.recipe.features, fix="use []"
-            )
-        for name in self.recipe.features:
-            for text in self.store.texts:
-                self.store.require(text, name)
 
-
-def validation_texts(store: TextStore) -> list[Text]:
-    """The validation split, in the order of the prompts' hashes."""
-    return sorted((text for text in store.texts if text.validation), key=lambda text: (text.key, text.sample))
+    def _diverged(self, what: str, value: float, step: int) -> InputError:
+        """The error that ends a run whose numbers are no longer finite, before they reach the weights."""
+        kept = (
+            "no checkpoint was made yet" if self._saved is None else f"step-{self._saved} is the last good checkpoint"
+        )
+        rate = f"training.learning_rate={self.schedule.learning_rate / 2:g}"
+        return InputError(
+            "training", expected=f"a finite {what}", got=f"{value} at step {step + 1}",
+            fix=f"{kept}; begin again with {rate} and another folder=...",
+        )  # fmt: skip
 
 
 def parameter_groups(module: nn.Module, lr_scale: Mapping[str, float]) -> list[dict[str, Any]]:

@@ -25,7 +25,7 @@ def texts(data: Path, monkeypatch: pytest.MonkeyPatch) -> TextStore:
 
 def test_every_prompt_is_made_of_training_answers(texts: TextStore, tiny: TargetModel) -> None:
     assert tiny.tokenizer is not None
-    decode, training = PromptEncoder(tiny.tokenizer).decode, [text for text in texts.texts if not text.validation]
+    decode, training = PromptEncoder(tiny.tokenizer).decode, texts.training
     assert len(training) < len(texts.texts)
     answers = {text.id: decode(texts.tokens(text)[slice(*text.answers[0])].tolist()).strip() for text in training}
     made = passage_prompts(texts, PromptEncoder.of(tiny), 60, longest=400)

@@ -55,7 +55,7 @@ def test_frequencies_count_answers_of_the_training_split(folder: Path) -> None:
     store = TextStore(folder)
     expected = np.zeros(store.origin.vocab_size, dtype=int)
     for text in store.texts:
-        if not text.validation:
+        if not is_validation(text.key):
             np.add.at(expected, store.tokens(text)[2:], 1)
     assert store.frequencies().tolist() == expected.tolist()
 
