@@ -129,10 +129,10 @@ def test_ids_that_stand_twice_get_a_number_and_are_named(tmp_path: Path, capsys:
 
 def test_a_system_message_stands_before_the_first_turn() -> None:
     tokenizer = byte_tokenizer()
-    ids = PromptEncoder(tokenizer).encode(["hi"], [], "Be brief.")
+    ids = PromptEncoder(tokenizer).encode(["hi"], [], system="Be brief.")
     assert tokenizer.decode(ids).startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nhi<|im_end|>")
     tokenizer.chat_template = None
-    assert tokenizer.decode(PromptEncoder(tokenizer).encode(["hi"], [], "Be brief.")) == "Be brief.\n\nhi"
+    assert tokenizer.decode(PromptEncoder(tokenizer).encode(["hi"], [], system="Be brief.")) == "Be brief.\n\nhi"
 
 
 def test_a_line_of_a_prompt_is_read_as_that_prompt(tmp_path: Path) -> None:

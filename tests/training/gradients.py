@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -16,10 +17,10 @@ from specdec.training.trainer import Trainer
 from tests.training.linear_head import LinearRecipe
 
 
-def trainer(data: Path, batch_size: int, accumulation: int) -> Trainer:
+def trainer(data: Path, batch_size: int, accumulation: int, **schedule_options: Any) -> Trainer:
     """One that measures nothing."""
     torch.set_num_threads(1)
-    schedule = Schedule(batch_size=batch_size, accumulation=accumulation)
+    schedule = Schedule(batch_size=batch_size, accumulation=accumulation, **schedule_options)
     parts = (LinearRecipe(dropout=0.0), load_tiny(device="cpu"), TextStore(data), schedule, Reports())
     return Trainer(*parts, Accelerator(cpu=True), lambda _: {})
 
