@@ -65,7 +65,7 @@ def print_summary(summary: Summary, folder: Path) -> None:
     if s["strays"] is not None:
         rows["strays (lossy)"] = strays(s["strays"])
     if s.get("skipped"):
-        rows["left out (too long)"] = escape(left_out(s["skipped"]))
+        rows["left out (too long)"] = left_out(s["skipped"])
     rows["peak memory"] = f"{s['peak_memory_mb']:,.0f} MB"
     for name, value in rows.items():
         head.add_row(name, value)
