@@ -42,5 +42,9 @@ class AtenFlash:
 
 
 def _attend(query: Query, keys: Keys, values: Values, length: int, scale: float) -> tuple[Out, Lse]:
+    if not length:  # the kernel divides by the number of keys
+        return torch.zeros_like(query), query.new_full(
+            query.shape[:-1], -torch.inf, dtype=torch.promote_types(query.dtype, torch.float32)
+        )
     out, lse = _flash(query, keys[:, :, :length], values[:, :, :length], 0.0, False, scale=scale)
     return out, lse

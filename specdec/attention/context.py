@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -47,6 +48,11 @@ class AttentionContext:
     def __post_init__(self) -> None:
         self._own = 1 if self.block == 1 else 0
         self.seen = self.lengths + self._own
+
+    @cached_property
+    def nothing_seen(self) -> Bool[Tensor, "batch one one"]:
+        """Rows without any key before the block."""
+        return (self.seen == 0)[:, None, None]
 
     @property
     def host_seen(self) -> list[int]:

@@ -23,7 +23,8 @@ def masked_attention(
     softcap: float | None = None,
     sinks: Float[Tensor, " heads"] | None = None,
 ) -> tuple[Out, Lse]:
-    """Attention of every query to the keys its mask row allows (at least one), in fp32 or more.
+    """Attention of every query to the keys its mask row allows, in fp32 or more. One that may see no key gets zeros,
+    and minus infinity as the logarithm of its sum.
 
     mask: which keys, for all heads or for each (`any` is 1 or heads); a float mask is added to the scores.
     softcap: scores become softcap * tanh(scores / softcap) (arXiv 2408.00118).
@@ -41,7 +42,9 @@ def masked_attention(
     lse = scores.logsumexp(-1)
     if sinks is not None:
         lse = torch.logaddexp(lse, sinks.to(wide)[None, :, None].expand_as(lse))
-    weights = (scores - lse[..., None]).exp().view(batch, kv_heads, -1, keys.shape[2])
+    weights = (
+        (scores - lse.masked_fill(lse == -torch.inf, 0.0)[..., None]).exp().view(batch, kv_heads, -1, keys.shape[2])
+    )
     return (weights @ values.to(wide)).view(batch, heads, new, -1), lse
 
 

@@ -43,7 +43,8 @@ class FlashAttn:
     def prefix(
         self, query: Query, keys: Keys, values: Values, context: AttentionContext, scale: float
     ) -> tuple[Out, Lse]:
-        return self._attend(query, keys, values, context.seen, False, scale)
+        out, lse = self._attend(query, keys, values, context.seen, False, scale)
+        return out, lse.masked_fill(context.nothing_seen, -torch.inf)  # flash-attn says plus infinity there
 
     def causal(self, query: Query, keys: Keys, values: Values, scale: float) -> tuple[Out, Lse]:
         return self._attend(query, keys, values, None, True, scale)

@@ -31,7 +31,8 @@ class PrefixKernel(Protocol):
     def prefix(
         self, query: Query, keys: Keys, values: Values, context: AttentionContext, scale: float
     ) -> tuple[Out, Lse]:
-        """Every query of row b sees the first `context.seen[b]` (>= 1) slots of the cache."""
+        """Every query of row b sees the first `context.seen[b]` slots of the cache. The log-sum-exp of a row that sees
+        none is minus infinity, its output finite."""
         ...
 
     def causal(self, query: Query, keys: Keys, values: Values, scale: float) -> tuple[Out, Lse]:

@@ -62,6 +62,18 @@ def test_prefix_attends_to_each_rows_own_length(kernel: PrefixKernel, lengths: l
 
 
 @pytest.mark.parametrize("kernel", [AtenFlash(), Dense()], ids=lambda kernel: kernel.name)
+@pytest.mark.parametrize("lengths", [[0, 7], [0, 0]], ids=str)
+def test_a_row_without_a_prefix_adds_nothing(kernel: PrefixKernel, lengths: list[int]) -> None:
+    """A row may be empty while another of its batch is not: merged with the block, the block alone is left."""
+    context, query, keys, values = problem(lengths)
+    out, lse = kernel.prefix(query, keys, values, context, 0.25)
+    assert out.isfinite().all()
+    assert (lse[0] == -torch.inf).all()
+    block = kernel.causal(query, keys[:, :, :NEW], values[:, :, :NEW], 0.25)
+    torch.testing.assert_close(merge(out, lse, *block)[0], block[0][0].to(out.dtype))
+
+
+@pytest.mark.parametrize("kernel", [AtenFlash(), Dense()], ids=lambda kernel: kernel.name)
 def test_causal(kernel: PrefixKernel) -> None:
     _, query, keys, values = problem([1, 1])
     keys, values = keys[:, :, :NEW], values[:, :, :NEW]
