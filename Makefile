@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 FLASH  := $(VENV)/flash-attn-sources
 
-.PHONY: setup demo test test-faults browser check bench format clean
+.PHONY: setup demo test test-faults browser check bench format clean test-families
 
 setup: $(READY)
 
@@ -29,6 +29,8 @@ test: $(READY)  ## all tests
 
 test-faults: $(READY)  ## kills, full disks, signals and cut files in every entry point; prints the table of docs/reliability.md
 	$(BIN)/python -m tests.faults
+test-families: $(READY)  ## every causal-LM family of transformers against model.generate (10 minutes)
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest family_tests -n 2
 
 browser:  ## a Chromium for the tests of pages, where there is none; they skip where it cannot be had
 	command -v chromium >/dev/null || command -v google-chrome >/dev/null \

@@ -1,6 +1,6 @@
 """Write docs/models.md: which causal-LM families of transformers work, built with tiny random weights.
 
-python -m experiments.model_table                 # all families; writes docs/models.md and tests/families/sides.json
+python -m experiments.model_table                 # all families; writes docs/models.md and family_tests/sides.json
 python -m experiments.model_table llama mamba     # prints these only
 """
 
@@ -18,7 +18,7 @@ from experiments.family_check import NOT_BUILT, REFUSED, WORKS, Finding, check_f
 from experiments.tiny_models import causal_lm_types
 
 ROOT = Path(__file__).parents[1]
-TABLE, SIDES = ROOT / "docs" / "models.md", ROOT / "tests" / "families" / "sides.json"
+TABLE, SIDES = ROOT / "docs" / "models.md", ROOT / "family_tests" / "sides.json"
 
 
 def main() -> None:

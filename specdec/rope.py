@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 KINDS = ("longrope", "dynamic")
+_ENDLESS = 2**30  # tokens of a text that longrope reads with its long factors, whatever its length
 
 
 class RopeByLength(nn.Module):
@@ -44,8 +45,8 @@ class RopeByLength(nn.Module):
             lengths = torch.maximum(lengths, self.prompts[:, None])
         switch = switch_length(self.own, kind, layer_type)
         if kind == "longrope":
-            lengths = switch + (lengths > switch).long()
-            different = [switch, switch + 1]
+            lengths = torch.where(lengths > switch, _ENDLESS, switch)
+            different = [switch, _ENDLESS]
         else:
             lengths = lengths.clamp(min=switch)
             different = sorted(set(lengths.flatten().tolist()))
@@ -60,8 +61,9 @@ class RopeByLength(nn.Module):
         """Cosines and sines as for a text of `length` tokens; right for positions within it."""
         if _kind(self.own, of_layer.get("layer_type")) == "dynamic":
             self.own(x, position_ids[:, :1] * 0, **of_layer)  # forgets a longer text
+        within = position_ids.clamp(max=length - 1)
         last = torch.full_like(position_ids[:, :1], length - 1)
-        cos, sin = self.own(x, torch.cat([position_ids.clamp(max=length - 1), last], 1), **of_layer)
+        cos, sin = self.own(x, torch.cat([within, last], 1), **of_layer)
         return cos[:, :-1], sin[:, :-1]
 
 
