@@ -17,7 +17,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments.components import instantiate
 from experiments.entry import CONF, launch, stderr
+from experiments.objective import check_objective, objective
 from experiments.pictures.page import REPORT, write_page
+from experiments.resources import timed
 from experiments.settings import Settings, settings
 from experiments.tables import print_path, print_summary, progress_bar
 from experiments.task import Task
@@ -31,14 +33,15 @@ from specdec.trace import TRACE_FILE
 
 @hydra.main(config_path=CONF, config_name="bench", version_base="1.3")
 @Task
-def main(cfg: DictConfig) -> None:
+def main(cfg: DictConfig) -> float | None:
     options = settings(cfg)
     benchmark, names, missing = assembled(cfg, options)
     folder = Path(HydraConfig.get().runtime.output_dir)
     recorder = recording(benchmark, options)
     log = RunLog(folder, instantiate(cfg.tracker), config(cfg, names))
     with closing(log):
-        with progress_bar(benchmark.turns) as advance:
+        alone = timed(benchmark.verifier.target.device, options.exclusive, str(folder))
+        with alone, progress_bar(benchmark.turns) as advance:
             watch = advance if recorder is None else both(advance, recorder)
             summary = {**describe(benchmark, names), **benchmark.run(log, watch), "missing_references": missing}
         try:
@@ -51,6 +54,7 @@ def main(cfg: DictConfig) -> None:
             print_summary(summary, folder)
     if (folder / REPORT).exists():
         print_path("report", folder / REPORT)
+    return objective(summary, options.objective, options.objective_bound)
 
 
 def report(folder: Path) -> Path:
@@ -104,6 +108,7 @@ def assembled(cfg: DictConfig, options: Settings) -> tuple[Benchmark, dict[str, 
         validate=options.validate,
     ).fitting()
     benchmark.check()
+    check_objective(options.objective, options.objective_bound, -(-len(prompts) // benchmark.batch_size))
     names = {
         "target": target.name,
         **{group: choices[group] for group in ("drafter", "verifier")},

@@ -16,8 +16,8 @@ from experiments.task import Task
 
 @hydra.main(config_path=CONF, config_name="distill", version_base="1.3")
 @Task
-def main(cfg: DictConfig) -> None:
-    train.run(cfg)
+def main(cfg: DictConfig) -> float | None:
+    return train.run(cfg)
 
 
 if __name__ == "__main__":

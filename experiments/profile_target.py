@@ -24,6 +24,7 @@ from rich.text import Text
 from experiments.compare_acceptance import COLOURS
 from experiments.components import instantiate
 from experiments.entry import CONF, launch, stderr
+from experiments.resources import timed
 from experiments.settings import typed
 from experiments.tables import progress_bar, stdout
 from experiments.task import Task
@@ -73,7 +74,7 @@ def main(cfg: DictConfig) -> None:
     target = instantiate(cfg.target)
     clip(base, axes, grid, target.context_window)
     points = sweep(base, axes, grid)
-    with progress_bar(o.rounds, "rounds") as advance:
+    with timed(target.device, cfg.exclusive, "profile_target"), progress_bar(o.rounds, "rounds") as advance:
         measured = profile(target, points, o.rounds, o.seed, o.buffer_mib, o.matrix, advance, o.exit_layer)
     rows = figures(Footprint.of(target), measured)
     ceilings = measured.ceilings

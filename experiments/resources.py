@@ -1,16 +1,17 @@
-"""Threads and GPUs of one job of a sweep."""
+"""Threads and GPUs of one job of a sweep, and the device of a timed run."""
 
 from __future__ import annotations
 
 import os
 import sys
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from filelock import FileLock
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from specdec.device_locks import first_free
+from specdec.device_locks import first_free, timing
 from specdec.errors import InputError
 
 _held: list[FileLock] = []  # until the process ends: CUDA cannot change its devices once it has begun
@@ -31,6 +32,13 @@ def claim_resources(cfg: DictConfig) -> None:
         raise InputError("sweep.gpus", expected="1, or null for all", got=gpus, fix="use sweep.gpus=1")
     if gpus == 1 and not (_held or torch.cuda.is_initialized() or "SLURM_JOB_ID" in os.environ):
         take_one_gpu(int(HydraConfig.get().job.num))
+
+
+def timed(device: torch.device, exclusive: bool, doing: str) -> AbstractContextManager[None]:
+    """Hold a device while a run is timed, unless `exclusive` is false. doing: shown to those who wait."""
+    if not exclusive:
+        return nullcontext()
+    return timing(device, lambda words: print(words, file=sys.stderr, flush=True), doing)
 
 
 def take_one_gpu(number: int) -> None:

@@ -13,11 +13,13 @@ from typing import Any, TypeVar
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.components import check_options, instantiate
+from experiments.objective import BOUNDS
 from specdec.errors import InputError
 from specdec.options import Count, Seed, filled
 from specdec.sampling import SamplingParams
 from specdec.stopping import StopRule, require_stop_strings
 from specdec.target import TargetModel
+from specdec.worth import FIGURES
 
 TREES = ("as_drafted", "adaptive")
 
@@ -54,6 +56,9 @@ class Settings:
     validate: bool = False
     record_ranks: Count = 16
     reference: References = field(default_factory=References)
+    objective: str = FIGURES[0]
+    objective_bound: str = BOUNDS[0]
+    exclusive: bool = True
 
     def sampling(self) -> SamplingParams:
         g = self.generation

@@ -21,6 +21,7 @@ from rich.table import Table
 from experiments.bench import assembled, closing, config
 from experiments.components import instantiate
 from experiments.entry import CONF, launch
+from experiments.resources import timed
 from experiments.settings import settings, typed
 from experiments.tables import identical, progress_bar, stdout
 from experiments.task import Task
@@ -84,7 +85,7 @@ def main(cfg: DictConfig) -> None:
     over_batch = BatchCurve(batch_prompts(cfg, suite.batch, target), *parts, **asdict(suite.batch))
     folder = Path(HydraConfig.get().runtime.output_dir)
     log = RunLog(folder, NoTracker(), config(cfg, names))
-    with closing(log):
+    with closing(log), timed(target.device, options.exclusive, str(folder)):
         with progress_bar(suite.forward.rounds, "forwards") as advance:
             ceilings = (suite.forward.buffer_mib, suite.forward.matrix)
             costs = profile(target, points, suite.forward.rounds, options.seed, *ceilings, advance)

@@ -105,8 +105,8 @@ def run_in_sweep(function: Function, cfg: DictConfig) -> float | None:
         claim_resources(cfg)
         with stopping():
             value = function(cfg)
-    except Exception as error:
-        line = explain(error)
+    except (Exception, SystemExit) as error:
+        line = f"it ended with status {error.code}" if isinstance(error, SystemExit) else explain(error)
         if line is None:  # a bug keeps its traceback
             traceback.print_exc()
             line = f"{type(error).__name__}: {error}".strip()

@@ -18,11 +18,14 @@ import hydra
 import torch
 from accelerate import Accelerator
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.components import instantiate
 from experiments.entry import CONF, launch
+from experiments.objective import BOUNDS, check_objective, objective
 from experiments.progress import progress, say
+from experiments.resources import timed
 from experiments.settings import typed
 from experiments.signals import Stopped, deferred
 from experiments.task import Task
@@ -42,8 +45,10 @@ from specdec.training.saving import save_drafter
 from specdec.training.schedule import Reports, Schedule
 from specdec.training.store import TextStore
 from specdec.training.trainer import Measure, Trainer
+from specdec.worth import worth_of
 
-FREE_TO_CHANGE = ("tracker", "folder", "keep", "data")  # of a run that is resumed; what the data is stands in its place
+# of a run that is resumed; what the data is stands in its place
+FREE_TO_CHANGE = ("tracker", "folder", "keep", "data", "sweep", "exclusive", "objective", "objective_bound")
 
 
 @dataclass
@@ -59,19 +64,23 @@ class Options:
     measure: Measurement
     keep: Count
     precision: str
+    objective: str = "tokens_per_step"
+    objective_bound: str = BOUNDS[0]
+    exclusive: bool = True
     training: Schedule = field(default_factory=Schedule)
     reports: Reports = field(default_factory=Reports)
 
 
 @hydra.main(config_path=CONF, config_name="train", version_base="1.3")
 @Task
-def main(cfg: DictConfig) -> None:
-    run(cfg)
+def main(cfg: DictConfig) -> float | None:
+    return run(cfg)
 
 
-def run(cfg: DictConfig) -> None:
-    """What the config says, in this process."""
+def run(cfg: DictConfig) -> float | None:
+    """Do what the config says, in this process; returns the objective."""
     options = checked(cfg)
+    folder = run_folder(options)
     logging.getLogger("accelerate").setLevel(logging.WARNING)  # Hydra would show its notes on every checkpoint
     recipe = instantiate(cfg.recipe, _convert_="all")
     store = TextStore(Path(options.data))
@@ -81,12 +90,13 @@ def run(cfg: DictConfig) -> None:
         torch.set_float32_matmul_precision("high")
     accelerator = Accelerator(cpu=cpu, mixed_precision="no" if kind == "tf32" else kind)
     target = target_of(cfg, recipe)
-    measure = tokens_per_step(
-        instantiate(cfg.verifier, target=target), instantiate(cfg.acceptance), store, options.measure
-    )
+    prompts = validation_prompts(store, options.measure.prompts)
+    check_objective(options.objective, options.objective_bound, len(prompts))
+    verifier, rule = instantiate(cfg.verifier, target=target), instantiate(cfg.acceptance)
+    stop = StopRule(options.measure.max_new_tokens, target.eos)
+    measure = tokens_per_step(prompts, verifier, rule, stop)
     trainer = Trainer(recipe, target, store, options.training, options.reports, accelerator, measure)
 
-    folder = Path(options.folder)
     checkpoints = Checkpoints(folder, accelerator, run_config(cfg, store), options.keep)
     begun = checkpoints.latest or 0
     names = {group: HydraConfig.get().runtime.choices[group] for group in ("target", "drafter", "recipe")}
@@ -102,6 +112,10 @@ def run(cfg: DictConfig) -> None:
         if log is not None and module is not None:
             save_drafter(recipe, module, target, folder / "drafter", trainer.tokens)
             memory = {"peak_memory_mb": peak_memory_mb(accelerator.device)}
+            if prompts and (options.objective, options.objective_bound) != ("tokens_per_step", BOUNDS[0]):
+                with timed(target.device, options.exclusive, str(folder)):
+                    drafter = recipe.drafter(module.eval(), target)
+                    figures["worth"] = worth_of(prompts, drafter, verifier, rule, SamplingParams(), stop)
             log.finish({**names, "steps": trainer.steps, **figures, **memory})
     except BaseException as error:
         status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
@@ -113,6 +127,25 @@ def run(cfg: DictConfig) -> None:
     if log is not None:
         say("  ".join(f"{name} {value:.3f}" for name, value in figures.items() if isinstance(value, float)))
         say(f"drafter: {folder / 'drafter'}")
+    # what is called tokens_per_second in a training's own figures is the speed of training
+    return objective(figures.get("worth", figures), options.objective, options.objective_bound)
+
+
+def run_folder(options: Options) -> Path:
+    """Return the run's folder; in a sweep, where one `folder` would be every job's, that of the job.
+
+    Raises:
+        InputError: `folder` was set in a sweep.
+    """
+    hydra = HydraConfig.get()
+    if hydra.mode != RunMode.MULTIRUN:
+        return Path(options.folder)
+    if said := [override for override in hydra.overrides.task if override.startswith("folder=")]:
+        raise InputError(
+            "folder", expected="none in a sweep: each job trains in its own", got=said[0],
+            fix="name the sweep's folder with hydra.sweep.dir=...",
+        )  # fmt: skip
+    return Path(hydra.runtime.output_dir)
 
 
 def target_of(cfg: DictConfig, recipe: Recipe) -> TargetModel:
@@ -136,11 +169,13 @@ def run_steps(
             raise Stopped(number) from error
 
 
-def tokens_per_step(verifier: Verifier, rule: AcceptanceRule, store: TextStore, how: Measurement) -> Measure:
-    """Greedy decoding of validation prompts with the drafter as it stands."""
-    texts = store.validation[: how.prompts]
-    prompts = [store.tokens(text)[: text.answers[0][0]].tolist() for text in texts]
-    stop = StopRule(how.max_new_tokens, verifier.target.eos)
+def validation_prompts(store: TextStore, count: int) -> list[list[int]]:
+    """Return the token ids of the first prompts of the validation split."""
+    return [store.tokens(text)[: text.answers[0][0]].tolist() for text in store.validation[:count]]
+
+
+def tokens_per_step(prompts: list[list[int]], verifier: Verifier, rule: AcceptanceRule, stop: StopRule) -> Measure:
+    """Greedy decoding of prompts with the drafter as it stands."""
 
     def measure(drafter: Drafter) -> Mapping[str, float]:
         if not prompts:

@@ -25,6 +25,7 @@ from specdec.reference import Reference
 from specdec.runlog import RunLog
 from specdec.sampling import SamplingParams
 from specdec.stopping import StopRule
+from specdec.worth import Sample, figures
 
 OURS, BASE = "speculative", "autoregressive"
 WARM_UP_TOKENS = 8
@@ -35,8 +36,9 @@ NEAR_TIE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 0.1, torch.
 
 @dataclass(frozen=True)
 class Trial:
-    """One prompt's turn in one repeat. tokens and seconds by method; a batch's time is shared equally among
-    its rows. place: of the prompt in its set; batch: which rows ran together, the unit of the bootstrap."""
+    """One prompt's turn in one repeat. texts and seconds by method; a batch's time is shared equally among its rows.
+    place: of the prompt in its set; batch: which rows ran together, the unit of the bootstrap; emitted, steps: of our
+    method."""
 
     prompt: Prompt
     place: int
@@ -46,6 +48,8 @@ class Trial:
     ids: list[int]
     texts: dict[str, list[int]]
     seconds: dict[str, float]
+    emitted: int = 0
+    steps: int = 0
 
 
 @dataclass(frozen=True)
@@ -188,7 +192,9 @@ class Benchmark:
             for r, (place, prompt) in enumerate(zip(encoded, rows, strict=True)):
                 of_row = {name: texts[name][r] for name in names}
                 share = {name: seconds[name] / len(rows) for name in names}
-                trials.append(Trial(prompt, place, turn, repeat, number, ids[r], of_row, share))
+                emitted = [step.emitted for step in steps if step.row == r]
+                of_steps = (sum(emitted), len(emitted))
+                trials.append(Trial(prompt, place, turn, repeat, number, ids[r], of_row, share, *of_steps))
                 answers[place].append(self._encoder.decode(of_row[BASE]))
             log.generations([self._generation(trial) for trial in trials])
             yield trials, steps
@@ -245,6 +251,7 @@ class Benchmark:
 
     def _figures(self, trials: Sequence[Trial], steps: Sequence[StepRecord]) -> dict[str, Any]:
         speedup, interval = speedup_over(BASE, OURS, trials)
+        worth = figures(batch_samples(trials))
         references = [
             {
                 "name": method.name,
@@ -263,6 +270,7 @@ class Benchmark:
             "autoregressive_tokens_per_second": tokens_per_second(trials, BASE),
             "speedup": speedup,
             "speedup_ci95": interval,
+            **{f"{name}_ci95": worth[f"{name}_ci95"] for name in ("tokens_per_step", "tokens_per_second")},
             "reference": references[0] if references else None,
             "other_references": references[1:],
             "divergence": self._divergence(trials),
@@ -339,6 +347,16 @@ class Benchmark:
 
 def tokens_per_second(trials: Sequence[Trial], method: str) -> float:
     return sum(len(t.texts[method]) for t in trials) / sum(t.seconds[method] for t in trials)
+
+
+def batch_samples(trials: Sequence[Trial]) -> list[Sample]:
+    """Sum the trials of each batch."""
+    sums: dict[int, Sample] = {}
+    for t in trials:
+        ours, base = ((len(t.texts[name]), t.seconds[name]) for name in (OURS, BASE))
+        new = (t.emitted, t.steps, *ours, *base)
+        sums[t.batch] = Sample(*(a + b for a, b in zip(sums.get(t.batch, [0.0] * 6), new, strict=True)))
+    return list(sums.values())
 
 
 def speedup_over(other: str, method: str, trials: Sequence[Trial]) -> tuple[float, Interval | None]:

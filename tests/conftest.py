@@ -39,6 +39,12 @@ def _nothing_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("specdec.proof.memory.remember", lambda _name, _proof: None)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_locks(tmp_path_factory: pytest.TempPathFactory):
+    """Timed runs of tests wait neither for each other's processes nor for what else the machine measures."""
+    os.environ["SPECDEC_LOCKS"] = str(tmp_path_factory.mktemp("locks"))
+
+
 @pytest.fixture(scope="session")
 def tiny() -> TargetModel:
     return load_tiny(device="cpu")

@@ -107,6 +107,16 @@ def test_a_sweep_of_which_nothing_began_leaves_its_folder_free(start: Callable[.
     assert start("drafter=none").status == 0
 
 
+def test_jobs_return_their_objective(start: Callable[..., Done], tmp_path: Path) -> None:
+    options = ["objective=tokens_per_step,tokens_per_second,speedup", "objective_bound=lower", "prompts.limit=2"]
+    assert start(*options).status == 0
+    names = ("tokens_per_step", "tokens_per_second", "speedup")
+    for number, name in enumerate(names):
+        folder = tmp_path / "sweep" / str(number)
+        summary = json.loads((folder / "summary.json").read_text("utf-8"))
+        assert record(folder)["value"] == summary[f"{name}_ci95"][0] <= summary[name]
+
+
 def test_an_interrupt_ends_the_sweep_and_compares_what_there_is(
     start: Callable[..., Done], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from experiments import train
+from experiments.entry import SOME_FAILED, launch
 from specdec.errors import InputError
 from specdec.target import TargetModel
 from specdec.training.recipe import Recipe
@@ -201,3 +202,41 @@ def test_features_that_are_not_stored(
     assert done.status == 2
     assert "expected the feature 'layer:1' of every sequence, got none for" in done.err
     assert "run experiments.self_distill on the folder with features=[layer:1]" in done.err
+
+
+def test_a_sweep_trains_each_job_in_its_own_folder_and_takes_it_up_again(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    folder = tmp_path / "sweep"
+    options = [f"hydra.sweep.dir={folder}", *TINY, *SHORT, f"data={data}", "objective=speedup", "measure.prompts=2"]
+    rates = "training.learning_rate=1e-3,-1,1e-2"
+
+    def start(*more: str) -> Done:
+        monkeypatch.setattr(sys, "argv", ["train", "-m", *options, rates, *more])
+        status = 0
+        try:
+            launch(train.main)
+        except SystemExit as end:
+            status = int(end.code or 0)
+        return Done(status, *capsys.readouterr())
+
+    assert start().status == SOME_FAILED
+    for number in (0, 2):
+        summary = json.loads((folder / str(number) / "summary.json").read_text("utf-8"))
+        assert (
+            json.loads((folder / str(number) / "job.json").read_text("utf-8"))["value"] == summary["worth"]["speedup"]
+        )
+    (line,) = (folder / "failed.jsonl").read_text("utf-8").splitlines()
+    assert json.loads(line)["name"] == "training.learning_rate=-1"
+
+    # as if the machine had gone down at the first checkpoint of job 2
+    record = json.loads((folder / "2" / "job.json").read_text("utf-8"))
+    (folder / "2" / "job.json").write_text(json.dumps({**record, "status": "running"}), "utf-8")
+    again = start("sweep.resume=true")
+    assert "job 0" in again.err
+    assert again.err.count("finished before, kept") == 1
+    assert "resumed at step" in again.err
+
+    refused = start("folder=runs/mine", f"hydra.sweep.dir={tmp_path / 'other'}")
+    assert refused.status == SOME_FAILED
+    assert "folder: expected none in a sweep: each job trains in its own, got folder=runs/mine" in refused.err
