@@ -25,6 +25,10 @@ class ClaimFolder(Callback):
         self._resume = resume
         self._lock: FileLock | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Stay with the lock: launchers send callbacks to the processes of jobs."""
+        return {"_resume": self._resume, "_lock": None}
+
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         if int(os.environ.get("RANK", "0")) == 0:  # processes of one run share its folder
             self._claim(config, "run", self._resume)

@@ -63,6 +63,7 @@ class Sweeps:
     matrix: Count
     seed: Seed
     exit_layer: Natural | None
+    exclusive: bool = True
 
 
 @hydra.main(config_path=CONF, config_name="profile_target", version_base="1.3")
@@ -74,7 +75,7 @@ def main(cfg: DictConfig) -> None:
     target = instantiate(cfg.target)
     clip(base, axes, grid, target.context_window)
     points = sweep(base, axes, grid)
-    with timed(target.device, cfg.exclusive, "profile_target"), progress_bar(o.rounds, "rounds") as advance:
+    with timed(target.device, o.exclusive, "profile_target"), progress_bar(o.rounds, "rounds") as advance:
         measured = profile(target, points, o.rounds, o.seed, o.buffer_mib, o.matrix, advance, o.exit_layer)
     rows = figures(Footprint.of(target), measured)
     ceilings = measured.ceilings

@@ -13,7 +13,9 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from experiments import composition, resources
+from experiments.claiming import ClaimFolder
 from experiments.task import Task
+from specdec.claims import lives
 
 ROOT = Path(__file__).resolve().parents[1]
 ENTRY_POINTS = sorted(f.stem for f in (ROOT / "experiments").glob("*.py") if "@hydra.main" in f.read_text("utf-8"))
@@ -55,6 +57,19 @@ def test_a_module_that_runs_is_imported_by_name() -> None:
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     task = pickle.loads(bytes.fromhex(done.stdout.strip().splitlines()[-1]))
     assert task.__module__ == "experiments.bench"
+
+
+def test_callbacks_are_sent_without_their_locks(tmp_path: Path) -> None:
+    config = OmegaConf.create(
+        {"hydra": {"sweep": {"dir": str(tmp_path / "s")}, "overrides": {"hydra": [], "task": []}}}
+    )
+    here = ClaimFolder()
+    here.on_multirun_start(config)
+    there = pickle.loads(pickle.dumps(here))
+    there.on_multirun_end(config)  # holds nothing
+    assert lives(tmp_path / "s")
+    here.on_multirun_end(config)
+    assert not lives(tmp_path / "s")
 
 
 def test_processes_see_one_gpu_each(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

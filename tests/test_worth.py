@@ -18,7 +18,9 @@ from verifiers.tree_attention import TreeAttention
 
 def test_samples_are_made_prompt_by_prompt(tiny: TargetModel) -> None:
     prompts = [[5, 6, 7, 5, 6], [9, 8, 9, 8], [1, 2]]
-    made = samples(prompts, Ngram(4, 1, 2, 7, 1, 7), TreeAttention(tiny), Exact(), SamplingParams(), StopRule(12, ()))
+    made = samples(
+        prompts, Ngram(4, 1, 2, 7, 1, 7), TreeAttention(tiny), Exact(), SamplingParams(), StopRule(12, frozenset())
+    )
     first = next(made)
     assert first.tokens == first.base_tokens == first.emitted + 1
     found = figures([first, *made])
