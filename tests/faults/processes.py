@@ -148,7 +148,8 @@ def _child(
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
         warnings.resetwarnings()
-        warnings.simplefilter("default")
+        warnings.simplefilter("default")  # pytest's own filters and its record of warnings end here
+        warnings.showwarning = lambda message, *rest: print(f"warning: {message}", file=sys.stderr)  # noqa: T201
         logging.getLogger().handlers.clear()
         sys.argv = [entry, *arguments]
         prepare()
