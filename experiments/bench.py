@@ -106,6 +106,7 @@ def assembled(cfg: DictConfig, options: Settings) -> tuple[Benchmark, dict[str, 
         seed=options.seed,
         references=references,
         validate=options.validate,
+        repeat_disturbed=options.repeat_disturbed,
     ).fitting()
     benchmark.check()
     check_objective(options.objective, options.objective_bound, -(-len(prompts) // benchmark.batch_size))

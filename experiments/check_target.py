@@ -6,7 +6,7 @@ python -m experiments.check_target target=hf target.name=Qwen/Qwen3-8B draft=Qwe
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
@@ -24,10 +24,12 @@ from experiments.tables import print_path, stdout
 from experiments.task import Task
 from specdec.files import write_json
 from specdec.models import load
+from specdec.processors import not_used, obeyed
 from specdec.proof.difference import LARGEST, MEDIAN
 from specdec.proof.serving import Serving, served
 from specdec.proof.twin import windows
 from specdec.runlog import provenance
+from specdec.sampling import SamplingParams
 from specdec.target import TargetModel
 
 CHECK = "check.json"
@@ -74,6 +76,10 @@ def facts_of(model: TargetModel) -> Facts:
         "context window": model.context_window,
         "attention windows": windows(model.model.config),
         "EOS": {i: _token(model, i) for i in sorted(model.eos)},
+        "generation config": {
+            "obeyed": obeyed(model.model.generation_config),
+            "not used": not_used(model.model.generation_config, SamplingParams()),
+        },
         "layers": [asdict(serving) for serving in served(model)],
         "falls back": [line for line in (model.not_fused, proof.note) if line],
         "differences": {stage: list(shares) for stage, shares in proof.differences.items()},
@@ -94,12 +100,21 @@ def model_table(facts: Facts) -> Table:
         "context window": "not stated" if facts["context window"] is None else f"{facts['context window']:,} tokens",
         "attention windows": ", ".join(f"{k} {v:,}" for k, v in facts["attention windows"].items()) or "none",
         "EOS": ", ".join(f"{i} {token!r}" for i, token in facts["EOS"].items()) or "none: texts end at max_new_tokens",
+        "generation config": config_words(facts["generation config"]),
         **layer_rows([Serving(**serving) for serving in facts["layers"]]),
         "falls back": "; ".join(facts["falls back"]) or "nothing",
     }
     for name, value in rows.items():
         table.add_row(name, value)
     return table
+
+
+def config_words(settings: Mapping[str, Mapping[str, Any]]) -> str:
+    """The settings that every method of a run obeys, and those that none uses."""
+    words = {
+        how: ", ".join(f"{name}={value!r}" for name, value in of_kind.items()) for how, of_kind in settings.items()
+    }
+    return "; ".join(f"{how}: {listed}" for how, listed in words.items() if listed) or "nothing that changes texts"
 
 
 def layer_rows(layers: Iterable[Serving]) -> dict[str, str]:

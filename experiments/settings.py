@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from experiments.components import check_options, instantiate
 from experiments.objective import BOUNDS
 from specdec.errors import InputError
-from specdec.options import Count, Seed, filled
+from specdec.options import Count, Seed, Share, filled
 from specdec.sampling import SamplingParams
 from specdec.stopping import StopRule, require_stop_strings
 from specdec.target import TargetModel
@@ -54,6 +54,7 @@ class Settings:
     report: bool = False
     record: bool = False
     validate: bool = False
+    repeat_disturbed: Share = 0.0
     record_ranks: Count = 16
     reference: References = field(default_factory=References)
     objective: str = FIGURES[0]

@@ -66,6 +66,9 @@ def print_summary(summary: Summary, folder: Path) -> None:
         rows["strays (lossy)"] = strays(s["strays"])
     if s.get("skipped"):
         rows["left out (too long)"] = left_out(s["skipped"])
+    if s.get("quiet"):
+        rows["machine"] = machine(s["quiet"])
+        rows |= energy(s["quiet"]["joules_per_token"])
     rows["peak memory"] = f"{s['peak_memory_mb']:,.0f} MB"
     for name, value in rows.items():
         head.add_row(name, value)
@@ -158,6 +161,22 @@ def left_out(skipped: Sequence[Mapping[str, Any]]) -> str:
         shown.append(f"{one['prompt']}{turn}: {one['tokens']:,} tokens")
     more = f" and {len(skipped) - 3:,} more" if len(skipped) > 3 else ""
     return f"{'; '.join(shown)}{more}, room for {skipped[0]['room']:,}"
+
+
+def machine(quiet: Summary) -> str:
+    """Whether something else ran while the run was timed."""
+    if not quiet["disturbed"]:
+        return f"quiet in all {quiet['rounds']} rounds" + (
+            f", {quiet['repeated']} repeated" if quiet["repeated"] else ""
+        )
+    repeated = f"; {quiet['repeated']} were repeated" if quiet["repeated"] else ""
+    return f"DISTURBED in {quiet['disturbed']} of {quiet['rounds']} rounds: {quiet['worst']}{repeated}"
+
+
+def energy(joules: Mapping[str, float | None]) -> dict[str, str]:
+    """Joules per token of each method, if the machine tells."""
+    known = {name: value for name, value in joules.items() if value is not None}
+    return {"joules per token": "  ".join(f"{name} {value:.2f}" for name, value in known.items())} if known else {}
 
 
 def number(value: float | None) -> str:

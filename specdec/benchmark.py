@@ -10,7 +10,7 @@ import resource
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from specdec.metrics import Interval, StepMetrics, StepRecord, bandwidth_share, 
 from specdec.profiling import plain_read_ms
 from specdec.prompts import Prompt, PromptEncoder, PromptSet, Skipped
 from specdec.protocols import AcceptanceRule, Drafter, Session, Verifier, weights_of
+from specdec.quiet import Conditions, Watch
 from specdec.reference import Reference
 from specdec.runlog import RunLog
 from specdec.sampling import SamplingParams
@@ -50,6 +51,23 @@ class Trial:
     seconds: dict[str, float]
     emitted: int = 0
     steps: int = 0
+    conditions: dict[str, Conditions] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Round:
+    """All methods on one batch and turn, one after the other. texts and seconds by method; conditions: the machine's
+    meanwhile; steps: of the drafter's method."""
+
+    texts: dict[str, list[list[int]]]
+    seconds: dict[str, float]
+    conditions: dict[str, Conditions]
+    steps: list[StepRecord]
+
+    @property
+    def disturbance(self) -> float:
+        """Share of the machine that others took in the worst of its methods; 0 if none was disturbed."""
+        return max(c.others + c.stolen if c.disturbed else 0.0 for c in self.conditions.values())
 
 
 @dataclass(frozen=True)
@@ -60,6 +78,8 @@ class Benchmark:
     they always read the same prompt.
 
     validate: check every tree that is proposed, which waits for the device; timings then mean little.
+    repeat_disturbed: how many rounds may be repeated because something else used the machine, as a share of all; the
+    quieter of the two counts.
 
     Raises:
         InputError: a prompt that is empty or too long, a batch that does not fit memory, a rule that is declared
@@ -78,6 +98,7 @@ class Benchmark:
     references: Sequence[Reference] = ()
     validate: bool = False
     skipped: Sequence[Skipped] = ()
+    repeat_disturbed: float = 0.0
 
     def fitting(self) -> Benchmark:
         """Itself without the prompts that are too long, if its `PromptSet` says to skip them.
@@ -110,16 +131,18 @@ class Benchmark:
         """Returns the summary; steps and texts go to `log` as they are made."""
         self._warm_up()
         trials, steps, ended = [], [], list(self.skipped)
+        spare = Spare(round(self.repeat_disturbed * self.turns / self.batch_size))
         categories: list[str] = []  # of each step record
         for repeat in range(self.repeats):
             for number, batch in enumerate(self._batches()):
-                for new_trials, new_steps in self._conversation(batch, number, repeat, log, ended):
+                for new_trials, new_steps in self._conversation(batch, number, repeat, log, ended, spare):
                     trials += new_trials
                     steps += new_steps
                     categories += [new_trials[step.row].prompt.category for step in new_steps]
                     for trial in new_trials:
                         on_trial(trial)
-        return {**self._summary(trials, steps, categories), "skipped": [vars(one) for one in ended]}
+        whole = self._summary(trials, steps, categories)
+        return {**whole, "quiet": quietness(trials, spare.used), "skipped": [vars(one) for one in ended]}
 
     @property
     def turns(self) -> int:
@@ -162,10 +185,10 @@ class Benchmark:
         return [self._encode(prompt, 1, []) for prompt in self.prompts]
 
     def _conversation(
-        self, batch: range, number: int, repeat: int, log: RunLog, ended: list[Skipped]
+        self, batch: range, number: int, repeat: int, log: RunLog, ended: list[Skipped], spare: Spare
     ) -> Iterator[tuple[list[Trial], list[StepRecord]]]:
         """All turns of a batch of prompts; rows whose conversation is over drop out. ended: takes up conversations
-        that end because they became too long, if these are to be skipped."""
+        that end because they became too long, if these are to be skipped; spare: rounds that may be repeated."""
         answers: dict[int, list[str]] = {place: [] for place in batch}
         for turn in range(max(len(self.prompts[place].turns) for place in batch)):
             going = [place for place in answers if turn < len(self.prompts[place].turns)]
@@ -178,26 +201,37 @@ class Benchmark:
             rows, ids = [self.prompts[place] for place in encoded], list(encoded.values())
             seeds = [[self.seed, repeat, turn, place] for place in encoded]
             steps: list[StepRecord] = []
-            methods = self._methods(ids, seeds, steps)
-            names = list(methods)
-            first = (repeat + number + turn) % len(names)  # who goes first rotates
             context = [{"prompt": p.id, "category": p.category, "turn": turn, "repeat": repeat} for p in rows]
-            texts, seconds = {}, {}
             try:
-                for name in names[first:] + names[:first]:
-                    texts[name], seconds[name] = methods[name]()
+                done = self._round(ids, seeds, repeat + number + turn, steps)
+                if done.disturbance and spare.take():
+                    again = self._round(ids, seeds, repeat + number + turn, [])
+                    done = min(done, again, key=lambda one: one.disturbance)
+                    steps = done.steps
             finally:
                 log.steps(steps, context)
             trials = []
             for r, (place, prompt) in enumerate(zip(encoded, rows, strict=True)):
-                of_row = {name: texts[name][r] for name in names}
-                share = {name: seconds[name] / len(rows) for name in names}
+                of_row = {name: texts[r] for name, texts in done.texts.items()}
+                share = {name: seconds / len(rows) for name, seconds in done.seconds.items()}
                 emitted = [step.emitted for step in steps if step.row == r]
-                of_steps = (sum(emitted), len(emitted))
+                of_steps = (sum(emitted), len(emitted), done.conditions)
                 trials.append(Trial(prompt, place, turn, repeat, number, ids[r], of_row, share, *of_steps))
                 answers[place].append(self._encoder.decode(of_row[BASE]))
             log.generations([self._generation(trial) for trial in trials])
             yield trials, steps
+
+    def _round(self, ids: list[list[int]], seeds: list[list[int]], number: int, steps: list[StepRecord]) -> Round:
+        """Every method once; who goes first rotates with `number`. steps: takes up records as they are made."""
+        methods = self._methods(ids, seeds, steps)
+        names, device = list(methods), self.verifier.target.device
+        first = number % len(names)
+        done = Round({}, {}, {}, steps)
+        for name in names[first:] + names[:first]:
+            with Watch(device) as watch:
+                done.texts[name], done.seconds[name] = methods[name]()
+            done.conditions[name] = watch.conditions
+        return done
 
     def _outgrown(self, encoded: Mapping[int, list[int]]) -> list[int]:
         """Places of the conversations that have no room for their next answer and are to be skipped."""
@@ -236,6 +270,7 @@ class Benchmark:
             "tokens": trial.texts[OURS],
             "identical": trial.texts[OURS] == trial.texts[BASE] if self.sampling.greedy else None,
             "seconds": trial.seconds,
+            "conditions": {name: conditions.as_dict() for name, conditions in trial.conditions.items()},
         }
 
     def _summary(
@@ -343,6 +378,45 @@ class Benchmark:
             return torch.cuda.max_memory_allocated(device) / 2**20
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+@dataclass
+class Spare:
+    """Rounds that may still be repeated."""
+
+    left: int
+    used: int = 0
+
+    def take(self) -> bool:
+        """Whether there is one; it is then used."""
+        if self.used == self.left:
+            return False
+        self.used += 1
+        return True
+
+
+def quietness(trials: Sequence[Trial], repeated: int) -> dict[str, Any]:
+    """What else ran on the machine, and the energy of each method.
+
+    Returns:
+        rounds, how many of them were disturbed, how many were repeated, the worst reason, and joules per token by
+        method (None where the machine does not tell).
+    """
+    rounds = {(t.repeat, t.batch, t.turn): t.conditions for t in trials}
+    reasons = [(c.others + c.stolen, c.disturbed) for of_round in rounds.values() for c in of_round.values()]
+    joules: dict[str, float | None] = {}
+    for name in dict.fromkeys(name for of_round in rounds.values() for name in of_round):
+        spent = [of_round[name].joules for of_round in rounds.values()]
+        known = [value for value in spent if value is not None]
+        tokens = sum(len(t.texts[name]) for t in trials)
+        joules[name] = sum(known) / tokens if len(known) == len(spent) and tokens else None
+    return {
+        "rounds": len(rounds),
+        "disturbed": sum(any(c.disturbed for c in of_round.values()) for of_round in rounds.values()),
+        "repeated": repeated,
+        "worst": max(((share, line) for share, line in reasons if line), default=(0.0, None))[1],
+        "joules_per_token": joules,
+    }
 
 
 def tokens_per_second(trials: Sequence[Trial], method: str) -> float:

@@ -197,6 +197,11 @@ class Run:
             notes.append("the run is under way: figures are those of its steps so far")
         elif self.status in ("interrupted", "failed", "killed"):
             notes.append(f"the run was {self.status}: figures are those of the steps it made")
+        quiet = self.head.get("quiet") or {}
+        if quiet.get("disturbed"):
+            notes.append(
+                f"the machine was disturbed in {quiet['disturbed']} of {quiet['rounds']} rounds: {quiet['worst']}"
+            )
         if self.steps and not any(record.parents for record in self.steps):
             notes.append("the run is of an older version that did not record its trees")
         if self.generations and not all("pieces" in generation for generation in self.generations):

@@ -32,11 +32,16 @@ def test_everything_that_was_compared_is_shown(check, tmp_path: Path) -> None:
 
 def test_a_draft_is_held_beside_it(check, tmp_path: Path) -> None:
     folder = tmp_path / "gemma"
-    build("gemma2", vocab_size=300).save_pretrained(folder)
+    model = build("gemma2", vocab_size=300)
+    model.generation_config.suppress_tokens, model.generation_config.guidance_scale = [3, 4], 1.5
+    model.generation_config.eos_token_id = 257
+    model.save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
     done = check("target=tiny", "target.device=cpu", f"draft={folder}")
     assert done.status == 0
     assert "sliding_window 6" in done.out
+    assert "obeyed: suppress_tokens=[3, 4]; not used: " in done.out
+    assert "guidance_scale=1.5" in done.out
     assert "a soft cap" in done.out
     assert "Gemma2Attention has a softcap" in done.out
     (logits,) = (line for line in done.out.splitlines() if line.startswith("│ logits "))

@@ -13,9 +13,11 @@ from typing import Any
 import psutil
 import pytest
 
+import experiments.bench
 from specdec import quiet
 from specdec.quiet import Conditions, Watch
 
+TURNS = 11  # of the first ten built-in prompts, one of which is a conversation
 Times = namedtuple("Times", "user system idle iowait steal guest guest_nice")
 
 
@@ -107,6 +109,53 @@ def test_a_load_generator_makes_it_speak() -> None:
         for process in load:
             process.kill()
             process.wait()
+
+
+def busy(others: float) -> Conditions:
+    return Conditions(1.0, 1.0, others, 0.0, 0, None, None, None, 2.0)
+
+
+@pytest.fixture
+def rounds(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Shares of the machine that others take in each timed method from now on; quiet when the list is at its end."""
+    shares: list[float] = []
+
+    def leave(self: Watch, *_: object) -> None:
+        self.conditions = busy(shares.pop(0) if shares else 0.0)
+
+    monkeypatch.setattr(Watch, "__exit__", leave)
+    return shares
+
+
+def bench(call: Any, *overrides: str) -> tuple[dict[str, Any], str]:
+    options = ["target=tiny", "target.device=cpu", "tracker=none", "report=false", "drafter=ngram", "prompts.limit=10"]
+    status, summary, out = call(experiments.bench.main, *options, "generation.max_new_tokens=4", *overrides)
+    assert status == 0
+    return summary, out
+
+
+def test_a_disturbed_round_is_repeated_and_the_quieter_one_counts(call: Any, rounds: list[float]) -> None:
+    rounds += [0.0, 0.5, 0.0, 0.3]  # the first round, then its repetition: baseline and drafter each
+    summary, out = bench(call)
+    quiet = summary["quiet"]
+    assert (quiet["rounds"], quiet["disturbed"], quiet["repeated"]) == (TURNS, 1, 1)
+    assert quiet["worst"] == "other processes used 30% of the machine's cores"
+    assert f"DISTURBED in 1 of {TURNS} rounds: other processes used 30%" in out
+    assert summary["divergence"]["identical"] == TURNS
+    assert quiet["joules_per_token"]["speculative"] == pytest.approx(2.0 * TURNS / summary["new_tokens"])
+
+
+def test_no_more_rounds_are_repeated_than_allowed(call: Any, rounds: list[float]) -> None:
+    rounds += [0.5] * 100
+    summary, out = bench(call)
+    assert (summary["quiet"]["disturbed"], summary["quiet"]["repeated"]) == (TURNS, 1)
+    assert "1 were repeated" in out
+
+
+def test_a_quiet_run_says_so(call: Any, rounds: list[float]) -> None:
+    summary, out = bench(call, "repeat_disturbed=0")
+    assert summary["quiet"]["disturbed"] == 0
+    assert f"quiet in all {TURNS} rounds" in out
 
 
 def test_conditions_are_json() -> None:
