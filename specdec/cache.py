@@ -9,6 +9,7 @@ region and advances the row's length. Nothing is computed twice. Knows no model 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -17,7 +18,7 @@ from weakref import ref
 import psutil
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Cache
 
 from specdec.attention.context import AttentionContext
@@ -262,3 +263,8 @@ def _require_memory(needed: int, batch: int, capacity: int, device: torch.device
             got=f"{needed / 2**20:,.0f} MiB for batch {batch} x {capacity} tokens",
             fix="lower generation.batch_size or generation.max_new_tokens",
         )
+
+
+def cache_argument(model: nn.Module) -> str:
+    """What a model's forward calls its cache: `cache` since transformers 5.24, `past_key_values` before."""
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, Cache, PreTrainedModel
 from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
-from specdec.cache import LayerShape
+from specdec.cache import LayerShape, cache_argument
 from specdec.errors import InputError
 
 _RECORDER = "specdec_layout"
@@ -45,7 +45,7 @@ def require_forgettable(model: PreTrainedModel) -> None:
         InputError: it keeps a recurrent state, or no KV cache at all.
     """
     out = model(input_ids=_tokens(model), use_cache=True)
-    cache = out.get("past_key_values")
+    cache = out.get(cache_argument(model))
     layers = getattr(cache, "self_attention_cache", cache)
     layers = getattr(layers, "layers", None)
     recurrent = [isinstance(layer, LinearAttentionCacheLayerMixin) for layer in layers or ()]
@@ -144,7 +144,7 @@ def _record(model: PreTrainedModel, length: int = 0) -> _Recording:
     tokens = _tokens(model)
     with _attention(model, recorded):
         positions = torch.arange(_TOKENS, device=model.device)[None]
-        model(input_ids=tokens, position_ids=positions, past_key_values=recorded, use_cache=True)
+        model(input_ids=tokens, position_ids=positions, use_cache=True, **{cache_argument(model): recorded})
     return recorded
 
 

@@ -21,6 +21,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -36,6 +37,8 @@ from specdec.metrics import StepRecord
 from specdec.runtime.build import loaded
 
 KEEP_DIFF = "SPECDEC_PROVENANCE_DIFF"  # set by `provenance.diff=true`, also for the processes of a sweep
+DISTRIBUTION = "specdec-lab"
+ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("torch", "transformers", "accelerate", "hydra-core", "wandb", "numpy", "flash-attn")
 
 
@@ -276,6 +279,7 @@ def provenance() -> dict[str, Any]:
     return {
         "command": [sys.executable, *sys.orig_argv[1:]],
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "version": _version(DISTRIBUTION),
         "commit": _git("rev-parse", "HEAD"),
         "changes": changes(),
         "python": platform.python_version(),
@@ -319,11 +323,27 @@ def machine() -> dict[str, Any]:
 
 
 def _git(*args: str) -> str | None:
-    root = Path(__file__).resolve().parents[1]
+    """What git says of this repository; None for a copy that was installed, whatever repository it lies in."""
+    if not _is_checkout(ROOT):
+        return None
     try:
-        return subprocess.run(["git", *args], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(["git", *args], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+@cache
+def _is_checkout(folder: Path) -> bool:
+    """Whether a folder is the top of a repository, and the repository this project's: it tracks this very file."""
+    file = str(Path(__file__).resolve().relative_to(folder))
+    try:
+        for command in (["rev-parse", "--show-prefix"], ["ls-files", "--error-unmatch", "--", file, "pyproject.toml"]):
+            done = subprocess.run(["git", *command], cwd=folder, capture_output=True, text=True, check=True)
+            if command[0] == "rev-parse" and done.stdout.strip():
+                return False  # below the top of another repository
+        return f'name = "{DISTRIBUTION}"' in (folder / "pyproject.toml").read_text("utf-8")
+    except (OSError, subprocess.CalledProcessError):
+        return False
 
 
 def _version(package: str) -> str | None:

@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from specdec.attention import ATTENTION_NAME, AttentionContext, choose_kernel
-from specdec.cache import LayerShape, LentCaches, TreeCache
+from specdec.cache import LayerShape, LentCaches, TreeCache, cache_argument
 from specdec.errors import InputError
 from specdec.kv_layout import kv_layout, require_forgettable
 from specdec.layers import DecoderLayers, last_hidden_states
@@ -328,7 +328,7 @@ class TargetModel:
         # tables of learned positions end at the context window; only padding ever stands behind it
         last = (self.context_window or cache.capacity) - 1
         position_ids = positions[:, -new:].clamp(max=last)
-        return {"position_ids": position_ids, "past_key_values": cache, "use_cache": True, "tree": tree}
+        return {"position_ids": position_ids, cache_argument(self.model): cache, "use_cache": True, "tree": tree}
 
     def _captured(self, half: str, layers: int) -> CapturedForwards:
         """The captured half forwards at this layer."""

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from drafters.trained import fill, read_parts, save_parts
+from specdec.cache import cache_argument
 from specdec.students import Student, new_student
 from specdec.target import TargetModel
 
@@ -55,9 +56,8 @@ class EagleHead(nn.Module):
         for number in range(steps):
             entering = self.join(torch.cat([embedded, before], -1).to(self.join.weight.dtype))
             mask = _additive(_sees(tokens.shape[1], number, tokens.device), entering.dtype)
-            states = self.student(
-                tokens, entering, position_ids=positions, past_key_values=cache, attention_mask=mask, use_cache=True
-            )
+            where = {"position_ids": positions, "attention_mask": mask, cache_argument(model): cache}
+            states = self.student(tokens, entering, **where, use_cache=True)
             passes.append(states)
             before = torch.cat([states[:, :1], states[:, :-1]], 1).to(embedded.dtype)
         return passes
