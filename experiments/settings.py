@@ -111,5 +111,6 @@ def typed(cfg: DictConfig, kind: type[Options]) -> Options:
         node = cfg._get_node(name)
         if isinstance(node, DictConfig) and name not in names and name != "hydra" and not node._is_none():
             check_options(node)
-    plain = OmegaConf.to_container(OmegaConf.masked_copy(cfg, names), resolve=True)
-    return filled(plain, kind)
+    part = OmegaConf.masked_copy(cfg, names)
+    part._set_parent(cfg)  # interpolations look into the whole config
+    return filled(OmegaConf.to_container(part, resolve=True), kind)
