@@ -50,7 +50,7 @@ class DynamicTree:
 
         next_q gets the tree of the nodes read so far, and how many of them are its last level, and returns what ranks
         their children: probabilities, at temperature 0 too; of the tokens of a draft `vocabulary`, where one is given.
-        room: as in `DraftState`; a row's tree is what it would be alone.
+        room: as in `DraftState`. A row's tree is what it would be alone; with `keep_read`, numbers of nodes may differ.
         """
         known = TokenTree.root_only(root)
         worth = torch.ones_like(known.tokens, dtype=torch.float32)  # of the level that is read next

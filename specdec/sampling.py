@@ -278,8 +278,9 @@ class Streams:
     """One reproducible random stream per row, addressed and not advanced.
 
     What a row draws at a step depends on its seed and on its own number of committed tokens only: not
-    on the other rows, their trees or the device. So a row's sampled text is the same alone and in
-    a batch. Counter-based (Philox 4x64, Salmon et al. 2011, numpy's implementation).
+    on the other rows, their trees or the device. So in fp32 a row's sampled text is the same alone and in a
+    batch, if its trees are (not with sampled early exit or adaptive trees, which keep its distribution).
+    Counter-based (Philox 4x64, Salmon et al. 2011, numpy's implementation).
     """
 
     DRAFT, ACCEPT = 0, 1

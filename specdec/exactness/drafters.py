@@ -16,8 +16,8 @@ from specdec.stopping import StopRule
 from specdec.target import TargetModel
 
 MakeDrafter = Callable[[TargetModel], Drafter]
-SIZES = ((3, 4), (3, 3), (2, 4), (2, 3))  # tokens of the target, tokens of a text; the largest first
-MOST = 2_000  # outcomes, some seconds
+SIZES = ((5, 4), (3, 4), (3, 3), (2, 4), (2, 3))  # tokens of the target, tokens of a text; the largest first
+MOST = 3_000  # outcomes, some seconds
 TOGETHER = 256
 PLAIN = SamplingParams(temperature=1.0)
 # every processor that a drafter must apply as the target does; a penalty makes p depend on a node's path

@@ -6,16 +6,13 @@ caches remember of earlier steps is as it is in a run.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from specdec.enumeration import EnumeratedDraws, Enumeration
-from specdec.errors import InputError
 from specdec.generate import speculative
 from specdec.protocols import AcceptanceRule, Drafter, Rows, Verifier
 from specdec.sampling import Draws, SamplingParams
@@ -104,11 +101,12 @@ def enumerate_texts(loop: Loop, prompts: Rows, together: int, most: int) -> Text
         start, script, weight = start[:-together], script[:-together], weight[:-together]
         rows = [prompts[i] for i in mine.tolist()]
         streams = EnumeratedStreams(enumeration, [len(row) for row in rows], slots, loop.tokens)
-        texts, steps = _run(loop, drafter, rows, streams)
-        joint.index_put_((mine, _numbers(texts, vocab)), enumeration.weight, accumulate=True)
+        parts = (drafter, loop.verifier, loop.rule, loop.sampling, StopRule(loop.tokens))
+        done = speculative(rows, *parts, streams, validate=True)
+        joint.index_put_((mine, _numbers(done.texts, vocab)), enumeration.weight, accumulate=True)
         weights = enumeration.weight.tolist()
-        accepted += sum(weights[step.row] * step.accepted for step in steps) / len(prompts)
-        drafted += sum(weights[step.row] * step.nodes for step in steps) / len(prompts)
+        accepted += sum(weights[step.row] * step.accepted for step in done.steps) / len(prompts)
+        drafted += sum(weights[step.row] * step.nodes for step in done.steps) / len(prompts)
         outcomes, precise = outcomes + len(rows), precise and enumeration.precise
         new = enumeration.left()
         start, script, weight = (
@@ -117,20 +115,6 @@ def enumerate_texts(loop: Loop, prompts: Rows, together: int, most: int) -> Text
         if together == 1:
             drafter = loop.drafter()
     return Texts(joint, accepted, drafted, outcomes, precise)
-
-
-def _run(loop: Loop, drafter: Drafter, rows: Rows, streams: EnumeratedStreams) -> tuple[list[list[int]], list]:
-    before = _global_randomness()
-    stop = StopRule(loop.tokens)
-    done = speculative(rows, drafter, loop.verifier, loop.rule, loop.sampling, stop, streams, validate=True)
-    if _global_randomness() != before:
-        raise InputError(
-            "draws",
-            expected="no random numbers but those of the draws",
-            got="some of a global generator of torch, numpy or Python",
-            fix="draw from state.draws(...) and from the rule's draws only",
-        )
-    return done.texts, done.steps
 
 
 def joint_of_target(target: TargetModel, sampling: SamplingParams, prompts: Rows, tokens: int) -> Tensor:
@@ -154,8 +138,3 @@ def _numbers(texts: Sequence[Sequence[int]], vocab: int) -> Tensor:
     for token in torch.tensor(texts).unbind(1):
         number = number * vocab + token
     return number
-
-
-def _global_randomness() -> tuple[bytes, bytes, object]:
-    state = np.random.get_state()
-    return torch.get_rng_state().numpy().tobytes(), repr(state).encode(), random.getstate()
