@@ -8,7 +8,7 @@ FLASH  := $(VENV)/flash-attn-sources
 # the oldest and the newest transformers that pyproject.toml allows
 ENDS   := 5.21.0 5.24.0
 
-.PHONY: setup demo test test-transformers test-faults browser check bench format clean test-families
+.PHONY: setup demo test test-families test-faults test-launchers test-transformers browser check bench format clean
 
 setup: $(READY)
 
@@ -33,6 +33,7 @@ test: $(READY)  ## all tests
 
 test-faults: $(READY)  ## kills, full disks, signals and cut files in every entry point; prints the table of docs/reliability.md
 	$(BIN)/python -m tests.faults
+
 test-families: $(READY)  ## every causal-LM family of transformers against model.generate (10 minutes)
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest family_tests -n 2
 
@@ -43,6 +44,11 @@ test-transformers: $(READY)  ## a few tests with the oldest and the newest trans
 		PYTHONPATH=$$folder $(BIN)/python -m pytest -p no:cacheprovider tests/test_target.py tests/eagle \
 			tests/test_conversations.py || exit 1; \
 	done
+
+test-launchers: $(READY)  ## joblib, submitit, Ray and Optuna for real, each with a job that fails; installs .[launch]
+	$(BIN)/pip install -q -c constraints.txt -e ".[launch]"
+	$(BIN)/pip install -q --no-deps hydra-ray-launcher==1.2.2
+	$(BIN)/python -m pytest -o addopts="-q -p no:dash" tests/launchers
 
 browser:  ## a Chromium for the tests of pages, where there is none; they skip where it cannot be had
 	command -v chromium >/dev/null || command -v google-chrome >/dev/null \

@@ -1,0 +1,81 @@
+"""Find the drafter's nodes and depth, and static or adaptive trees, that are fastest on this machine.
+
+python examples/search.py target=smollm2_135m drafter=ngram prompts.limit=12 trials=30
+
+Optuna's own `study.optimize` over configs composed in one process: the target is loaded once, and a setting that is
+hopeless after a few prompts is pruned. Any option of experiments.bench may stand on the command line.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import optuna
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from experiments.components import instantiate
+from experiments.entry import CONF
+from experiments.resources import timed
+from experiments.settings import settings
+from specdec.prompts import PromptEncoder
+from specdec.target import TargetModel
+from specdec.worth import Sample, figures, samples
+
+STARTUP_TRIALS, WARMUP_PROMPTS = 4, 2  # before pruning begins
+
+
+def suggested(trial: optuna.Trial) -> list[str]:
+    """Return the overrides of a trial; change this to search other options."""
+    nodes = trial.suggest_int("drafter.nodes", 1, 15)
+    depth = trial.suggest_int("drafter.depth", 1, 10)
+    tree = trial.suggest_categorical("tree", ["as_drafted", "adaptive"])
+    return [f"drafter.nodes={nodes}", f"drafter.depth={depth}", f"tree={tree}"]
+
+
+def measure(trial: optuna.Trial, cfg: DictConfig, target: TargetModel) -> float:
+    """Return the speedup over all prompts; report it after each, so that the pruner may give the setting up."""
+    options = settings(cfg)
+    drafter = instantiate(cfg.drafter)
+    if options.tree == "adaptive":
+        drafter = instantiate(cfg.adaptive)(drafter)
+    encoder = PromptEncoder(target.tokenizer)
+    prompts = [encoder.encode(prompt.turns[:1], []) for prompt in instantiate(cfg.prompts)]
+    parts = (instantiate(cfg.verifier, target=target), instantiate(cfg.acceptance), options.sampling())
+    found: list[Sample] = []
+    with timed(target.device, options.exclusive, "examples/search.py"):
+        for number, sample in enumerate(samples(prompts, drafter, *parts, options.stop_rule(target))):
+            found.append(sample)
+            trial.report(figures(found)["speedup"], number)
+            if trial.should_prune():
+                raise optuna.TrialPruned
+    return figures(found)["speedup"]
+
+
+def search(overrides: Sequence[str], trials: int) -> optuna.Study:
+    """Run the study; trials of settings that fail are failed trials."""
+    with initialize_config_dir(CONF, version_base="1.3"):
+        target = instantiate(compose("bench", [*overrides]).target)
+
+        def objective(trial: optuna.Trial) -> float:
+            cfg = compose("bench", [*overrides, *suggested(trial)], return_hydra_config=False)
+            return measure(trial, cfg, target)
+
+        pruner = optuna.pruners.MedianPruner(STARTUP_TRIALS, WARMUP_PROMPTS)
+        study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=0), pruner=pruner)
+        study.optimize(objective, n_trials=trials)
+    return study
+
+
+def main() -> None:
+    given = [argument for argument in sys.argv[1:] if not argument.startswith("trials=")]
+    trials = next((int(a.partition("=")[2]) for a in sys.argv[1:] if a.startswith("trials=")), 20)
+    study = search(given, trials)
+    pruned = sum(trial.state == optuna.trial.TrialState.PRUNED for trial in study.trials)
+    print(f"best of {len(study.trials)} trials ({pruned} pruned): {study.best_value:.2f}x")
+    print(" ".join(f"{name}={value}" for name, value in study.best_params.items()))
+
+
+if __name__ == "__main__":
+    main()
