@@ -37,12 +37,16 @@ def launch(main: Callable[[], None]) -> None:
     """Call a `hydra.main` function; what it or Hydra raises ends the process as `one_line_errors` says."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises, and leaves the words to us
     warnings.formatwarning = lambda message, *_args, **_kwargs: f"warning: {message}\n"  # one line, no source code
-    # conf/hydra/launcher holds our values for launchers whose plugins bring a schema of the same name: that is meant
-    warnings.filterwarnings("ignore", r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema", UserWarning)
+    ignore_schemas_of_launchers()
     from experiments.callbacks import sweep_that_ends  # which imports this module
 
     with steady_output(), one_line_errors(), checked_composition(), sweep_that_ends():
         main()
+
+
+def ignore_schemas_of_launchers() -> None:
+    """Ignore Hydra's warning that `conf/hydra/launcher` has files named as the plugins' own schemas: it is meant."""
+    warnings.filterwarnings("ignore", r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema", UserWarning)
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from experiments.components import ALLOW
 from experiments.composition import allowed_here, hide_secrets
-from experiments.entry import explain, one_line_errors
+from experiments.entry import explain, ignore_schemas_of_launchers, one_line_errors
 from experiments.resources import claim_resources
 from experiments.signals import stopping
 from specdec.claims import claim
@@ -73,6 +73,7 @@ def named(module: str, name: str, allowed: Sequence[str]) -> Task:
 def sent(function: Function, allowed: Sequence[str]) -> Task:
     """Return a task in a launcher's process, under the rules of the process that sent it."""
     hide_secrets()
+    ignore_schemas_of_launchers()
     return Task(function, allowed)
 
 
