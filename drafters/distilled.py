@@ -132,7 +132,7 @@ def load_student(folder: Path, target: TargetModel, what: str = "drafter.model")
     Raises:
         InputError: none there, a corrupt one, or one of a target of another shape.
     """
-    config, state = read_parts(folder, DRAFTER, what)
+    config, state = read_parts(folder, DRAFTER, target, what, {"layers": int})
     student = new_student(target, [0] * config["layers"], state.get("vocabulary"))
     fill(student, config, state, target, what)
     return student

@@ -4,10 +4,13 @@ full memory, an endless loop or an error of a library's own kind.
 
 from __future__ import annotations
 
+import errno
 import json
 import lzma
+import os
+import stat
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import yaml
 
@@ -19,16 +22,44 @@ def read_bounded(file: Path, most: int = MOST_BYTES) -> bytes:
     """A regular file's bytes.
 
     Raises:
-        OSError: it cannot be read.
-        ValueError: it is no regular file, or larger than `most`.
+        OSError: it cannot be read, or is no regular file.
+        ValueError: it is larger than `most`.
     """
-    if not file.is_file():
-        raise FileNotFoundError(2, "no such file", str(file))
+    require_regular(file)
     with file.open("rb") as data:
         found = data.read(most + 1)
     if len(found) > most:
         raise ValueError(f"more than {most:,} bytes")
     return found
+
+
+def require_regular(file: Path) -> None:
+    """Raises OSError: nothing there, or a folder, pipe or device."""
+    if not stat.S_ISREG(file.stat().st_mode):
+        raise OSError(errno.EINVAL, "no regular file", str(file))
+
+
+def open_below(folder: Path, name: str) -> BinaryIO:
+    """Open a regular file by its path below a folder. No link below the folder is followed, even if it takes the place
+    of a file or folder while this runs.
+
+    Raises:
+        OSError: nothing there, a link (ELOOP, or ENOTDIR for a folder), or no regular file.
+    """
+    *inside, last = Path(name).parts
+    held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for part in inside:
+            below = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=held)
+            os.close(held)
+            held = below
+        file = os.open(last, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=held)
+    finally:
+        os.close(held)
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        os.close(file)
+        raise OSError(errno.EINVAL, "no regular file", str(folder / name))
+    return os.fdopen(file, "rb")
 
 
 def parse_json(data: bytes | str) -> Any:
@@ -51,8 +82,13 @@ def read_yaml(file: Path) -> Any:
         OSError: it cannot be read.
         ValueError: no YAML, or one with aliases or tags.
     """
+    return parse_yaml(read_bounded(file))
+
+
+def parse_yaml(data: bytes) -> Any:
+    """Raises ValueError, as `read_yaml`."""
     try:
-        return yaml.load(read_bounded(file).decode("utf-8"), Loader=_PlainLoader)
+        return yaml.load(data.decode("utf-8"), Loader=_PlainLoader)
     except yaml.YAMLError as error:
         raise ValueError(" ".join(str(error).split())) from error
     except RecursionError as error:

@@ -76,7 +76,7 @@ def claim(folder: Path, *, resume: bool = False, keep: Sequence[str] = ()) -> Fi
 def lives(folder: Path) -> bool:
     """Whether a run holds this folder now."""
     try:
-        file = os.open(folder / LOCK, os.O_RDONLY | os.O_CLOEXEC)
+        file = os.open(folder / LOCK, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         return False
     try:

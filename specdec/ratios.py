@@ -6,12 +6,13 @@ that a regression can be told by them. Knows nothing of what was measured.
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from specdec.checked_files import read_json
 from specdec.errors import InputError
 from specdec.metrics import Interval
 
@@ -51,10 +52,11 @@ def read_expectations(path: str) -> dict[str, dict[str, float]]:
     """
     what = "a file of ratios written by `make bench ARGS=write=...`"
     try:
-        ratios: Any = json.loads(Path(path).read_text("utf-8"))["ratios"]
+        ratios: Any = read_json(Path(path))["ratios"]
         for name, entry in ratios.items():
             (bound,) = set(entry) & set(BOUNDS)
-            if not isinstance(entry[bound], int | float):
+            limit = entry[bound]
+            if isinstance(limit, bool) or not isinstance(limit, int | float) or not math.isfinite(limit):
                 raise TypeError(f"{name!r}: {bound} is no number")
     except OSError as error:
         raise InputError("check", expected=what, got=f"{path!r} ({error.strerror})", fix="check the path") from error

@@ -4,15 +4,13 @@ version; what is whole is used, and `notes` say what is not.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
+from specdec.checked_files import MOST_BYTES, open_below, parse_json, parse_yaml
 from specdec.claims import PREVIOUS, lives
 from specdec.errors import InputError
 from specdec.metrics import StepMetrics, StepRecord
@@ -38,14 +36,18 @@ class JsonLines:
     def __init__(self, path: Path) -> None:
         self._path, self._place = path, 0
         self.broken = 0  # whole lines that hold no JSON object
+        self._refused = False
         self.rest = b""  # what stands behind the last whole line
 
     def read(self) -> list[dict[str, Any]]:
         try:
-            with self._path.open("rb") as file:
+            with open_below(self._path.parent, self._path.name) as file:
                 file.seek(self._place)
                 *lines, rest = file.read().split(b"\n")
         except FileNotFoundError:
+            return []
+        except OSError:
+            self._refused = True  # a link, a folder, a file of somebody else
             return []
         self._place += sum(len(line) + 1 for line in lines)
         found = [_object(line) for line in lines]
@@ -60,9 +62,10 @@ class JsonLines:
     @property
     def note(self) -> str | None:
         """What could not be read, in words."""
+        refused = f"{self._path.name} cannot be read" if self._refused else None
         cut = f"the last line of {self._path.name} is cut off" if self.rest else None
         bad = f"{self.broken} lines of {self._path.name} hold no record" if self.broken else None
-        return "; ".join(filter(None, (cut, bad))) or None
+        return "; ".join(filter(None, (refused, cut, bad))) or None
 
 
 class Run:
@@ -170,8 +173,9 @@ class Run:
     def options(self) -> dict[str, Any]:
         """The run's configuration, with dots between the levels."""
         try:
-            config = yaml.safe_load((self.folder / CONFIG).read_text("utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError):
+            with open_below(self.folder, CONFIG) as file:
+                config = parse_yaml(file.read(MOST_BYTES))
+        except (OSError, ValueError):
             return {}
         return _flat(config) if isinstance(config, dict) else {}
 
@@ -209,12 +213,13 @@ class Run:
         return notes
 
     def _json(self, name: str) -> dict[str, Any]:
-        path = self.folder / name
         try:
-            data = path.read_bytes()
+            with open_below(self.folder, name) as file:
+                found = _object(file.read(MOST_BYTES))
         except FileNotFoundError:
             return {}
-        found = _object(data)
+        except OSError:
+            found = None
         if found is None:
             self._unreadable.append(f"{name} cannot be read")
         return found or {}
@@ -266,7 +271,7 @@ def _stamp(path: Path) -> int:
 
 def _object(data: bytes) -> dict[str, Any] | None:
     try:
-        found = json.loads(data)
+        found = parse_json(data)
     except ValueError:
         return None
     return found if isinstance(found, dict) else None

@@ -130,3 +130,23 @@ def test_a_folder_without_runs_is_named(tmp_path: Path) -> None:
         find_runs([tmp_path])
     with pytest.raises(InputError, match=r"expected a folder with runs, got '.*nowhere'; check the path"):
         find_runs([tmp_path / "nowhere"])
+
+
+@pytest.mark.parametrize("name", ["steps.jsonl", "generations.jsonl", "summary.json", "provenance.json"])
+def test_a_file_that_becomes_a_link_is_not_followed(name: str, tmp_path: Path) -> None:
+    finished(tmp_path / "run")
+    finished(tmp_path / "secret")
+    (tmp_path / "run" / name).unlink()
+    (tmp_path / "run" / name).symlink_to(tmp_path / "secret" / name)
+    run = read(tmp_path / "run")
+    assert f"{name} cannot be read" in run.notes
+    assert {"steps.jsonl": run.steps, "generations.jsonl": run.generations, "summary.json": run.head,
+            "provenance.json": run.provenance}[name] in ([], {})  # fmt: skip
+
+
+def test_a_folder_that_becomes_a_link_is_not_followed(tmp_path: Path) -> None:
+    finished(tmp_path / "run", options={"seed": 3})
+    assert read(tmp_path / "run").options == {"seed": 3}
+    (tmp_path / "run" / ".hydra").rename(tmp_path / "secret")
+    (tmp_path / "run" / ".hydra").symlink_to(tmp_path / "secret")
+    assert read(tmp_path / "run").options == {}

@@ -93,7 +93,7 @@ def load_head(folder: Path, target: TargetModel, what: str = "drafter.head") -> 
     Raises:
         InputError: no head there, a corrupt one, or one for a target of another shape.
     """
-    config, state = read_parts(folder, DRAFTER, what)
+    config, state = read_parts(folder, DRAFTER, target, what, {"layers": int})
     head = fresh_head(target, [-1] * config["layers"], state.get("student.vocabulary"))
     fill(head, config, state, target, what)
     return head

@@ -111,7 +111,8 @@ def load_adapter(folder: Path, target: TargetModel, what: str = "drafter.adapter
     Raises:
         InputError: no adapter there, a corrupt one, or one for a target of another shape.
     """
-    config, state = read_parts(folder, DRAFTER, what)
+    kinds = {"layers": int, "exit_layer": int, "blocks": int}
+    config, state = read_parts(folder, DRAFTER, target, what, kinds)
     vocabulary = next((tensor for name, tensor in state.items() if name.endswith("vocabulary")), None)
     student = new_student(target, [-1] * max(config["layers"], 1), vocabulary)
     adapter = ExitAdapter(config["exit_layer"], student, config["blocks"])

@@ -97,7 +97,8 @@ def load_heads(folder: Path, target: TargetModel, what: str = "drafter.heads") -
     Raises:
         InputError: no heads there, corrupt ones, or some for a target of another shape.
     """
-    config, state = read_parts(folder, DRAFTER, what)
+    kinds = {"heads": int, "layers": int, "own_output": bool}
+    config, state = read_parts(folder, DRAFTER, target, what, kinds)
     shape = (config["heads"], config["layers"], config["own_output"], state.get("vocabulary"))
     layers = config.get("prefix", 0)  # absent where heads were saved before there was one
     prefix = fresh_prefix(target, [-1] * layers) if layers else None

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import pickle
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from huggingface_hub import hf_hub_download, list_repo_files, snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from specdec.checked_files import read_json
+from specdec.checked_weights import PickledCodeError, read_tensors, tensor_names
 from specdec.errors import InputError
 
 NAMES = (  # the first that exists is read
@@ -39,7 +38,6 @@ class Source:
         path = Path(name).expanduser()
         self._folder = path if path.is_dir() else path.parent if path.is_file() else None
         self._on_hub = self._listed() if self._folder is None else set()
-        self._pickles: dict[Path, dict[str, Any]] = {}
         names = (path.name,) if path.is_file() else NAMES
         found = next((file for file in map(self.file, names) if file is not None), None)
         if found is None:
@@ -47,7 +45,7 @@ class Source:
         if self.file("rank1.safetensors") is not None:
             raise self.error("one file for the whole model", "tensor-parallel ranks", "convert with tp_size 1")
         if found.suffix == ".json":
-            self._shards: dict[str, str] = self._json(found).get("weight_map", {})
+            self._shards: dict[str, str] = self._index(found)
         else:
             self._shards = dict.fromkeys(self._keys_of(found), found.name)
 
@@ -85,57 +83,40 @@ class Source:
             if file is None:
                 raise self.error(f"the shard {name}", "no such file", "fetch it again")
             here = [key for key in keys if self._shards[key] == name]
-            read = self._safetensors if file.suffix == ".safetensors" else self._pickled
-            found |= read(file, here)
+            with self._whole(file):
+                found |= read_tensors(file, here)
         return found
 
     def error(self, expected: str, got: object, fix: str = "check the file") -> InputError:
         return InputError(self._what, expected=f"in {self._name!r} {expected}", got=got, fix=fix)
 
     def _keys_of(self, file: Path) -> list[str]:
-        if file.suffix != ".safetensors":
-            return [key for key, value in self._unpickled(file).items() if isinstance(value, Tensor)]
-        try:
-            with safe_open(file, "pt") as opened:
-                return list(opened.keys())
-        except (SafetensorError, OSError) as error:
-            raise self._corrupt(file, error) from error
+        with self._whole(file):
+            return tensor_names(file)
 
-    def _safetensors(self, file: Path, keys: Sequence[str]) -> dict[str, Tensor]:
-        try:
-            with safe_open(file, "pt") as opened:
-                return {key: opened.get_tensor(key) for key in keys}
-        except (SafetensorError, OSError) as error:
-            raise self._corrupt(file, error) from error
-
-    def _pickled(self, file: Path, keys: Sequence[str]) -> dict[str, Tensor]:
-        state = self._unpickled(file)
-        return {key: state[key] for key in keys}
-
-    def _unpickled(self, file: Path) -> dict[str, Any]:
-        if file not in self._pickles:
-            self._pickles[file] = self._unpickle(file)
-        return self._pickles[file]
-
-    def _unpickle(self, file: Path) -> dict[str, Any]:
-        try:
-            state = torch.load(file, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:
-            expected = f"{file.name} with tensors only"
-            fix = "do not trust it; ask its author for safetensors"
-            raise self.error(expected, "a pickle that would run code", fix) from error
-        except (RuntimeError, EOFError, OSError) as error:
-            raise self._corrupt(file, error) from error
-        if not isinstance(state, dict):
-            raise self.error(f"{file.name} with a state dict", type(state).__name__)
-        return state
+    def _index(self, file: Path) -> dict[str, str]:
+        """Which file beside it holds which tensor."""
+        shards = self._json(file).get("weight_map")
+        if not isinstance(shards, dict) or not all(isinstance(n, str) and Path(n).name == n for n in shards.values()):
+            raise self.error(f"{file.name} with the names of files beside it in `weight_map`", "something else")
+        return shards
 
     def _json(self, file: Path) -> dict[str, Any]:
-        try:
-            return dict(json.loads(file.read_text("utf-8")))
-        except (OSError, ValueError, TypeError) as error:
-            raise self._corrupt(file, error) from error
+        with self._whole(file):
+            found = read_json(file)
+            if not isinstance(found, dict):
+                raise ValueError("no JSON object")
+            return found
 
-    def _corrupt(self, file: Path, error: Exception) -> InputError:
-        why = str(error).splitlines()[0] if str(error) else type(error).__name__
-        return self.error(f"a whole {file.name}", f"a corrupt or truncated one ({why})", "fetch it again")
+    @contextmanager
+    def _whole(self, file: Path) -> Iterator[None]:
+        """Say of a file that it cannot be read, and why."""
+        try:
+            yield
+        except PickledCodeError as error:
+            expected = f"{file.name} with tensors only"
+            raise self.error(expected, str(error), "do not trust it; ask its author for safetensors") from error
+        except (OSError, ValueError) as error:
+            why = str(error).splitlines()[0] if str(error) else type(error).__name__
+            got = f"a corrupt or truncated one ({why})"
+            raise self.error(f"a whole {file.name}", got, "fetch it again") from error

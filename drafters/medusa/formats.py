@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -144,11 +145,13 @@ def _output(
     layer is the target's."""
     vocabulary, order = None, None
     if token_map is not None:
+        if token_map.is_floating_point() or token_map.is_complex():
+            raise parts.source.error(f"`{TOKEN_MAP}` with token ids", str(token_map.dtype))
         vocabulary, order = token_map.flatten().long().sort()
         if len(vocabulary) == 0 or int(vocabulary[0]) < 0 or len(vocabulary.unique()) != len(vocabulary):
             raise parts.source.error(f"`{TOKEN_MAP}` with different token ids >= 0", "ids that repeat or are negative")
     if len(parts.outputs) not in (0, 1, parts.heads) or (parts.outputs and parts.outputs[0] != 0):
-        lacks = min(set(range(parts.heads)) - set(parts.outputs))
+        lacks = next(head for head in count() if head not in parts.outputs)
         raise parts.source.error("an output layer for every head, or one for all", f"none of head {lacks}")
     if len(parts.outputs) < parts.heads or shared:
         why = "one output layer for all heads: the target's own is used"

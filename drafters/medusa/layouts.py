@@ -21,16 +21,16 @@ from drafters.medusa.files import Source
 
 LAYOUTS = {
     "official": (
-        r"(?:medusa_heads?\.)?(?P<head>\d+)\.(?P<layer>\d+)\.linear\.(?P<kind>weight|bias)",
-        r"(?:medusa_heads?\.)?(?P<head>\d+)\.(?P<layer>\d+)\.weight",
+        r"(?:medusa_heads?\.)?(?P<head>\d{1,9})\.(?P<layer>\d{1,9})\.linear\.(?P<kind>weight|bias)",
+        r"(?:medusa_heads?\.)?(?P<head>\d{1,9})\.(?P<layer>\d{1,9})\.weight",
     ),
     "vLLM": (
-        r"(?:medusa_heads\.)?blocks\.(?P<head>\d+)\.layers\.(?P<layer>\d+)\.(?P<kind>weight|bias)",
-        r"(?:medusa_heads\.)?lm_heads\.(?P<head>\d+)\.weight",
+        r"(?:medusa_heads\.)?blocks\.(?P<head>\d{1,9})\.layers\.(?P<layer>\d{1,9})\.(?P<kind>weight|bias)",
+        r"(?:medusa_heads\.)?lm_heads\.(?P<head>\d{1,9})\.weight",
     ),
     "TensorRT-LLM": (
-        r"medusa_heads\.(?P<head>\d+)\.medusa_layers\.(?P<layer>\d+)\.linear\.(?P<kind>weight|bias)",
-        r"medusa_heads\.(?P<head>\d+)\.lm_head\.weight",
+        r"medusa_heads\.(?P<head>\d{1,9})\.medusa_layers\.(?P<layer>\d{1,9})\.linear\.(?P<kind>weight|bias)",
+        r"medusa_heads\.(?P<head>\d{1,9})\.lm_head\.weight",
     ),
 }
 TOKEN_MAP = "token_map"
@@ -79,20 +79,27 @@ class Parts:
                 raise source.error(
                     f"the output layer of head {place.head} after {self.layers} blocks", f"`{place.number}.weight`"
                 )
-        self.outputs = [head for head in range(self.heads) if (head, None, "weight") in self._tensors]
-        whole = [(h, j, k) for h in range(self.heads) for j in range(self.layers) for k in self._kinds]
-        missing = [place for place in whole if place not in self._tensors]
-        if missing:
-            head, layer, kind = missing[0]
+        self.outputs = sorted(head for head, layer, _ in self._tensors if layer is None)
+        every = ((h, j, k) for j in range(self.layers) for h in range(self.heads) for k in self._kinds)
+        missing = next((place for place in every if place not in self._tensors), None)  # a key may count to billions
+        if missing is not None:
             raise source.error(
                 f"{self.heads} heads of {self.layers} blocks, as the other keys say",
-                f"no {kind} of head {head}, block {layer}",
+                f"no {missing[2]} of head {missing[0]}, block {missing[1]}",
                 "a truncated file? fetch it again",
             )
+        whole = [place for place in self._tensors if place[1] is not None]
+        self._require_floats()
         first = self._tensors[whole[0]] if whole else self._tensors[self.outputs[0], None, "weight"]
         self.dim, self.dtype = first.shape[-1], first.dtype
         for head, layer, kind in whole:
             self._require_shape(head, layer, kind, (self.dim, self.dim) if kind == "weight" else (self.dim,))
+
+    def _require_floats(self) -> None:
+        for place, tensor in self._tensors.items():
+            if not tensor.is_floating_point() or tensor.ndim == 0:
+                got = f"{tensor.dtype} of shape {tuple(tensor.shape)}"
+                raise self.source.error(f"`{self.keys[place]}` with floating-point numbers, a row or more", got)
 
     @property
     def _kinds(self) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
@@ -101,8 +102,18 @@ class MeasuredCurve:
 def _monotone_all(points: Sequence[Mapping[str, Any]]) -> dict[tuple[int, int], Mapping[int, float]]:
     """Curves by (prefix, batch), seconds by tokens, rising."""
     found: dict[tuple[int, int], dict[int, float]] = {}
+    if not isinstance(points, list):
+        raise _bad("profile", "a list of points", type(points).__name__, "name a profile.json as it was written")
     for point in points:
-        found.setdefault((point["prefix"], point["batch"]), {})[point["tokens"]] = point["ms"]["quartiles"][0] / 1e3
+        try:
+            counts = prefix, batch, tokens = point["prefix"], point["batch"], point["tokens"]
+            quartile = point["ms"]["quartiles"][0]
+            if not all(type(n) is int and n >= 0 for n in counts) or not 0 < quartile < math.inf:
+                raise ValueError(f"tokens, prefix, batch {counts}, {quartile} ms")
+        except (KeyError, TypeError, IndexError, ValueError) as error:
+            got, fix = f"{type(error).__name__}: {error}", "run python -m experiments.profile_target again"
+            raise _bad("profile", "points with positive times", got, fix) from error
+        found.setdefault((prefix, batch), {})[tokens] = quartile / 1e3
     curves = {pair: _monotone(pair, curve) for pair, curve in found.items() if len(curve) > 1 and 1 in curve}
     if not curves:
         raise _bad("profile", "times of several numbers of tokens, 1 among them", "none", "measure with axes.tokens")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -10,6 +9,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from specdec.checked_files import read_json
 from specdec.errors import InputError
 
 # of an element, in bytes; the scales of quantised weights are not counted
@@ -22,6 +22,8 @@ BYTES = {
     "int8": 1.0,
     "int4": 0.5,
 }
+
+PROFILE_FIX = "run python -m experiments.profile_target, and name its profile.json"
 
 KINDS = (
     ("name", "a name", str),
@@ -87,13 +89,18 @@ class Machine:
             InputError: no such file, or not a profile.
         """
         profile = read_profile(file)
-        where = profile["provenance"]["machine"]
-        return cls(
-            name=str((where["gpu"] or [where["cpu"]])[0]),
-            teraflops={profile["dtype"]: profile["ceilings"]["gflop_per_second"] / 1e3},
-            gigabytes_per_second=profile["ceilings"]["gb_per_second"],
-            gigabytes=where["memory_gib"] * 2**30 / 1e9,
-        )
+        try:
+            where, ceilings = profile["provenance"]["machine"], profile["ceilings"]
+            figures = {
+                "name": str((where["gpu"] or [where["cpu"]])[0]),
+                "teraflops": {profile["dtype"]: ceilings["gflop_per_second"] / 1e3},
+                "gigabytes_per_second": ceilings["gb_per_second"],
+                "gigabytes": where["memory_gib"] * 2**30 / 1e9,
+            }
+        except (KeyError, TypeError, IndexError, OverflowError) as error:
+            got = f"{file} ({type(error).__name__}: {error})"
+            raise _bad("profile", "the machine and its ceilings in it", got, PROFILE_FIX) from error
+        return cls.of(figures, "profile")
 
     @property
     def bytes_per_second(self) -> float:
@@ -141,16 +148,17 @@ def read_profile(file: Path | str) -> dict[str, Any]:
     """
     path = Path(file)
     path = path / "profile.json" if path.is_dir() else path
-    fix = "run python -m experiments.profile_target, and name its profile.json"
     try:
-        profile = json.loads(path.read_text("utf-8"))
+        profile = read_json(path)
     except (OSError, ValueError) as error:
-        raise _bad("profile", "a profile.json of experiments.profile_target", f"{file} ({error})", fix) from error
+        raise _bad(
+            "profile", "a profile.json of experiments.profile_target", f"{file} ({error})", PROFILE_FIX
+        ) from error
     missing = {"target", "dtype", "ceilings", "points", "provenance"} - set(
         profile if isinstance(profile, dict) else ()
     )
     if missing:
-        raise _bad("profile", f"{', '.join(sorted(missing))} in it", f"{file} without", fix)
+        raise _bad("profile", f"{', '.join(sorted(missing))} in it", f"{file} without", PROFILE_FIX)
     return dict(profile)
 
 

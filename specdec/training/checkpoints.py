@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from accelerate.utils import RNG_STATE_NAME, load
 from safetensors import SafetensorError
 
+from specdec.checked_files import read_json
 from specdec.errors import InputError
 from specdec.files import SEAL, UNFINISHED, is_whole, naming, put_in_place, remove, seal, write_json
 
@@ -41,7 +42,7 @@ class Checkpoints:
                 self._folder.mkdir(parents=True, exist_ok=True)
                 write_json(file, config)
             return
-        before, now = flat(json.loads(file.read_text("utf-8"))), flat(json.loads(json.dumps(config)))
+        before, now = flat(_config(file)), flat(json.loads(json.dumps(config)))
         if differing := sorted(key for key in {*before, *now} if before.get(key) != now.get(key)):
             changes = ", ".join(f"{key} (was {before.get(key)!r}, is {now.get(key)!r})" for key in differing)
             raise InputError(
@@ -89,7 +90,7 @@ class Checkpoints:
         try:
             self._accelerator.load_state(str(folder))
             self._require_random_states(folder)
-            return dict(json.loads((folder / FIGURES).read_text("utf-8")))
+            return dict(read_json(folder / FIGURES))
         except UNREADABLE as error:
             raise InputError(
                 str(folder), expected=f"the whole checkpoint of a run of {self._accelerator.num_processes} processes",
@@ -120,6 +121,16 @@ class Checkpoints:
     def _steps(self) -> list[int]:
         names = [path.name.removeprefix("step-") for path in self._folder.glob("step-*")]
         return [int(name) for name in names if name.isdigit()]
+
+
+def _config(file: Path) -> dict[str, Any]:
+    try:
+        return dict(read_json(file))
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(
+            str(file), expected="the config that its run was begun with", got=f"{type(error).__name__}: {error}",
+            fix="restore it, or begin another run with folder=...",
+        ) from error  # fmt: skip
 
 
 def flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

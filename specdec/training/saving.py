@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from torch import nn
 
+from specdec.checked_files import read_json
 from specdec.errors import InputError
 from specdec.files import replacing, write_json
 from specdec.target import TargetModel
@@ -18,7 +18,7 @@ TRAINING = "training.json"
 def save_drafter(recipe: Recipe, module: nn.Module, target: TargetModel, folder: Path, tokens: int) -> None:
     """Write it in place of an earlier one. tokens: as in `Weights.training_tokens`."""
     with replacing(folder) as unfinished:
-        unfinished.mkdir()
+        unfinished.mkdir(parents=True)
         recipe.save(module, target, unfinished)
         write_json(unfinished / TRAINING, {"tokens": tokens})
 
@@ -33,7 +33,10 @@ def training_tokens(folder: Path) -> int | None:
     if not file.exists():
         return None
     try:
-        return int(json.loads(file.read_text("utf-8"))["tokens"])
+        tokens = read_json(file)["tokens"]
+        if type(tokens) is not int or tokens < 0:
+            raise ValueError(f"tokens = {tokens!r}"[:100])
+        return tokens
     except (OSError, ValueError, KeyError, TypeError) as error:
         got = f"{type(error).__name__}: {error}"
         fix = "write it, or delete the file"
