@@ -34,6 +34,7 @@ from specdec.training.archive import export_text, import_text
 from specdec.training.distill import SelfDistillation, prompt_key
 from specdec.training.features import check_names, complete, missing_tokens
 from specdec.training.passages import passage_prompts
+from specdec.training.processes import process_group_ends
 from specdec.training.self_written import write_prompts
 from specdec.training.store import (
     FEATURE_BYTES,
@@ -90,6 +91,7 @@ class Options:
 
 @hydra.main(config_path=CONF, config_name="self_distill", version_base="1.3")
 @Task
+@process_group_ends()
 def main(cfg: DictConfig) -> None:
     options = checked(cfg)
     prompts = instantiate(cfg.prompts) if cfg.get("prompts") else []

@@ -40,6 +40,7 @@ from specdec.sampling import SamplingParams
 from specdec.stopping import StopRule
 from specdec.target import TargetModel
 from specdec.training.checkpoints import Checkpoints
+from specdec.training.processes import process_group_ends
 from specdec.training.recipe import Recipe
 from specdec.training.saving import save_drafter
 from specdec.training.schedule import Reports, Schedule
@@ -74,7 +75,8 @@ class Options:
 @hydra.main(config_path=CONF, config_name="train", version_base="1.3")
 @Task
 def main(cfg: DictConfig) -> float | None:
-    return run(cfg)
+    with process_group_ends():
+        return run(cfg)
 
 
 def run(cfg: DictConfig) -> float | None:

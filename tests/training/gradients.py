@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 
 from specdec.models import load_tiny
+from specdec.training.processes import process_group_ends
 from specdec.training.schedule import Reports, Schedule
 from specdec.training.store import TextStore
 from specdec.training.trainer import Trainer
@@ -36,8 +37,7 @@ def gradients(data: Path, batch_size: int, accumulation: int) -> tuple[dict[str,
 
 if __name__ == "__main__":
     data, out, batch_size, accumulation = sys.argv[1:]
-    found, processes = gradients(Path(data), int(batch_size), int(accumulation))
-    if found:  # the main process
-        torch.save({"gradients": found, "processes": processes}, out)
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    with process_group_ends():
+        found, processes = gradients(Path(data), int(batch_size), int(accumulation))
+        if found:  # the main process
+            torch.save({"gradients": found, "processes": processes}, out)

@@ -134,6 +134,31 @@ def test_two_processes_have_the_gradients_of_one(data: Path, tmp_path: Path, acc
         torch.testing.assert_close(gradient, alone[name], atol=ROUNDING, rtol=0.0)
 
 
+def test_nothing_holds_the_process_group_at_the_end() -> None:
+    """A model in a cycle would keep the group's threads running while the interpreter shuts down."""
+    code = """
+import torch, weakref
+from torch.distributed import HashStore
+from specdec.training.processes import process_group_ends
+def work():
+    torch.distributed.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
+    model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(2, 2))
+    model.itself = [model]
+    model(torch.ones(1, 2)).sum().backward()
+    return weakref.ref(model)
+with process_group_ends():
+    model = work()
+assert model() is None and not torch.distributed.is_initialized()
+try:
+    with process_group_ends():
+        work()
+        raise RuntimeError("an error")
+except RuntimeError:
+    assert not torch.distributed.is_initialized()
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
 def test_micro_batches_have_the_gradients_of_the_whole(data: Path) -> None:
     whole, parts = gradients(data, 16, 1)[0], gradients(data, 16, 8)[0]
     for name, gradient in whole.items():
