@@ -31,11 +31,13 @@ from specdec.runlog import KEEP_DIFF
 
 DIFF = "provenance.diff"  # true: provenance.json holds the diff of uncommitted changes
 BUILT_BY_HYDRA = ("callbacks", "launcher", "sweeper", "job_logging", "hydra_logging")
+SAMPLERS = "optuna.samplers."  # classes that Optuna's sweeper is given
 PLUGINS = (
     "hydra",
     "hydra_plugins",
     "experiments.callbacks",
     "experiments.claiming",
+    SAMPLERS,
 )  # where callbacks, launchers and sweepers may come from
 LOGGING = (
     "logging.StreamHandler",
@@ -184,7 +186,9 @@ def require_plugin(name: object, where: str, allowed: Sequence[str]) -> None:
             raise InputError(where, expected="a class that exists", got=f"{name!r} ({error})", fix=fix) from error
         home = getattr(found, "__module__", "")
         if granted(name, allowed) or (
-            inspect.isclass(found) and issubclass(found, Callback | Plugin) and granted(home, PLUGINS)
+            inspect.isclass(found)
+            and granted(home, PLUGINS)
+            and (issubclass(found, Callback | Plugin) or granted(home, (SAMPLERS,)))
         ):
             return
     expected = "a callback, launcher or sweeper of Hydra, its plugins or this project"

@@ -71,7 +71,8 @@ def plot_over_a_number(sweep: Sweep) -> None:
     jobs = {job.number: job for job in sweep.jobs if job.summary}
     axis = numbers({number: job.overrides for number, job in jobs.items()})
     if axis is not None:
-        curve = dict(sorted((value, jobs[number].summary) for number, value in axis[1].items()))
+        by_value = sorted(axis[1].items(), key=lambda item: item[1])  # a search may take a value twice
+        curve = {value: jobs[number].summary for number, value in by_value}
         write_text(sweep.folder / PLOT, plot(axis[0], curve).to_html(include_plotlyjs=True))
 
 

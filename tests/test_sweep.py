@@ -12,6 +12,7 @@ from filelock import BaseFileLock
 
 from experiments import bench, report, sweep
 from experiments.entry import BAD_INPUT, SOME_FAILED, launch
+from experiments.sweep_report import show
 from specdec import benchmark
 from specdec.claims import claim
 from specdec.runlog import this_process
@@ -167,6 +168,17 @@ def test_the_report_of_a_sweep_is_what_lies_on_disk(tmp_path: Path, capsys: pyte
     lines = [json.loads(line) for line in (tmp_path / "failed.jsonl").read_text("utf-8").splitlines()]
     assert [line["status"] for line in lines] == ["killed", "failed"]
     lock.release()
+
+
+def test_a_search_may_take_a_number_twice(tmp_path: Path) -> None:
+    head = {"training_tokens": None, "parameters_added": 0}
+    for number, depth in enumerate((3, 2, 3)):
+        job = tmp_path / str(number)
+        (job / "summary.json").write_text(json.dumps({**finished(job), **head}), "utf-8")
+        line = {"number": number, "overrides": [f"drafter.depth={depth}"], "status": "finished"}
+        (job / "job.json").write_text(json.dumps(line), "utf-8")
+    show(sweep.read(tmp_path), page=False)
+    assert '"x":[2.0,3.0]' in (tmp_path / "sweep.html").read_text("utf-8")
 
 
 def test_a_sweep_without_a_run_is_listed(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
