@@ -66,7 +66,7 @@ def test_a_second_run_adds_what_is_missing_and_repeats_nothing(run: Callable[...
     first = [f"prompts.path={file}", "prompts=jsonl", "prompts.limit=3"]
     run(*first)
     before = (tmp_path / "text" / "shard-0.jsonl").read_bytes()
-    assert "to make: 0 texts" in run(*first).err
+    assert "nothing to do: 3 texts with 36 answer tokens are in" in run(*first).err
     run("prompts=jsonl", f"prompts.path={file}", "answers.samples=2", "features=[hidden,layer:1]")
     after = (tmp_path / "text" / "shard-0.jsonl").read_bytes()
     assert after.startswith(before)
