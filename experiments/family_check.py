@@ -128,4 +128,4 @@ def _seeds(prompts: Rows) -> list[list[int]]:
 
 
 def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:240]
+    return " ".join(str(error).split())[:480]

@@ -10,7 +10,7 @@ layers attend to what another layer has cached. Two forwards of a few tokens tel
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -42,25 +42,51 @@ def require_forgettable(model: PreTrainedModel) -> None:
     """Refuse a model, run as transformers runs it, whose state is not keys and values per token.
 
     Raises:
-        InputError: it keeps a recurrent state, or no KV cache at all.
+        InputError: it keeps a state that mixes tokens, or keys beside its KV cache.
+        AttributeError: it keeps no KV cache at all.
     """
     out = model(input_ids=_tokens(model), use_cache=True)
     cache = out.get(cache_argument(model))
-    layers = getattr(cache, "self_attention_cache", cache)
-    layers = getattr(layers, "layers", None)
-    recurrent = [isinstance(layer, LinearAttentionCacheLayerMixin) for layer in layers or ()]
-    name = type(model).__name__
-    if any(recurrent) or (layers is None and RECURRENT & set(out)):
-        share = "its layers keep" if all(recurrent) else f"{sum(recurrent)} of its {len(recurrent)} layers keep"
+    cache = getattr(cache, "self_attention_cache", cache)
+    layers = getattr(cache, "layers", None)
+    kept = _unforgettable(model, cache, layers or (), set(out))
+    if kept:
         raise InputError(
             "target",
             expected="a model that keeps keys and values of every token, so that the rejected branches of a tree can "
             "be forgotten",
-            got=f"{name}: {share} a recurrent state, into which every token is mixed",
+            got=f"{type(model).__name__}: {kept}",
             fix="choose a model with attention in every layer",
         )
     if layers is None:
         raise AttributeError("it keeps no KV cache")
+
+
+def _unforgettable(model: PreTrainedModel, cache: Any, layers: Sequence[Any], outputs: set[str]) -> str:
+    """Describe what a model keeps besides keys and values per token; "" if that is nothing.
+
+    Args:
+        model: as transformers runs it.
+        cache: of one forward, with the `layers`; None if the forward gave none.
+        layers: of the cache.
+        outputs: names of the forward's outputs.
+    """
+    recurrent = [isinstance(layer, LinearAttentionCacheLayerMixin) for layer in layers]
+    indexed = [hasattr(layer, "update_indexer") for layer in layers]
+    if any(recurrent):
+        return f"{_share(recurrent)} a recurrent state, into which every token is mixed"
+    if any(indexed):
+        return f"{_share(indexed)} the keys of an indexer beside keys and values, which cannot forget a tree's branches"
+    # what transformers says of a class: it cannot be rolled back, or its cache cannot be cropped
+    stateful = getattr(model, "_is_stateful", False) or getattr(type(cache), "is_croppable", True) is False
+    if stateful or (not layers and RECURRENT & outputs):
+        return "it keeps a recurrent or compressed state, into which tokens are mixed"
+    return ""
+
+
+def _share(these: Sequence[bool]) -> str:
+    count = sum(these)
+    return "its layers keep" if all(these) else f"{count} of its {len(these)} layers {'keep' if count > 1 else 'keeps'}"
 
 
 def kv_layout(model: PreTrainedModel) -> KVLayout:
@@ -73,6 +99,8 @@ def kv_layout(model: PreTrainedModel) -> KVLayout:
     recorded = _record(model)
     if not recorded.calls or not recorded.written:
         raise AttributeError("its attention cannot be exchanged")
+    if not recorded.told:
+        raise AttributeError("its layers do not hand on to the attention function what the forward is called with")
     _require_positions(model, recorded)
     sources: dict[int, int] = {}
     changed: set[int] = set()
@@ -95,12 +123,14 @@ def kv_layout(model: PreTrainedModel) -> KVLayout:
 @dataclass(eq=False)
 class _Recording(Cache):
     """A cache that keeps nothing but what it was given, in order. calls: layer, key, value and mask of each attention
-    call, and the layer of the cache that was written last before it."""
+    call, and the layer of the cache that was written last before it. told: whether every attention call got the
+    keyword argument `tree` of the forward."""
 
     written: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     calls: list[tuple[int | None, Tensor, Tensor, Tensor | None, int | None]] = field(default_factory=list)
     masks: list[Tensor] = field(default_factory=list)
     last: int | None = None
+    told: bool = True
     length: int = 0
 
     def __post_init__(self) -> None:
@@ -126,8 +156,10 @@ class _Recording(Cache):
         key: Tensor,
         value: Tensor,
         attention_mask: Tensor | None = None,
+        tree: object = None,
         **_: object,
     ) -> tuple[Tensor, None]:
+        self.told &= tree is self
         self.calls.append((getattr(module, "layer_idx", None), key, value, attention_mask, self.last))
         return query.new_zeros(query.shape[0], query.shape[2], query.shape[1], value.shape[-1]), None
 
@@ -144,7 +176,8 @@ def _record(model: PreTrainedModel, length: int = 0) -> _Recording:
     tokens = _tokens(model)
     with _attention(model, recorded):
         positions = torch.arange(_TOKENS, device=model.device)[None]
-        model(input_ids=tokens, position_ids=positions, use_cache=True, **{cache_argument(model): recorded})
+        inputs = {cache_argument(model): recorded, "tree": recorded}
+        model(input_ids=tokens, position_ids=positions, use_cache=True, **inputs)
     return recorded
 
 

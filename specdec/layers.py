@@ -49,7 +49,7 @@ class DecoderLayers:
         changes: dict[str, nn.Module] = {self.path: nn.ModuleList(kept)}
         if self.norm is not None:
             changes[self.norm] = nn.Identity()
-        return view(model, changes).base_model
+        return base_of(view(model, changes))
 
     def upper(self, model: PreTrainedModel, layers: int) -> PreTrainedModel:
         """The model without its first `layers` layers; called with `entering`, the residual stream before the next."""
@@ -90,7 +90,7 @@ class DecoderLayers:
         hooks = [child.register_forward_hook(note(name)) for name, child in siblings]
         try:
             token = torch.zeros(1, 1, dtype=torch.long, device=model.device)
-            out = model.base_model(input_ids=token, use_cache=False).last_hidden_state
+            out = base_of(model)(input_ids=token, use_cache=False).last_hidden_state
         finally:
             for hook in hooks:
                 hook.remove()
@@ -105,6 +105,13 @@ class DecoderLayers:
             got=got,
             fix=f"name it, for instance target.layers={lists[0] if lists else 'model.layers'}",
         )
+
+
+def base_of(model: PreTrainedModel) -> Any:
+    """The model without its output layer. `base_model` is the model itself if its class names a module that it does
+    not have (Llama 4's text model); then it is the only model inside."""
+    inner = [child for child in model.children() if isinstance(child, PreTrainedModel)]
+    return inner[0] if model.base_model is model and len(inner) == 1 else model.base_model
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from inspect import signature
 from typing import Any
 
 import torch
@@ -73,11 +74,10 @@ class TargetModel:
         self._layers_path = layers
         self.kernel = choose_kernel(kernel, self.device)
         self._hidden: Tensor | None = None
+        self._selects_logits = "logits_to_keep" in signature(model.forward).parameters
         self.stock_attention = _stock_attention(model)
         self.runtime, self._rope = choose_runtime(runtime, self.model), RopeRuntime(self.model)
         self._ours()
-        if model.config._attn_implementation != ATTENTION_NAME:
-            raise self._unsupported("its attention cannot be exchanged")
         self.fused: FusedDecoder | None = None
         self.not_fused = ""  # why its layers are not one call
         self.graphs: CapturedForwards | None = None
@@ -308,13 +308,17 @@ class TargetModel:
         prefix: bool,
         **kwargs: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        kept = 0 if logits_at is None else logits_at
         inputs = self._inputs(cache, tokens, positions, mask, prefix)
-        out = model(input_ids=tokens, logits_to_keep=kept, **inputs, **kwargs)
+        if self._selects_logits and logits_at is not None:
+            inputs["logits_to_keep"] = logits_at
+        out = model(input_ids=tokens, **inputs, **kwargs)
+        logits = out.logits
+        if not self._selects_logits and logits_at is not None:
+            logits = torch.take_along_dim(logits, logits_at[..., None], 1)
         cache.close_block()
         hidden, self._hidden = self._hidden, None
         assert hidden is not None
-        return out.logits, hidden
+        return logits, hidden
 
     def _inputs(
         self, cache: TreeCache, tokens: Tensor, positions: Tensor, mask: Tensor | None, prefix: bool
@@ -438,6 +442,8 @@ class TargetModel:
         try:
             with self.stock() as model, last_hidden_states(model) as seen:
                 require_forgettable(model)
+            if self.model.config._attn_implementation != ATTENTION_NAME:
+                raise AttributeError("its attention cannot be exchanged")
             seen[-1][0].register_forward_hook(self._remember_hidden)
             layout = kv_layout(self.model)
             self._sources = layout.sources

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from specdec.errors import InputError
-from specdec.layers import DecoderLayers
+from specdec.layers import DecoderLayers, base_of
 from specdec.models import load_tiny
 from specdec.target import TargetModel
 from specdec.tree import TokenTree
@@ -67,13 +67,13 @@ def test_reading_out_is_the_models_own_norm_and_output_layer(family: str, runtim
     target = target_of(family, runtime)
     cache, ids = target.new_cache(1, 8), torch.tensor([[3, 1, 4, 1, 5]])
     with target.stock() as model, torch.inference_mode():
-        states = model.base_model(input_ids=ids, use_cache=False, output_hidden_states=True).hidden_states
-    name = {"gpt_neox": "final_layer_norm", "gpt2": "ln_f"}.get(family, "norm")
+        states = base_of(model)(input_ids=ids, use_cache=False, output_hidden_states=True).hidden_states
+    name = {"gpt_neox": "final_layer_norm", "gpt2": "ln_f", "opt": "decoder.final_layer_norm"}.get(family, "norm")
     for layers in (1, 2):
         stream = target.lower(cache, ids, torch.arange(5)[None], None, layers)
         torch.testing.assert_close(stream, states[layers], atol=TOLERANCE, rtol=1e-4)
         with target.stock() as model, torch.inference_mode():
-            expected = model.get_output_embeddings()(model.base_model.get_submodule(name)(states[layers]))
+            expected = model.get_output_embeddings()(base_of(model).get_submodule(name)(states[layers]))
         cap = getattr(target.model.config, "final_logit_softcapping", None)
         expected = expected if cap is None else torch.tanh(expected / cap) * cap
         torch.testing.assert_close(target.read_out(stream), expected, atol=TOLERANCE, rtol=1e-4)

@@ -160,6 +160,7 @@ def _of_twin(target: TargetModel) -> dict[str, tuple[float, float]]:
     The twin is in fp32 and its differences are held to fp32's: they are scaled to this dtype's tolerances.
     """
     twin = small_twin(target.model, target.stock_attention)
+    _require_own_cache(twin)
     with warnings.catch_warnings():  # the target has said the same
         warnings.simplefilter("ignore")
         runtime = "auto" if target.path.fast else "stock"
@@ -170,6 +171,30 @@ def _of_twin(target: TargetModel) -> dict[str, tuple[float, float]]:
     found = _differences(other, Script(twin, repeat=3 * WINDOW // 4), f" of a small twin ({names})")
     scale = LARGEST[target.dtype] / LARGEST[torch.float32], MEDIAN[target.dtype] / MEDIAN[torch.float32]
     return {stage: (top * scale[0], middle * scale[1]) for stage, (top, middle) in found.items()}
+
+
+@torch.inference_mode()
+def _require_own_cache(twin: PreTrainedModel) -> None:
+    """Refuse a class that transformers itself runs otherwise with its KV cache than without, behind a window: its text
+    depends on how many tokens a forward reads.
+
+    Raises:
+        InputError: how far the results are apart.
+    """
+    script = Script(twin)
+    ids = torch.tensor([[script.token(0, i) for i in range(3 * WINDOW)]], device=twin.device)
+    whole = twin(input_ids=ids, use_cache=False).logits[0, 2 * WINDOW :]
+    cache, steps = twin(input_ids=ids[:, : 2 * WINDOW], use_cache=True).past_key_values, []
+    for step in ids[:, 2 * WINDOW :].split(1, dim=1):
+        steps.append(twin(input_ids=step, past_key_values=cache, use_cache=True).logits[0, -1])
+    apart = float(shares(torch.stack(steps), whole).max())
+    if not apart <= LARGEST[torch.float32]:
+        raise InputError(
+            "target",
+            expected="a model that transformers runs alike with a KV cache and without",
+            got=f"{type(twin).__name__}, whose results part behind its window ({apart:.0e} of their spread)",
+            fix="choose another model; docs/models.md lists the families that work",
+        )
 
 
 def _differences(target: TargetModel, script: Script, where: str) -> dict[str, tuple[float, float]]:

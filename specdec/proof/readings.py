@@ -125,8 +125,9 @@ class _Reader:
 
     def _forward(self, stage: str, tree: TokenTree, depth: Tensor, mask: Tensor | None) -> None:
         positions = self._script.first_position + self._cache.lengths[:, None] + depth
-        out = self._target.forward(self._cache, tree.tokens, positions, mask)
-        logits, hidden = out.logits.flatten(0, 1).clone(), out.hidden.flatten(0, 1).clone()
+        last_first = torch.arange(tree.nodes - 1, -1, -1, device=self._target.device).expand_as(tree.tokens)
+        out = self._target.forward(self._cache, tree.tokens, positions, mask, last_first)
+        logits, hidden = out.logits.flip(1).flatten(0, 1), out.hidden.flatten(0, 1).clone()
         texts = histories(
             tree, [[*row, token] for row, token in zip(self._rows, tree.tokens[:, 0].tolist(), strict=True)]
         )
