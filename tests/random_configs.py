@@ -57,6 +57,10 @@ def random_configs(draw: st.DrawFn) -> RandomConfig:
         **{name: draw(st.sampled_from(values)) for name, values in SCALES.items()},
         **draw(ropes(head_dim)),
     }
+    if options["rope_parameters"]["rope_type"] in ("dynamic", "longrope"):
+        # the check at loading tries windows on a twin whose text is longer than SWITCH
+        assume(family != "gemma2")
+        options["sliding_window"] = None
     own = {name: value for name, value in options.items() if name in known}
     return RandomConfig(family, own, draw(st.integers(0, 99)))
 
