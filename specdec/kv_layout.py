@@ -209,7 +209,8 @@ def _attention(model: PreTrainedModel, recorded: _Recording) -> Iterator[None]:
 
 
 def _tokens(model: PreTrainedModel) -> Tensor:
-    return torch.arange(1, _TOKENS + 1, device=model.device)[None]
+    known = model.config.get_text_config().vocab_size
+    return torch.arange(1, _TOKENS + 1, device=model.device)[None] % known
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
