@@ -26,7 +26,8 @@ class EagleLayers:
         fast = target.runtime is not None
         runtime = "stock" if target.device.type == "cpu" and not fast else "auto"
         model, kernel = head.student.as_model(target, weights), target.kernel.name
-        self._layers = TargetModel(model, name="eagle", kernel=kernel, runtime=runtime)
+        # fed with other entries than embeddings, layers of a proven target have no stock forward to be held against
+        self._layers = TargetModel(model, name="eagle", kernel=kernel, runtime=runtime, prove=False)
         self._join = linear(head.join.weight, fast=fast, weights=weights)
         self._embed = target.model.get_input_embeddings()
 

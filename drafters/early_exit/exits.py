@@ -74,7 +74,8 @@ class AdaptedExit:
         else:
             runtime = "auto" if fast else "stock"
             model = adapter.student.as_model(target)
-            self._layers = TargetModel(model, name="adapter", kernel=target.kernel.name, runtime=runtime)
+            # fed with other entries than embeddings, layers of a proven target have no stock forward to be held against
+            self._layers = TargetModel(model, name="adapter", kernel=target.kernel.name, runtime=runtime, prove=False)
 
     def start(self, batch: int, capacity: int) -> None:
         self._read: Tensor | None = None

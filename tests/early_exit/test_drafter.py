@@ -224,9 +224,7 @@ def test_an_adapter_comes_back_from_its_folder(tmp_path: Path, kind: str) -> Non
         load_adapter(tmp_path, TargetModel(build("llama"), name="llama"))
     file = tmp_path / "drafter.safetensors"
     file.write_bytes(file.read_bytes()[:-9])
-    with pytest.raises(
-        InputError, match=r"expected a folder with drafter.json and drafter.safetensors .*SafetensorError"
-    ):
+    with pytest.raises(InputError, match=r"expected a folder with drafter.json and drafter.safetensors .*Error"):
         load_adapter(tmp_path, tiny)
 
 
