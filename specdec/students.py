@@ -49,6 +49,9 @@ def student_of(target: TargetModel, layers: Sequence[int], what: str = "recipe.l
             student: PreTrainedModel = type(model)(_config(model, layers, count))
         tensors = dict(model.named_parameters(remove_duplicate=False))
         for name, _ in list(student.named_parameters(remove_duplicate=False)):
+            if source(name) not in tensors:
+                expected = "layers of the kind that the target's config gives to their new places"
+                raise InputError(what, expected=expected, got=list(layers), fix="name layers of one kind, in order")
             tensor = tensors[source(name)].detach()
             if name.startswith((f"{parts.path}.", f"{parts.norm}.")):
                 _put(

@@ -105,6 +105,9 @@ def test_own_text_is_the_students_judged_by_the_target(target: TargetModel, batc
     assert float(loss.loss.total.detach()) == pytest.approx(0.0, abs=1e-3)
 
 
+PLACED = ("afmoe", "deepseek_v2", "deepseek_v3", "llama4_text")  # their config says by number which layers are dense
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_student_of_all_layers_is_the_target(family: str) -> None:
     """Of every architecture; it shares embeddings and output layer, and nothing else."""
@@ -119,6 +122,12 @@ def test_a_student_of_all_layers_is_the_target(family: str) -> None:
         assert parameter.requires_grad == (parameter.data_ptr() not in theirs), name
     assert model.get_output_embeddings().weight.data_ptr() in theirs
     assert any(parameter.requires_grad for parameter in model.parameters())
+    if family in PLACED:
+        with pytest.raises(
+            InputError, match="recipe.layers: expected layers of the kind that the target's config gives"
+        ):
+            student_of(target, [count - 1])
+        return
     short = student_of(target, [count - 1])
     assert short.config.get_text_config().num_hidden_layers == 1
     assert short(ids).logits.shape == (1, 5, target.vocab_size)
@@ -191,7 +200,7 @@ def test_distill_from_a_shell_then_bench(
     assert "texts identical" in done.out
     summary = json.loads((tmp_path / "bench" / "summary.json").read_text("utf-8"))
     trained = TextStore(data).training
-    assert summary["training_tokens"] == round(0.2 * sum(text.answer_tokens for text in trained))
+    assert summary["training_tokens"] == pytest.approx(0.2 * sum(text.answer_tokens for text in trained), rel=0.1)
     layer = 2 * 64 * 64 + 64 * 64 + 3 * 64 * 128 + 2 * 64  # queries and output, keys and values, the MLP, two norms
     assert summary["parameters_added"] == layer + 64  # embeddings and output layer are the target's
 
@@ -226,7 +235,7 @@ def test_a_student_of_another_target_is_refused(tmp_path: Path, target: TargetMo
             PROMPTS, DraftModel(str(tmp_path)), TreeAttention(other), Exact(), SamplingParams(), StopRule(4), [[0]] * 12
         )
     (tmp_path / "drafter.json").write_text('{"drafter": "early_exit"}')
-    with pytest.raises(InputError, match=r"of the drafter draft_model, got .*ValueError: of the drafter early_exit"):
+    with pytest.raises(InputError, match=r"of the drafter draft_model, got .*ValueError: of the drafter 'early_exit'"):
         load_student(tmp_path, target)
 
 

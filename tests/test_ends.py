@@ -22,6 +22,7 @@ from experiments.terminal import steady_output
 def handlers() -> Iterator[None]:
     """Handlers are as they were."""
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # a run that nohup began ignores it, and so would the tests
     yield
     assert before == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
 
