@@ -124,7 +124,7 @@ def test_a_student_of_all_layers_is_the_target(family: str) -> None:
     assert any(parameter.requires_grad for parameter in model.parameters())
     if family in PLACED:
         with pytest.raises(
-            InputError, match="recipe.layers: expected layers of the kind that the target's config gives"
+            InputError, match=r"recipe\.layers: expected layers of the kind that the target's config gives"
         ):
             student_of(target, [count - 1])
         return

@@ -21,8 +21,8 @@ from experiments.terminal import steady_output
 @pytest.fixture(autouse=True)
 def handlers() -> Iterator[None]:
     """Handlers are as they were."""
-    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # a run that nohup began ignores it, and so would the tests
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
     yield
     assert before == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
 
