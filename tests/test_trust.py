@@ -54,7 +54,6 @@ CALLS = (  # dotted names that would do something
     "specdec.runlog.RunLog",
     "specdec.runlog.subprocess.run",
     "specdec.runtime.build.shutil.rmtree",
-    "specdec.models.AutoModelForCausalLM.from_pretrained",
     "specdec.training.archive.export_text",
     "specdec.training.saving.save_drafter",
     "drafters.medusa.files.Source",

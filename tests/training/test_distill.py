@@ -219,7 +219,7 @@ def test_a_disk_that_is_too_small(run: Callable[..., Done], tmp_path: Path, monk
             "prompts: expected prompts of at most longest_prompt=4 tokens, got 2 longer ones",
         ),
         (["answers.temperatures=[]"], "temperatures: expected at least one, got none; use [0.0] for greedy text"),
-        (["answers.temperatures=[-1.0]"], "generation.temperature: expected a number >= 0, got -1.0"),
+        (["answers.temperatures=[-1.0]"], "answers.temperatures[0]: expected a number >= 0, got -1.0"),
         (["features=[layer:9]"], "features: expected 'hidden', or 'layer:k' with k from 0 to 1, got 'layer:9'"),
         (["answers.max_new_tokens=5000"], "expected prompt and new tokens within the context window of 4096 tokens"),
         (["import_from=nothing.xz"], "nothing.xz: expected a file written with export_to=, got"),
