@@ -121,7 +121,7 @@ def templated(template: str, **variables: Any) -> PromptEncoder:
         ("{{ messages[0]['content'][0]['text'] }}", "leaves out or changes 'hi you'; mend the template"),
         (
             "<user>",
-            "expected a chat template that writes what the user says, got one that leaves out or changes 'hi yo",
+            "expected a chat template that writes what is said, got one that leaves out or changes 'hi yo",
         ),
         (
             "{% for m in messages %}{{ m['content'][3:] }}{% endfor %}",
