@@ -49,8 +49,8 @@ def test_the_embedded_model_on_a_measured_machine(call: Callable[..., tuple], tm
             "devices: expected a number that 32 query and 8 KV heads of llama3_8b can be split over, got 3",
         ),
         (["precision.weights=int3"], "precision.weights: expected one of"),
-        (["reach.memory=0"], "reach.memory: expected a share in (0, 1], got 0.0"),
-        (["nodes=[0]"], "nodes: expected an integer >= 1, got 0"),
+        (["reach.memory=0"], "reach.memory: expected a number > 0, got 0"),
+        (["nodes=[0]"], "nodes[0]: expected an integer >= 1, got 0"),
     ],
 )
 def test_bad_input_is_one_clear_line(
