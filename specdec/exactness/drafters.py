@@ -10,7 +10,7 @@ from specdec.exactness.finding import EXACT, ROUNDED, Finding, in_words
 from specdec.exactness.texts import Loop, TooManyOutcomes, enumerate_texts, joint_of_target
 from specdec.generate import autoregressive, speculative
 from specdec.models import load_tiny
-from specdec.protocols import AcceptanceRule, Drafter, Verifier
+from specdec.protocols import AcceptanceRule, Drafter, RememberingDrafter, Verifier, exit_layer_of
 from specdec.sampling import SamplingParams
 from specdec.stopping import StopRule
 from specdec.target import TargetModel
@@ -66,13 +66,13 @@ class DrafterProof:
         return Finding(what, len(texts), failure=f"{wrong} of {len(texts)} texts differ" if wrong else "")
 
     def _sampled(self, name: str, sampling: SamplingParams) -> Finding:
-        """Distance of the texts' joint distribution from the target's: many outcomes in a batch, and, if that fails,
-        each alone, because trees may depend on the other rows' past."""
+        """Distance of the texts' joint distribution from the target's: many outcomes in a batch, and, if that fails for
+        a drafter whose trees may depend on the other rows, each alone."""
         for vocab, tokens in self.sizes:
             what = f"{name}: texts of {tokens} tokens, {vocab} in all"
             try:
                 together = self._enumerated(what, sampling, vocab, tokens, TOGETHER)
-                if together.passed:
+                if together.passed or not self._reads_the_batch():
                     return together
                 alone = self._enumerated(what, sampling, vocab, tokens, 1)
             except TooManyOutcomes:
@@ -86,6 +86,12 @@ class DrafterProof:
             got="more",
             fix="draft fewer nodes (drafter.widths=[2], drafter.tree=2, drafter.depth=1 ...), or raise most",
         )
+
+    def _reads_the_batch(self) -> bool:
+        """Whether a row's tree may depend on the other rows: on their past, or by the numbers of its nodes."""
+        drafter = self.make(few_tokens(self.sizes[-1][0]))
+        remembers = isinstance(drafter, RememberingDrafter) and drafter.remembers
+        return remembers or exit_layer_of(drafter) is not None
 
     def _enumerated(self, what: str, sampling: SamplingParams, vocab: int, tokens: int, together: int) -> Finding:
         target = few_tokens(vocab)
