@@ -15,7 +15,7 @@ from specdec.cache import TreeCache
 from specdec.models import load_tiny
 from specdec.runtime.few_rows import FewRowLinear
 from specdec.runtime.quantised import QuantisedLinear
-from specdec.runtime.vocabulary import argmaxes, mass, masses
+from specdec.runtime.vocabulary import argmaxes, entropies, mass, masses
 from tests.families import build
 
 
@@ -60,10 +60,10 @@ def test_a_product_raises_what_torch_raises(made: str, given: str) -> None:
     assert errors[0] is errors[1]
 
 
-def unchecked(module: Any) -> Callable[[Tensor], Tensor]:
-    """The module's forward without the tests' run-time type checks, which would speak first."""
-    forward = type(module).forward
-    return (getattr(forward, "__wrapped__", forward)).__get__(module)
+def unchecked(module: Any, method: str = "forward") -> Callable[..., Any]:
+    """A method without the tests' run-time type checks, which would speak first."""
+    function = getattr(type(module), method)
+    return (getattr(function, "__wrapped__", function)).__get__(module)
 
 
 @pytest.mark.parametrize("made", MADE)
@@ -80,6 +80,15 @@ def test_inputs_that_torch_takes_are_taken(made: str) -> None:
         x.T.expand(2, 3, 40),
     ):
         torch.testing.assert_close(fast(given), plain(given), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("made", MADE)
+@torch.inference_mode()
+def test_what_is_not_the_memory_it_seems_is_left_to_torch(made: str) -> None:
+    fast, plain = fast_and_torch(made)
+    x = torch.randn(3, 40)
+    for given in (torch._neg_view(x), x.to_sparse(), torch.view_as_complex(torch.randn(3, 40, 2)).conj().imag):
+        torch.testing.assert_close(unchecked(fast)(given), plain(given), atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()
@@ -141,7 +150,7 @@ def test_the_fused_layers_refuse_what_they_would_read_beyond() -> None:
     short = TreeCache(target.layers[:1], 1, 16, torch.float32, torch.device("cpu"))
     low = TreeCache(target.layers, 1, 16, torch.bfloat16, torch.device("cpu"))
     good, tokens, at = target.new_cache(1, 4), torch.tensor([[3, 4]]), torch.arange(2)[None]
-    forward = unchecked_fused(fused)
+    forward = unchecked(fused)
     for cache in (other, short, low, target.new_cache(2, 4), target.new_cache(1, 1)):
         with pytest.raises(RuntimeError, match=r"cache|cannot go through"):
             forward(cache, tokens, at, None, None)
@@ -153,15 +162,18 @@ def test_the_fused_layers_refuse_what_they_would_read_beyond() -> None:
     for masks in (torch.ones(1, 2, 1, dtype=torch.bool), torch.ones(1, 2, 2)):
         with pytest.raises(RuntimeError, match="mask"):
             forward(good, tokens, at, masks, None)
-    for stream in (torch.ones(1, 2, 63), torch.ones(1, 2, 64, dtype=torch.float64)):
+    read_out = unchecked(fused, "read_out")
+    for stream in (torch.ones(1, 2, 63), torch.ones(1, 2, 64, dtype=torch.float64), torch.ones(1, 2, 64).to("meta")):
         with pytest.raises(RuntimeError, match="stream"):
             forward(good, tokens, at, None, None, 1, stream)
+        with pytest.raises(RuntimeError, match="stream"):
+            read_out(stream)
+    for first in (-1, 3):
+        with pytest.raises(RuntimeError, match=f"layers {first} to 2 are not all among its 2"):
+            forward(good, tokens, at, None, None, first, torch.ones(1, 2, 64))
+        with pytest.raises(RuntimeError, match="are not all among its 2"):
+            unchecked(fused, "lower")(good, tokens, at, None, first)
     assert forward(good, tokens, at, None, None)[0].isfinite().all()
-
-
-def unchecked_fused(fused: Any) -> Callable[..., Any]:
-    forward = type(fused).forward
-    return (getattr(forward, "__wrapped__", forward)).__get__(fused)
 
 
 @torch.no_grad()
@@ -189,3 +201,15 @@ def test_rows_of_the_vocabulary_are_read_within_their_ends() -> None:
     wide = masses(p.double(), q.double(), torch.ones(2, dtype=torch.float64), None)
     torch.testing.assert_close(masses(p, q, torch.ones(2), None), wide, atol=1e-5, rtol=1e-5)
     assert argmaxes(torch.empty(0, 50)).shape == (0,)
+
+
+def test_rows_of_the_vocabulary_of_other_dimensions_are_left_to_torch() -> None:
+    """A view of few numbers that says it has many: whoever counts them reads far beyond."""
+    p, bare = torch.rand(1, 8), [getattr(f, "__wrapped__", f) for f in (mass, masses, entropies, argmaxes)]
+    one, each, entropy, best = bare
+    many = p[:, None].expand(2, 100_000, 8)
+    torch.testing.assert_close(each(many), many.double().sum(-1), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(entropy(many), torch.special.entr(many).double().sum(-1), atol=1e-5, rtol=1e-5)
+    assert best(many).shape == (2, 100_000)
+    with pytest.raises((RuntimeError, TypeError, ValueError)):
+        one(many[0], None, 1.0, [])

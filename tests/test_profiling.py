@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from specdec.cache import cache_argument
 from specdec.errors import InputError
 from specdec.models import load_tiny
 from specdec.profiling import Ceilings, Footprint, Point, Profile, Work, figures, fitting, profile, read_weights, sweep
@@ -24,9 +25,10 @@ def test_operations_are_what_torch_counts(family: str) -> None:
     ids = torch.zeros(2, prefix + tokens, dtype=torch.long)
     with torch.inference_mode(), target.stock() as model:
         model.set_attn_implementation("eager")  # whose products the counter sees
-        cache = model(ids[:, :prefix], use_cache=True).past_key_values
+        name = cache_argument(model)
+        cache = model(ids[:, :prefix], use_cache=True)[name]
         with FlopCounterMode(display=False) as counter:
-            model(ids[:, prefix:], past_key_values=cache, use_cache=True)
+            model(ids[:, prefix:], use_cache=True, **{name: cache})
     counted = Footprint.of(target).work(Point(tokens, prefix, batch=2)).flops
     assert counted == pytest.approx(counter.get_total_flops(), rel=ROTARY)
 

@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from specdec.attention.dense import Dense
+from specdec.cache import cache_argument
 from specdec.errors import InputError
 from specdec.proof import memory
 from specdec.proof.difference import LARGEST, MEDIAN, shares
@@ -186,9 +187,10 @@ def _require_own_cache(twin: PreTrainedModel) -> None:
     script = Script(twin)
     ids = torch.tensor([[script.token(0, i) for i in range(3 * WINDOW)]], device=twin.device)
     whole = twin(input_ids=ids, use_cache=False).logits[0, 2 * WINDOW :]
-    cache, steps = twin(input_ids=ids[:, : 2 * WINDOW], use_cache=True).past_key_values, []
+    name, steps = cache_argument(twin), []
+    cache = twin(input_ids=ids[:, : 2 * WINDOW], use_cache=True)[name]
     for step in ids[:, 2 * WINDOW :].split(1, dim=1):
-        steps.append(twin(input_ids=step, past_key_values=cache, use_cache=True).logits[0, -1])
+        steps.append(twin(input_ids=step, use_cache=True, **{name: cache}).logits[0, -1])
     apart = float(shares(torch.stack(steps), whole).max())
     if not apart <= LARGEST[torch.float32]:
         raise InputError(

@@ -104,7 +104,7 @@ class FusedDecoder:
         """(logits, hidden) as in `TargetModel.forward`; from the stream that enters layer `first`, if one is given.
         Padding (token -1) is not computed: its results are zeros."""
         batch, new = tokens.shape
-        self._require(cache, tokens, positions, mask, stream)
+        self._require(cache, tokens, positions, mask, stream, (first, len(self._layers)))
         if logits_at is not None and logits_at.numel() and not 0 <= int(logits_at.min()) <= int(logits_at.max()) < new:
             raise IndexError(f"logits_at: index out of range for {new} nodes")
         real = tokens >= 0
@@ -124,7 +124,7 @@ class FusedDecoder:
         layers: int,
     ) -> Float[Tensor, "batch new dim"]:
         """The residual stream after the first `layers` layers, as in `TargetModel.lower`; zeros for padding."""
-        self._require(cache, tokens, positions, mask, None)
+        self._require(cache, tokens, positions, mask, None, (0, layers))
         real = tokens >= 0
         x = self._embed(tokens[real])
         self._run(cache, x, real, positions, mask, (0, layers), None)
@@ -159,30 +159,32 @@ class FusedDecoder:
         return self._call(texts, layers, x, (cos.data_ptr(), sin.data_ptr(), self._table(cache)), keep)
 
     def _require(
-        self, cache: TreeCache, tokens: Tensor, positions: Tensor, mask: Tensor | None, stream: Tensor | None
+        self,
+        cache: TreeCache,
+        tokens: Tensor,
+        positions: Tensor,
+        mask: Tensor | None,
+        stream: Tensor | None,
+        layers: tuple[int, int],
     ) -> None:
         """Refuse what the kernel would read or write beyond; the messages are for whoever calls it.
 
         Raises:
-            RuntimeError: shapes, dtypes or devices that do not fit together, or a cache of another model or too small.
+            RuntimeError: shapes, dtypes or devices that do not fit together, a cache of another model or too small, or
+                layers [first, last) that the model has not.
         """
         (batch, new), block = tokens.shape, positions.shape[-1]
-        wrong = [
-            f"{name} {tuple(tensor.shape)} in {tensor.dtype} on {tensor.device}"
-            for name, tensor, shape, dtype in (
-                ("tokens", tokens, (batch, new), torch.int64),
-                ("positions", positions, (batch, block), torch.int64),
-                ("mask", mask, (batch, new, block), torch.bool),
-                ("stream", stream, (batch, new, self._dim), torch.float32),
-                ("lengths", cache.lengths, (batch,), torch.int64),
-            )
-            if tensor is not None
-            and not (type(tensor) is Tensor and tensor.is_cpu and tensor.dtype is dtype and tensor.shape == shape)
-        ]
-        if wrong or not new <= block:
-            raise RuntimeError(
-                f"{', '.join(wrong) or f'{new} nodes of a block of {block}'} cannot go through the layers"
-            )
+        _require_each(
+            ("tokens", tokens, (batch, new), torch.int64),
+            ("positions", positions, (batch, block), torch.int64),
+            ("mask", mask, (batch, new, block), torch.bool),
+            ("stream", stream, (batch, new, self._dim), torch.float32),
+            ("lengths", cache.lengths, (batch,), torch.int64),
+        )
+        if not new <= block:
+            raise RuntimeError(f"{new} nodes of a block of {block} cannot go through the layers")
+        if not 0 <= layers[0] <= layers[1] <= len(self._layers):
+            raise RuntimeError(f"layers {layers[0]} to {layers[1]} are not all among its {len(self._layers)}")
         if not cache.has_room(block):
             raise RuntimeError(
                 f"a cache of {cache.capacity} slots is too small for {max(cache.host_lengths)} + {block}"
@@ -190,6 +192,7 @@ class FusedDecoder:
 
     def read_out(self, stream: Float[Tensor, "batch new dim"]) -> Float[Tensor, "batch new vocab"]:
         """Final norm and output layer, as in `TargetModel.read_out`."""
+        _require_each(("stream", stream, (*stream.shape[:2], self._dim), torch.float32))
         x = stream.flatten(0, 1).contiguous()
         rows, lengths, end = torch.arange(len(x)), torch.zeros(1, dtype=torch.long), len(self._layers)
         texts = lib.Texts(1, 0, len(x), lengths.data_ptr(), None, 0, len(x), rows.data_ptr())  # nothing to attend to
@@ -238,6 +241,18 @@ class FusedDecoder:
             tensors = [tensor for i in range(len(self._layers)) for tensor in cache.layer(i)]
             self._cache_tables[cache] = (ctypes.c_void_p * len(tensors))(*[t.data_ptr() for t in tensors])
         return ctypes.addressof(self._cache_tables[cache])
+
+
+def _require_each(*expected: tuple[str, Tensor | None, tuple[int, ...], torch.dtype]) -> None:
+    """Raises RuntimeError: one of these (name, tensor, shape, dtype) is not so, on a CPU; names it."""
+    wrong = [
+        f"{name} {tuple(tensor.shape)} in {tensor.dtype} on {tensor.device}"
+        for name, tensor, shape, dtype in expected
+        if tensor is not None
+        and not (type(tensor) is Tensor and tensor.is_cpu and tensor.dtype is dtype and tensor.shape == shape)
+    ]
+    if wrong:
+        raise RuntimeError(f"{', '.join(wrong)} cannot go through the layers")
 
 
 def _spread(rows: Float[Tensor, "rows dim"], places: Bool[Tensor, "batch nodes"]) -> Float[Tensor, "batch nodes dim"]:

@@ -60,7 +60,7 @@ class FewRowLinear(nn.Module):
             and weight.is_contiguous()
             and (bias is None or lib.plain(bias))
             and lib.address(bias) == self._matrix.bias
-            and (bias is None or bias.shape == self._size[:1])
+            and (bias is None or (bias.shape == self._size[:1] and bias.is_contiguous()))
         )
 
     @staticmethod

@@ -5,8 +5,9 @@ from __future__ import annotations
 import ctypes
 import functools
 from pathlib import Path
+from typing import Any
 
-from torch import Tensor, float32
+from torch import Tensor, float32, strided
 from torch.nn import Parameter
 
 from specdec.runtime.build import load_library
@@ -95,9 +96,16 @@ def kernels() -> ctypes.CDLL:
     return library
 
 
-def plain(tensor: object) -> bool:
-    """Whether it is fp32 numbers in this process's memory, and no subclass (a DTensor) that keeps them elsewhere."""
-    return type(tensor) in (Tensor, Parameter) and tensor.dtype is float32 and tensor.is_cpu  # type: ignore[attr-defined]
+def plain(tensor: Any) -> bool:
+    """Whether the kernels may read its memory: fp32 numbers of this process, as they are. A subclass (a DTensor) keeps
+    them elsewhere, a sparse layout otherwise, and a negative view turns their signs when it is read."""
+    return (
+        type(tensor) in (Tensor, Parameter)
+        and tensor.dtype is float32
+        and tensor.is_cpu
+        and tensor.layout is strided
+        and not tensor.is_neg()
+    )
 
 
 def address(tensor: Tensor | None) -> int | None:

@@ -19,7 +19,7 @@ from specdec.tree import PAD
 
 def mass(p: Float[Tensor, " vocab"], q: Float[Tensor, " vocab"] | None, times: float, without: Sequence[int]) -> float:
     """`masses` of a single row, in plain numbers; `without` holds tokens only."""
-    library = _library(p, q)
+    library = _library(p, q, dims=1)
     if library is None or not all(0 <= token < p.numel() for token in without):
         one = torch.tensor([times], dtype=torch.float64, device=p.device)
         gone = torch.tensor([[PAD, *without]], device=p.device)
@@ -97,11 +97,13 @@ def _inside(p: Tensor, tokens: Tensor | None) -> bool:
     return tokens is None or not tokens.numel() or PAD <= int(tokens.min()) <= int(tokens.max()) < p.shape[-1]
 
 
-def _library(*rows: Tensor | None) -> ctypes.CDLL | None:
-    """The kernels, if they may read these rows: fp32 in this process's memory, of one shape, not empty. PyTorch raises
-    on what is none of that, or computes it."""
-    for x in rows:
-        if x is not None and not (plain(x) and x.shape == rows[0].shape and x.numel() and x.stride(-1) == 1):  # type: ignore[union-attr]
+def _library(p: Tensor, q: Tensor | None = None, dims: int = 2) -> ctypes.CDLL | None:
+    """The kernels, if they may read `p` and `q`: rows of fp32 in this process's memory, of one shape with `dims`
+    dimensions, not empty. PyTorch raises on what is none of that, or computes it."""
+    for x in (p, q):
+        if x is not None and not (
+            plain(x) and x.dim() == dims and x.shape == p.shape and x.numel() and x.stride(-1) == 1
+        ):
             return None
     return _kernels()
 

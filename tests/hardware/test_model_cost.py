@@ -16,6 +16,7 @@ from transformers import (
     Qwen2Config,
 )
 
+from specdec.cache import cache_argument
 from specdec.errors import InputError
 from specdec.hardware import ModelShape, Roofline, load_config
 from specdec.hardware.model_cost import Attention, Experts
@@ -120,9 +121,10 @@ def test_operations_are_those_that_pytorch_counts(
     plain = {"attn_implementation": "eager"} | ({"experts_implementation": "eager"} if shape(config).experts else {})
     model = AutoModelForCausalLM.from_config(config, **plain).eval()
     with torch.inference_mode():
-        cache = model(torch.zeros(batch, context, dtype=torch.long)).past_key_values if context else None
+        name = cache_argument(model)
+        cache = model(torch.zeros(batch, context, dtype=torch.long))[name] if context else None
         with FlopCounterMode(display=False) as counter:
-            model(torch.zeros(batch, tokens, dtype=torch.long), past_key_values=cache, use_cache=True)
+            model(torch.zeros(batch, tokens, dtype=torch.long), use_cache=True, **{name: cache})
     predicted = Roofline(shape(config), SLOW).forward(tokens, batch, context).flops
     assert predicted == counter.get_total_flops()
 
