@@ -47,6 +47,7 @@ test-transformers: $(READY)  ## a few tests with the oldest and the newest trans
 
 test-launchers: $(READY)  ## joblib, submitit, Ray and Optuna for real, each with a job that fails; installs .[launch]
 	$(BIN)/pip install -q -c constraints.txt -e ".[launch]"
+	# without what it requires: boto3 is for its AWS launcher alone, and its cloudpickle<3 is refused by joblib
 	$(BIN)/pip install -q --no-deps hydra-ray-launcher==1.2.2
 	$(BIN)/python -m pytest -o addopts="-q -p no:dash" tests/launchers
 

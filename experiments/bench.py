@@ -21,6 +21,7 @@ from experiments.objective import check_objective, objective
 from experiments.pictures.page import REPORT, write_page
 from experiments.resources import timed
 from experiments.settings import Settings, settings
+from experiments.sweep import label
 from experiments.tables import print_path, print_summary, progress_bar
 from experiments.task import Task
 from specdec.benchmark import OURS, Benchmark, Trial, describe
@@ -34,11 +35,11 @@ from specdec.trace import TRACE_FILE
 @hydra.main(config_path=CONF, config_name="bench", version_base="1.3")
 @Task
 def main(cfg: DictConfig) -> float | None:
-    options = settings(cfg)
+    options, tracker = settings(cfg), instantiate(cfg.tracker)
     benchmark, names, missing = assembled(cfg, options)
     folder = Path(HydraConfig.get().runtime.output_dir)
     recorder = recording(benchmark, options)
-    log = RunLog(folder, instantiate(cfg.tracker), config(cfg, names))
+    log = RunLog(folder, tracker, config(cfg, names), label(names))
     with closing(log):
         alone = timed(benchmark.verifier.target.device, options.exclusive, str(folder))
         with alone, progress_bar(benchmark.turns) as advance:

@@ -14,12 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 
 from experiments.job_names import names, parsed
 from experiments.task import JOB, read_record
 from specdec.claims import lives
 from specdec.errors import InputError
 from specdec.files import write_json, write_text
+from specdec.runlog import Label
 from specdec.runs import Run, folders_below
 
 SWEEP, FAILED = "sweep.json", "failed.jsonl"
@@ -141,6 +144,18 @@ def read(folder: Path) -> Sweep:
     found = {job.number: job for job in _started(folder)}
     waiting = {n: Job(n, tuple(overrides), None, WAITING, WAITING) for n, overrides in planned.items()}
     return Sweep(folder, tuple(job for _, job in sorted({**waiting, **found}.items())))
+
+
+def label(names_of_parts: Mapping[str, str]) -> Label:
+    """Return what trackers call this process's run: a job by its own name, in the group of its sweep; any other by its
+    parts. A job of a search is named by what it has beside the search's own overrides: the others are not known yet."""
+    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
+        return Label(f"{names_of_parts['drafter']} on {names_of_parts['target']}")
+    hydra = HydraConfig.get()
+    folder, number = Path(hydra.sweep.dir).absolute(), int(hydra.job.num)
+    head = _head(folder)
+    jobs = dict(enumerate(head.get("jobs") or [])) or {-1: head.get("overrides", []), number: hydra.overrides.task}
+    return Label(names(jobs)[number], "/".join(folder.parts[-2:]))
 
 
 def _started(folder: Path) -> Iterator[Job]:

@@ -28,6 +28,7 @@ from experiments.progress import progress, say
 from experiments.resources import timed
 from experiments.settings import typed
 from experiments.signals import Stopped, deferred
+from experiments.sweep import label
 from experiments.task import Task
 from specdec.errors import InputError
 from specdec.generate import speculative
@@ -39,6 +40,7 @@ from specdec.runlog import TrainLog
 from specdec.sampling import SamplingParams
 from specdec.stopping import StopRule
 from specdec.target import TargetModel
+from specdec.training.card import card
 from specdec.training.checkpoints import Checkpoints
 from specdec.training.processes import process_group_ends
 from specdec.training.recipe import Recipe
@@ -82,7 +84,7 @@ def main(cfg: DictConfig) -> float | None:
 def run(cfg: DictConfig) -> float | None:
     """Do what the config says, in this process; returns the objective."""
     options = checked(cfg)
-    folder = run_folder(options)
+    folder, tracker = run_folder(options), instantiate(cfg.tracker)
     logging.getLogger("accelerate").setLevel(logging.WARNING)  # Hydra would show its notes on every checkpoint
     recipe = instantiate(cfg.recipe, _convert_="all")
     store = TextStore(Path(options.data))
@@ -105,20 +107,21 @@ def run(cfg: DictConfig) -> float | None:
     log = None
     if accelerator.is_main_process:
         config = {"names": names, **run_config(cfg, store)}
-        log = TrainLog(folder, instantiate(cfg.tracker), config, begun)
+        log = TrainLog(folder, tracker, config, begun, label(names))
         say(f"{'resumed' if begun else 'begun'} at step {begun} of {trainer.steps}: {len(trainer.training):,} texts")
     try:
         with progress("steps", trainer.steps - begun) as advance:
             figures = run_steps(trainer, checkpoints, log, lambda words: advance(1, words))
         module = trainer.plain_module()
         if log is not None and module is not None:
-            save_drafter(recipe, module, target, folder / "drafter", trainer.tokens)
+            text = card(names, trainer.tokens, figures, run_config(cfg, store), log.provenance)
+            save_drafter(recipe, module, target, folder / "drafter", trainer.tokens, text)
             memory = {"peak_memory_mb": peak_memory_mb(accelerator.device)}
             if prompts and (options.objective, options.objective_bound) != ("tokens_per_step", BOUNDS[0]):
                 with timed(target.device, options.exclusive, str(folder)):
                     drafter = recipe.drafter(module.eval(), target)
                     figures["worth"] = worth_of(prompts, drafter, verifier, rule, SamplingParams(), stop)
-            log.finish({**names, "steps": trainer.steps, **figures, **memory})
+            log.finish({**names, "steps": trainer.steps, **figures, **memory}, {"drafter": folder / "drafter"})
     except BaseException as error:
         status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
         if log is not None:

@@ -27,7 +27,8 @@ LOCK, CLAIM, PREVIOUS = ".lock", ".claim.json", "previous-"
 HYDRA = (".hydra", "*.log")  # what Hydra writes before a job begins
 RUN = (  # what runs leave in a folder that was there before them; of a folder that a run made, everything is the run's
     *HYDRA, "steps.jsonl", "generations.jsonl", "train.jsonl", "summary.json", "provenance.json", "trace.npz", "wandb",
-    "report.html", "profile.json", "roofline.json", "plan.json", "published.json", "multirun.yaml", "sweep.html",
+    "tracked", "report.html", "profile.json", "roofline.json", "plan.json", "published.json", "multirun.yaml",
+    "sweep.html",
 )  # fmt: skip
 _WAIT = 1.0  # seconds: whoever asks whether a run lives holds its lock for a moment
 

@@ -24,7 +24,7 @@ from dataclasses import asdict
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import psutil
@@ -39,26 +39,54 @@ from specdec.runtime.build import loaded
 KEEP_DIFF = "SPECDEC_PROVENANCE_DIFF"  # set by `provenance.diff=true`, also for the processes of a sweep
 DISTRIBUTION = "specdec-lab"
 ROOT = Path(__file__).resolve().parents[1]
+CARD = "README.md"  # of a trained drafter's folder, as model hubs show it
 PACKAGES = ("torch", "transformers", "accelerate", "hydra-core", "wandb", "numpy", "flash-attn")
+
+
+class Label(NamedTuple):
+    """How a run is called elsewhere. group: the sweep that it is a job of."""
+
+    name: str
+    group: str | None = None
+
+
+Artifacts = Mapping[str, Path]  # a file or a folder by its kind: report, drafter
 
 
 @runtime_checkable
 class Tracker(Protocol):
     """Mirrors a run elsewhere. May fail: `RunLog` then warns and goes on without it."""
 
-    def start(self, folder: Path, config: Mapping[str, Any]) -> None: ...
+    def start(self, folder: Path, config: Mapping[str, Any], label: Label) -> None: ...
     def steps(self, records: Sequence[Mapping[str, Any]]) -> None: ...
     def training(self, record: Mapping[str, Any]) -> None: ...
-    def finish(self, summary: Mapping[str, Any], report: Path | None = None) -> None: ...
+    def finish(self, summary: Mapping[str, Any], artifacts: Artifacts) -> None: ...
 
 
 class NoTracker:
     """Leaves the JSON files alone."""
 
-    def start(self, folder: Path, config: Mapping[str, Any]) -> None: ...
+    def start(self, folder: Path, config: Mapping[str, Any], label: Label) -> None: ...
     def steps(self, records: Sequence[Mapping[str, Any]]) -> None: ...
     def training(self, record: Mapping[str, Any]) -> None: ...
-    def finish(self, summary: Mapping[str, Any], report: Path | None = None) -> None: ...
+    def finish(self, summary: Mapping[str, Any], artifacts: Artifacts) -> None: ...
+
+
+class StepFigures:
+    """The figures of a step as trackers chart them; tokens/s are those of all steps so far."""
+
+    def __init__(self) -> None:
+        self._tokens, self._ms = 0, 0.0
+
+    def of(self, record: Mapping[str, Any]) -> dict[str, float]:
+        """record: a line of `steps.jsonl`."""
+        self._tokens += record["emitted"]
+        self._ms += sum(record["ms"].values()) / record["live"]
+        return {
+            **{f"step/{name}": record[name] for name in ("accepted", "offered", "emitted", "nodes")},
+            "step/tokens_per_second": 1e3 * self._tokens / self._ms,
+            **{f"step/{phase}_ms": ms for phase, ms in record["ms"].items()},
+        }
 
 
 class WandbTracker:
@@ -68,37 +96,25 @@ class WandbTracker:
         mode = mode or os.environ.get("WANDB_MODE") or "offline"
         self._options: dict[str, Any] = {"project": project, "group": group, "mode": mode}
         self._run: Any = None
-        self._tokens, self._ms = 0, 0.0
+        self._figures = StepFigures()
 
-    def start(self, folder: Path, config: Mapping[str, Any]) -> None:
+    def start(self, folder: Path, config: Mapping[str, Any], label: Label) -> None:
         os.environ.setdefault("WANDB_SILENT", "true")  # also for its service, which reads no settings
         import wandb
 
         settings = wandb.Settings(silent=True, console="off")
-        if (folder.parent / "multirun.yaml").exists():  # a job of a sweep
-            self._options["group"] = self._options["group"] or "/".join(folder.parts[-3:-1])
-        self._run = wandb.init(dir=folder, config=dict(config), settings=settings, **self._options)
+        options = {**self._options, "group": self._options["group"] or label.group, "name": label.name}
+        self._run = wandb.init(dir=folder, config=dict(config), settings=settings, **options)
 
     def steps(self, records: Sequence[Mapping[str, Any]]) -> None:
         for record in records:
-            self._tokens += record["emitted"]
-            self._ms += sum(record["ms"].values()) / record["live"]
-            self._run.log(
-                {
-                    "step/accepted": record["accepted"],
-                    "step/offered": record["offered"],
-                    "step/emitted": record["emitted"],
-                    "step/nodes": record["nodes"],
-                    "step/tokens_per_second": 1e3 * self._tokens / self._ms,
-                    **{f"step/{phase}_ms": ms for phase, ms in record["ms"].items()},
-                }
-            )
+            self._run.log(self._figures.of(record))
 
     def training(self, record: Mapping[str, Any]) -> None:
         self._run.log({name: value for name, value in record.items() if name != "step"}, step=record["step"])
 
-    def finish(self, summary: Mapping[str, Any], report: Path | None = None) -> None:
-        """The summary, its charts, and the report's page as an artifact: docs/wandb-board.md builds a board of them."""
+    def finish(self, summary: Mapping[str, Any], artifacts: Artifacts) -> None:
+        """Log the summary, its charts and the artifacts: docs/wandb-board.md builds a board of them."""
         import wandb
 
         scalars: dict[str, Any] = {}
@@ -111,9 +127,11 @@ class WandbTracker:
         if counts := summary.get("emitted_histogram"):
             histogram = np.array(counts), np.arange(len(counts) + 1) + 0.5
             self._run.log({"emitted_tokens_per_step": wandb.Histogram(np_histogram=histogram)})
-        if report is not None:
-            artifact = wandb.Artifact(f"report-{self._run.id}", type="report")
-            artifact.add_file(str(report))
+        for kind, path in artifacts.items():
+            card = path / CARD
+            described = card.read_text("utf-8") if card.is_file() else None
+            artifact = wandb.Artifact(f"{kind}-{self._run.id}", type=kind, description=described)
+            (artifact.add_dir if path.is_dir() else artifact.add_file)(str(path))
             self._run.log_artifact(artifact)
         self._run.summary.update({**summary, **scalars})
         self._run.finish()
@@ -164,7 +182,7 @@ class RunLog:
         InputError: a run in the folder lives, or the folder cannot be written.
     """
 
-    def __init__(self, folder: Path, tracker: Tracker, config: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, tracker: Tracker, config: Mapping[str, Any], label: Label | None = None) -> None:
         self.folder = folder
         self._mirror = Mirror(tracker)
         self.steps_written = 0
@@ -173,7 +191,7 @@ class RunLog:
         self._generations = Lines(folder / "generations.jsonl", fresh=True)
         self._provenance = {**provenance(), "names": config.get("names", {}), "status": "running"}
         write_json(folder / "provenance.json", self._provenance)
-        self._mirror("start", folder, config)
+        self._mirror("start", folder, config, label or Label(folder.name))
 
     def steps(self, records: Sequence[StepRecord], context: Sequence[Mapping[str, Any]]) -> None:
         """Append step records; `context` holds a dict per row (prompt, category, turn ...)."""
@@ -192,18 +210,18 @@ class RunLog:
             lines.sync()
         write_json(self.folder / "summary.json", summary)
         self._end("finished")
-        file = None
+        artifacts: dict[str, Path] = {}
         if report is not None:
             try:
-                file = report(self.folder)
+                artifacts["report"] = report(self.folder)
             except Exception as error:
                 warnings.warn(f"the report could not be drawn, the JSON files are whole: {error!r}", stacklevel=2)
-        self._mirror("finish", summary, file)
+        self._mirror("finish", summary, artifacts)
 
     def stop(self, status: str) -> None:
         """The run ended early: what was written stays, and says so if it can be written."""
         _if_it_can_be(lambda: self._end(status))
-        self._mirror("finish", {"status": status})
+        self._mirror("finish", {"status": status}, {})
 
     def _end(self, status: str) -> None:
         ended = {"status": status, "ended": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "steps": self.steps_written}
@@ -213,13 +231,15 @@ class RunLog:
 
 class TrainLog:
     """The files of a training run, and its tracker. A run that is resumed at `step` goes on in the same files; what
-    they say of later steps, which are made again, is dropped.
+    they say of later steps, which are made again, is dropped. provenance: what its file says.
 
     Raises:
         InputError: the folder cannot be written.
     """
 
-    def __init__(self, folder: Path, tracker: Tracker, config: Mapping[str, Any], step: int = 0) -> None:
+    def __init__(
+        self, folder: Path, tracker: Tracker, config: Mapping[str, Any], step: int = 0, label: Label | None = None
+    ) -> None:
         self.folder, self._mirror = folder, Mirror(tracker)
         self._lock = claim(folder, resume=True)
         file = folder / "train.jsonl"
@@ -227,9 +247,9 @@ class TrainLog:
         kept = [line for line in lines if json.loads(line)["step"] <= step]
         write_text(file, "".join(line + "\n" for line in kept))
         self._lines = Lines(file)
-        self._provenance = {**provenance(), "names": config.get("names", {}), "resumed_at": step}
-        write_json(folder / "provenance.json", {**self._provenance, "status": "running"})
-        self._mirror("start", folder, config)
+        self.provenance = {**provenance(), "names": config.get("names", {}), "resumed_at": step}
+        write_json(folder / "provenance.json", {**self.provenance, "status": "running"})
+        self._mirror("start", folder, config, label or Label(folder.name))
 
     def report(self, step: int, figures: Mapping[str, Any]) -> None:
         """Append a line of figures."""
@@ -237,22 +257,22 @@ class TrainLog:
         self._lines.append([record])
         self._mirror("training", record)
 
-    def finish(self, summary: Mapping[str, Any]) -> None:
-        """Write the summary: the run is complete."""
+    def finish(self, summary: Mapping[str, Any], artifacts: Artifacts | None = None) -> None:
+        """Write the summary: the run is complete. artifacts: for the tracker, such as the trained drafter's folder."""
         self._lines.sync()
         write_json(self.folder / "summary.json", summary)
         self._end("finished")
-        self._mirror("finish", summary)
+        self._mirror("finish", summary, artifacts or {})
 
     def stop(self, status: str) -> None:
         """The run ended early, and says so if it can be written; it can be resumed."""
         _if_it_can_be(lambda: self._end(status))
-        self._mirror("finish", {"status": status})
+        self._mirror("finish", {"status": status}, {})
 
     def _end(self, status: str) -> None:
         ended = {"status": status, "ended": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
         with releasing(self._lock, self._lines):
-            write_json(self.folder / "provenance.json", {**self._provenance, **ended})
+            write_json(self.folder / "provenance.json", {**self.provenance, **ended})
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from specdec.metrics import StepMetrics, StepRecord
 STEPS, GENERATIONS, TRAINING = "steps.jsonl", "generations.jsonl", "train.jsonl"
 HEAD = ("summary.json", "provenance.json")
 CONFIG = ".hydra/config.yaml"
-FOREIGN = ("wandb", "checkpoints")  # folders of a run that hold no runs
+FOREIGN = ("wandb", "tracked", "checkpoints")  # folders of a run that hold no runs
 
 
 class TextKey(NamedTuple):

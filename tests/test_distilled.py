@@ -191,7 +191,13 @@ def test_distill_from_a_shell_then_bench(
     done = call(*tiny, *options, f"data={data}", f"folder={tmp_path / 'run'}", "recipe.on_policy=0.5")
     assert done.status == 0, done.err
     folder = tmp_path / "run" / "drafter"
-    assert {path.name for path in folder.iterdir()} == {"drafter.json", "drafter.safetensors", "model", "training.json"}
+    assert {path.name for path in folder.iterdir()} == {
+        "README.md",
+        "drafter.json",
+        "drafter.safetensors",
+        "model",
+        "training.json",
+    }
     again = command(bench.main, tmp_path / "bench", monkeypatch, capsys)
     done = again(
         *tiny, "drafter=draft_model", f"drafter.model={folder}", "prompts.limit=1", "generation.max_new_tokens=8"

@@ -1,8 +1,9 @@
-"""The code of docs/adding-a-rule.md and docs/adding-a-drafter.md runs, and is proven, as it stands."""
+"""What the pages of docs/ tell the reader to type does what they say."""
 
 from __future__ import annotations
 
 import re
+import subprocess
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,6 +13,7 @@ import yaml
 
 from specdec.exactness.drafters import DrafterProof
 from specdec.exactness.rules import prove_rule
+from specdec.runlog import RunLog, TrainLog, WandbTracker
 from verifiers.acceptance.traversal import Traversal
 from verifiers.tree_attention import TreeAttention
 
@@ -50,3 +52,21 @@ def test_the_drafters_are_proven(path: str, name: str, options: dict[str, int]) 
 def test_the_drafters_yaml_names_it() -> None:
     config = yaml.safe_load(blocks("adding-a-drafter.md", "yaml")["conf/drafter/repeat.yaml"])
     assert config == {"_target_": "drafters.repeat.Repeat", "depth": 3}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+def test_the_command_that_uploads_wandb_runs_finds_all_kinds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A single run, jobs of a sweep and a training run, in the folders of conf/."""
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.chdir(tmp_path)
+    runs = [Path("outputs/2026-11-28/12-00-00"), *(Path(f"outputs/2026-11-28/12-30-00/{n}") for n in (0, 11))]
+    for folder in runs:
+        RunLog(folder, WandbTracker(), {}).finish({})
+    trained = Path("runs/medusa-tiny")
+    TrainLog(trained, WandbTracker(), {}).finish({})
+    page = (DOCS / "wandb-board.md").read_text("utf-8")
+    (command,) = re.findall(r"```\n(find .*wandb sync.*)\n```", page)
+    found = subprocess.run(
+        command.replace("wandb sync", "printf '%s\\n'"), shell=True, capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert sorted(Path(path).parents[1] for path in found) == sorted([*runs, trained])

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import struct
 from pathlib import Path
 
 import pytest
-from wandb.proto import wandb_internal_pb2 as pb
 
 from specdec import runlog
 from specdec.errors import InputError
 from specdec.metrics import StepRecord
-from specdec.runlog import NoTracker, RunLog, TrainLog, WandbTracker
-from tests.wandb_files import whole_file
+from specdec.runlog import CARD, Label, NoTracker, RunLog, TrainLog, WandbTracker
+from tests.wandb_files import wandb_records, whole_file
 
 STEP = StepRecord(
     0, 1, 1, 3, 3, 2, 3, [0, 1, 2], [7, 8, 9], {"draft": 1.0, "verify": 2.0, "accept": 0.1, "commit": 0.1}
@@ -94,28 +92,11 @@ def test_a_tracker_that_fails_warns_and_the_run_goes_on(tmp_path: Path, call: st
     assert len(lines(tmp_path / "steps.jsonl")) == 1
 
 
-def wandb_records(file: Path) -> list[pb.Record]:
-    """What W&B wrote, from its file: records in blocks of 32 KiB, in the format of LevelDB's log."""
-    data, place, records, whole = file.read_bytes(), 7, [], b""
-    while place + 7 <= len(data):
-        if 2**15 - place % 2**15 < 7:  # no room for a header at the end of a block
-            place += 2**15 - place % 2**15
-            continue
-        _, length, kind = struct.unpack("<IHB", data[place : place + 7])
-        whole += data[place + 7 : place + 7 + length]
-        place += 7 + length
-        if kind in (1, 4):  # a whole record, or the last part of one
-            records.append(pb.Record.FromString(whole))
-            whole = b""
-    return records
-
-
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 def test_wandb_mirrors_a_run_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WANDB_MODE", raising=False)
-    (tmp_path / "sweep" / "0").mkdir(parents=True)
-    (tmp_path / "sweep" / "multirun.yaml").touch()  # what Hydra leaves in a sweep's folder
-    log = RunLog(tmp_path / "sweep" / "0", WandbTracker(), {"seed": 0})
+    label = Label("drafter.depth=[1, 2], acceptance=exact", "12-00-00/sweep")
+    log = RunLog(tmp_path / "sweep" / "0", WandbTracker(), {"seed": 0}, label)
     log.steps([STEP, STEP], CONTEXT)
 
     def report(folder: Path) -> Path:
@@ -147,7 +128,24 @@ def test_wandb_mirrors_a_run_offline(tmp_path: Path, monkeypatch: pytest.MonkeyP
         record.artifact for record in records if record.HasField("artifact") and record.artifact.type == "report"
     ]
     assert [entry.path for entry in artifact.manifest.contents] == ["report.html"]
-    assert {record.run.run_group for record in records if record.HasField("run")} == {f"{tmp_path.name}/sweep"}
+    called = {(record.run.display_name, record.run.run_group) for record in records if record.HasField("run")}
+    assert called == {tuple(label)}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+def test_wandb_keeps_a_trained_drafter_with_its_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    drafter = tmp_path / "drafter"
+    drafter.mkdir()
+    (drafter / CARD).write_text("# ngram for tiny", "utf-8")
+    (drafter / "drafter.safetensors").write_bytes(b"weights")
+    log = TrainLog(tmp_path / "run", WandbTracker(), {})
+    log.report(3, {"loss": 0.5})
+    log.finish({"tokens_per_step": 1.5}, {"drafter": drafter})
+    records = wandb_records(whole_file(tmp_path / "run"))
+    (artifact,) = [record.artifact for record in records if record.HasField("artifact")]
+    assert (artifact.type, artifact.description) == ("drafter", "# ngram for tiny")
+    assert {entry.path for entry in artifact.manifest.contents} == {CARD, "drafter.safetensors"}
 
 
 def test_a_report_that_fails_leaves_the_run_whole(tmp_path: Path) -> None:

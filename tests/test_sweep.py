@@ -6,9 +6,12 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from filelock import BaseFileLock
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
 
 from experiments import bench, report, sweep
 from experiments.entry import BAD_INPUT, SOME_FAILED, launch
@@ -19,6 +22,7 @@ from specdec.runlog import this_process
 from tests.commands import Done
 from tests.runs_on_disk import finished
 from tests.test_bench import TINY
+from tests.wandb_files import wandb_records, whole_file
 
 SHORT = [*TINY, "prompts.limit=1", "generation.max_new_tokens=6"]
 
@@ -116,6 +120,28 @@ def test_jobs_return_their_objective(start: Callable[..., Done], tmp_path: Path)
         folder = tmp_path / "sweep" / str(number)
         summary = json.loads((folder / "summary.json").read_text("utf-8"))
         assert record(folder)["value"] == summary[f"{name}_ci95"][0] <= summary[name]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+def test_jobs_have_their_names_at_trackers_and_the_sweep_is_their_group(
+    start: Callable[..., Done], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    assert start("drafter.depth=2,3", "tracker=wandb").status == 0
+    for number, name in enumerate(("drafter.depth=2", "drafter.depth=3")):
+        records = wandb_records(whole_file(tmp_path / "sweep" / str(number)))
+        (called,) = {(r.run.display_name, r.run.run_group) for r in records if r.HasField("run")}
+        assert called == (name, f"{tmp_path.name}/sweep")
+
+
+def test_a_job_of_a_search_is_called_by_what_the_search_chose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep.begin(tmp_path, ["target=tiny", "drafter.depth=range(0,4)"], None, resume=False)
+    node = {"mode": "MULTIRUN", "sweep": {"dir": str(tmp_path)}, "job": {"num": 5}}
+    overrides = {"overrides": {"task": ["target=tiny", "drafter.depth=3"]}}
+    monkeypatch.setattr(HydraConfig, "initialized", staticmethod(lambda: True))
+    monkeypatch.setattr(HydraConfig, "get", staticmethod(lambda: OmegaConf.create({**node, **overrides})))
+    monkeypatch.setattr(sweep, "RunMode", SimpleNamespace(MULTIRUN="MULTIRUN"))
+    assert sweep.label({"drafter": "ngram", "target": "tiny"}).name == "drafter.depth=3"
 
 
 def test_an_interrupt_ends_the_sweep_and_compares_what_there_is(

@@ -8,19 +8,33 @@ from torch import nn
 
 from specdec.checked_files import read_json
 from specdec.errors import InputError
-from specdec.files import replacing, write_json
+from specdec.files import replacing, write_json, write_text
+from specdec.runlog import CARD
 from specdec.target import TargetModel
 from specdec.training.recipe import Recipe
 
 TRAINING = "training.json"
 
 
-def save_drafter(recipe: Recipe, module: nn.Module, target: TargetModel, folder: Path, tokens: int) -> None:
-    """Write it in place of an earlier one. tokens: as in `Weights.training_tokens`."""
+def save_drafter(
+    recipe: Recipe, module: nn.Module, target: TargetModel, folder: Path, tokens: int, card: str = ""
+) -> None:
+    """Write a trained drafter in place of an earlier one.
+
+    Args:
+        recipe: writes the module in the drafter's own format.
+        module: what was trained.
+        target: its target.
+        folder: the drafter's.
+        tokens: as in `Weights.training_tokens`.
+        card: Markdown for its `README.md`; none if empty.
+    """
     with replacing(folder) as unfinished:
         unfinished.mkdir(parents=True)
         recipe.save(module, target, unfinished)
         write_json(unfinished / TRAINING, {"tokens": tokens})
+        if card:
+            write_text(unfinished / CARD, card)
 
 
 def training_tokens(folder: Path) -> int | None:

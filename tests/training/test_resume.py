@@ -156,6 +156,17 @@ def test_a_checkpoint_that_cannot_be_read_is_refused(
     assert torn.exists()
 
 
+def test_a_trained_drafter_has_a_card(run: Callable[..., Done], tmp_path: Path) -> None:
+    assert run("made", "drafter=linear").status == 0
+    text = (tmp_path / "made" / "drafter" / "README.md").read_text("utf-8")
+    tokens = json.loads((tmp_path / "made" / "drafter" / "training.json").read_text("utf-8"))["tokens"]
+    summary = json.loads((tmp_path / "made" / "summary.json").read_text("utf-8"))
+    assert text.startswith("# linear for tiny\n")
+    assert f"Recipe `linear`, {tokens:,} answer tokens" in text
+    assert f"| tokens_per_step | {summary['tokens_per_step']:.4g} |" in text
+    assert '"batch_size": 4' in text
+
+
 def test_counting_operations_changes_nothing(data: Path) -> None:
     """The counter takes operators apart; the step that follows must not be one of those it watched."""
     made = []

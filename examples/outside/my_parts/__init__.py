@@ -1,0 +1,1 @@
+"""A drafter and a tracker that lie outside of the clone: see docs/launching.md."""
