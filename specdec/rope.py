@@ -92,11 +92,6 @@ class RopeRuntime:
             ours.prompts = prompts
 
     @property
-    def depends_on_length(self) -> bool:
-        """Whether any embedding does."""
-        return bool(self._places)
-
-    @property
     def switch(self) -> int | None:
         """Longest text in tokens that is read with the short factors of longrope; None without longrope."""
         lengths = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,15 @@ from experiments.family_check import differences, random_prompts
 from experiments.tiny_models import HIDDEN, tiny_model
 from specdec.target import TargetModel
 
-FAMILIES = ("llama", "qwen2", "qwen3", "mistral", "phi3", "gemma2", "granite", "starcoder2", "mixtral", "qwen3_moe")
+ROPES = ("default", "linear", "dynamic", "yarn", "llama3", "longrope")
+FAMILIES: dict[str, dict[str, Any]] = {
+    **{name: {} for name in ("llama", "qwen2", "qwen3", "mistral", "starcoder2", "granite", "olmo2", "cohere", "glm4")},
+    **{name: {} for name in ("gemma2", "gpt_oss", "mixtral", "qwen3_moe", "doge")},
+    "opt": {"ropes": ("default",)},  # learned positions
+    "gpt_neox": {"ropes": ("default", "linear", "yarn", "llama3")},  # the other two divide by too few rotary dimensions
+    "phi3": {"ropes": ("default", "longrope")},  # the kinds that its config takes
+    "deepseek_v3": {"head_dims": [8], "groups": False},  # of its rotary part; every head has keys of its own
+}
 SWITCH, NEW = 20, 8  # rows on both sides of where the factors of longrope switch; none crosses
 LENGTHS = (30, 9, 4)
 TIE = 1e-3  # of the spread of the logits: a smaller lead of the best token may be rounding
@@ -34,33 +43,28 @@ class RandomConfig:
 
 
 @st.composite
-def random_configs(draw: st.DrawFn) -> RandomConfig:
+def random_configs(draw: st.DrawFn, family: str) -> RandomConfig:
     """Heads, groups, windows, rope, biases, scales, experts and tied embeddings, as far as a family knows them."""
-    family = draw(st.sampled_from(FAMILIES))
+    known, special = CONFIG_MAPPING[family]().to_dict(), FAMILIES[family]
     heads = draw(st.sampled_from([2, 4, 8]))
-    known = CONFIG_MAPPING[family]().to_dict()
-    head_dim = draw(st.sampled_from([4, 8, 16])) if "head_dim" in known and family != "phi3" else HIDDEN // heads
-    window = draw(st.sampled_from([3, 6, 11, 4096]))
-    flags = {name: draw(st.booleans()) for name in FLAGS}
+    free = "head_dim" in known and family != "phi3"
+    head_dim = draw(st.sampled_from(special.get("head_dims", [4, 8, 16] if free else [HIDDEN // heads])))
+    groups = [n for n in (1, 2, 4, 8) if n <= heads] if special.get("groups", True) else [heads]
     options = {
         "num_attention_heads": heads,
-        "num_key_value_heads": draw(st.sampled_from([n for n in (1, 2, 4, 8) if n <= heads])),
+        "num_key_value_heads": draw(st.sampled_from(groups)),
         "head_dim": head_dim,
         "num_hidden_layers": draw(st.integers(2, 3)),
         "max_window_layers": 1,
-        "sliding_window": window,
+        "sliding_window": draw(st.sampled_from([3, 6, 11, 4096])),
         "num_local_experts": draw(st.integers(2, 5)),
         "num_experts": draw(st.integers(2, 5)),
         "num_experts_per_tok": draw(st.integers(1, 2)),
         "decoder_sparse_step": draw(st.integers(1, 2)),
-        **flags,
+        **{name: draw(st.booleans()) for name in FLAGS},
         **{name: draw(st.sampled_from(values)) for name, values in SCALES.items()},
-        **draw(ropes(head_dim)),
+        **draw(ropes(special.get("ropes", ROPES), head_dim)),
     }
-    if options["rope_parameters"]["rope_type"] in ("dynamic", "longrope"):
-        # the check at loading tries windows on a twin whose text is longer than SWITCH
-        assume(family != "gemma2")
-        options["sliding_window"] = None
     own = {name: value for name, value in options.items() if name in known}
     return RandomConfig(family, own, draw(st.integers(0, 99)))
 
@@ -80,9 +84,9 @@ SCALES: dict[str, list[Any]] = {
 
 
 @st.composite
-def ropes(draw: st.DrawFn, head_dim: int) -> dict[str, Any]:
+def ropes(draw: st.DrawFn, kinds: Sequence[str], head_dim: int) -> dict[str, Any]:
     """The options `rope_parameters` and `max_position_embeddings`."""
-    kind = draw(st.sampled_from(["default", "linear", "dynamic", "yarn", "llama3", "longrope"]))
+    kind = draw(st.sampled_from(kinds))
     parameters: dict[str, Any] = {"rope_type": kind, "rope_theta": draw(st.sampled_from([100.0, 10000.0]))}
     if kind in ("linear", "dynamic", "yarn", "llama3"):
         parameters["factor"] = draw(st.sampled_from([2.0, 4.0]))

@@ -33,6 +33,20 @@ def test_longrope_texts_are_those_of_generate_on_either_side(monkeypatch: pytest
     assert differences(target, prompts, expected, NEW) == []
 
 
+@pytest.mark.parametrize(
+    ("family", "rope"), [("phi3", LONGROPE), ("mistral", DYNAMIC)], ids=["phi3 longrope", "mistral dynamic"]
+)
+def test_windows_and_ropes_that_switch_go_together(family: str, rope: dict[str, Any]) -> None:
+    """The twin that tries the window reads more tokens than such a rope serves: its own must not switch."""
+    lengths = {"original_max_position_embeddings": SWITCH} if family == "phi3" else {"max_position_embeddings": SWITCH}
+    model, prompts = build(family, sliding_window=6, rope_parameters=rope, **lengths), random_prompts([30, 9])
+    expected = [generated(copy.deepcopy(model), prompt, NEW) for prompt in prompts]
+    target = TargetModel(copy.deepcopy(model), name=family)
+    assert target.proof is not None
+    assert any("small twin" in stage for stage in target.proof.differences)
+    assert differences(target, prompts, expected, NEW) == []
+
+
 def test_a_text_that_would_cross_the_switch_is_refused() -> None:
     target = TargetModel(longrope(), name="phi3")
     plain(target, random_prompts([SWITCH - NEW + 1]), NEW)  # its last token is never read

@@ -18,7 +18,6 @@ from specdec.proof.difference import LARGEST, MEDIAN, shares
 from specdec.proof.lengths import far_positions
 from specdec.proof.readings import Reading, Script
 from specdec.proof.twin import WINDOW, small_twin, windows
-from specdec.rope import RopeRuntime
 
 if TYPE_CHECKING:
     from specdec.target import TargetModel
@@ -162,8 +161,7 @@ def _of_twin(target: TargetModel) -> dict[str, tuple[float, float]]:
     The twin is in fp32 and its differences are held to fp32's: they are scaled to this dtype's tolerances.
     """
     twin = small_twin(target.model, target.stock_attention)
-    if not RopeRuntime(twin).depends_on_length:  # otherwise a whole text and its tokens one by one rightly differ
-        _require_own_cache(twin)
+    _require_own_cache(twin)
     with warnings.catch_warnings():  # the target has said the same
         warnings.simplefilter("ignore")
         runtime = "auto" if target.path.fast else "stock"

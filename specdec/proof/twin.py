@@ -1,13 +1,14 @@
 """A small random model of the same class and kind of config, to try what a real one would take too long for.
 
 Windows are counted in cache slots, so that a window of 4,096 shows itself in texts of 4,096 tokens only. The twin
-has the same windows, 8 tokens wide.
+has the same windows, 8 tokens wide. Its rotary embeddings switch behind every text it reads: the model itself is tried
+past the lengths that its config names.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 from typing import Any
 
 import torch
@@ -16,6 +17,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 WINDOW = 8
 LARGE = 20_000_000  # parameters, from which on the twin's vocabulary and feed-forward layers are cut down
 VOCABULARY, INNER = 128, 64
+LONG = 4096  # tokens up to which the twin's rotary embeddings do not depend on the length
+LENGTHS = ("max_position_embeddings", "original_max_position_embeddings")
 LEVELS = ("sliding_window", "attention_chunk_size", "window_size", "local_attention", "attention_window_size")
 
 
@@ -55,6 +58,7 @@ def _config(whole: PreTrainedConfig) -> PreTrainedConfig:
     text: Any = config.get_text_config()
     for name in windows(config):
         setattr(text, name, WINDOW)
+    _lengthen(vars(text))
     kept = list(_one_of_each_kind(text))
     for name, value in list(vars(text).items()):
         if isinstance(value, list) and len(value) == text.num_hidden_layers:
@@ -63,6 +67,15 @@ def _config(whole: PreTrainedConfig) -> PreTrainedConfig:
     if getattr(text, "num_kv_shared_layers", 0):  # every layer of a twin keeps keys and values of its own
         text.num_kv_shared_layers = 0
     return config
+
+
+def _lengthen(options: MutableMapping[str, Any]) -> None:
+    """Raise every length at which embeddings switch, those of the rotary parameters included, to `LONG`."""
+    for name, value in options.items():
+        if name in LENGTHS and isinstance(value, int):
+            options[name] = max(value, LONG)
+        elif isinstance(value, dict) and (name.startswith("rope_") or name.endswith("_attention")):
+            _lengthen(value)
 
 
 def _one_of_each_kind(text: Any) -> Iterator[int]:
