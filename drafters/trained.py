@@ -16,7 +16,7 @@ from specdec.checked_weights import read_tensors, require_finite
 from specdec.errors import InputError
 from specdec.files import write_json
 from specdec.target import TargetModel
-from specdec.training.store import fingerprint
+from specdec.training.texts import fingerprint
 
 CONFIG, WEIGHTS, FORMAT = "drafter.json", "drafter.safetensors", 1
 MOST = 256  # of what a config counts: layers, heads, blocks

@@ -36,7 +36,8 @@ from specdec.runlog import provenance
 from specdec.target import TargetModel
 from specdec.topology import Path as IndexPath
 from specdec.topology import best_tree, most_frequent_tree
-from specdec.training.store import HIDDEN, Origin, TextStore
+from specdec.training.store import TextStore
+from specdec.training.texts import HIDDEN, Origin
 
 Texts = Iterator[tuple[list[int], Tensor, list[list[int]]]]  # ids, hidden states [seq dim], answers
 SIZES = (1, 3, 7, 15, 31, 63)  # trees whose expectation is printed

@@ -28,6 +28,7 @@ from experiments.terminal import steady_output
 from specdec.errors import InputError
 
 BAD_INPUT, SOME_FAILED = 2, 3
+LONGEST = 2000  # characters of an error's line
 CONF = str(Path(__file__).resolve().parents[1] / "conf")
 MERGING = "Error merging override"
 stderr = SafeConsole(stderr=True)
@@ -60,13 +61,20 @@ def one_line_errors() -> Iterator[None]:
         with stopping():
             yield
     except KeyboardInterrupt as error:
+        print(f"interrupted: {error or 'SIGINT'}", file=sys.stderr)
         sys.exit(exit_status(error))
     except Exception as error:
         message = explain(error)
         if message is None:
             raise
-        print(f"error: {visible(' '.join(message.split()))}", file=sys.stderr)
+        print(f"error: {visible(shortened(' '.join(message.split())))}", file=sys.stderr)
         sys.exit(BAD_INPUT)
+
+
+def shortened(message: str) -> str:
+    """The message without its middle if it repeats an input of any length."""
+    half = LONGEST // 2
+    return message if len(message) <= LONGEST else f"{message[:half]} ... {message[-half:]}"
 
 
 def explain(error: BaseException) -> str | None:  # noqa: PLR0911  (one return per kind of error)

@@ -33,20 +33,13 @@ from specdec.target import TargetModel
 from specdec.training.archive import export_text, import_text
 from specdec.training.distill import SelfDistillation, prompt_key
 from specdec.training.features import check_names, complete, missing_tokens
+from specdec.training.index import committed, note_source, shard_numbers
 from specdec.training.passages import passage_prompts
 from specdec.training.processes import process_group_ends
 from specdec.training.self_written import write_prompts
-from specdec.training.store import (
-    FEATURE_BYTES,
-    HIDDEN,
-    Origin,
-    Shard,
-    Text,
-    TextStore,
-    committed,
-    note_source,
-    shard_numbers,
-)
+from specdec.training.shard import Shard
+from specdec.training.store import TextStore
+from specdec.training.texts import FEATURE_BYTES, HIDDEN, Origin, Text
 
 GIVE = "for more text give prompts=..., self_written.count=... or passages.count=..."
 
@@ -101,7 +94,7 @@ def main(cfg: DictConfig) -> None:
     target = instantiate(cfg.target)
     check_names(options.features, target)
     part, parts = state.process_index, state.num_processes
-    with Shard(Path(options.folder), part, Origin.of(target)) as shard:
+    with Shard(Path(options.folder), part, Origin.of(target)) as shard, keeping(shard):
         if not part:
             run = {key: value for key, value in provenance().items() if key in ("command", "commit", "started")}
             note_source(shard.folder, {**run, "config": OmegaConf.to_container(cfg, resolve=True)})
@@ -116,6 +109,16 @@ def main(cfg: DictConfig) -> None:
     if options.export_to and not part:
         size = export_text(shard.folder, Path(options.export_to))
         say(f"{options.export_to}: {size:,} bytes, token ids of {len(committed(shard.folder)):,} texts")
+
+
+@contextmanager
+def keeping(shard: Shard) -> Iterator[None]:
+    """A run that dies keeps the texts that are finished, and says so."""
+    try:
+        yield
+    except BaseException:
+        say(f"{len(shard.texts):,} texts are kept in {shard.folder}: run the same command again to go on")
+        raise
 
 
 @contextmanager

@@ -13,12 +13,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
 from experiments.job_names import names, parsed
 from experiments.task import JOB, read_record
+from specdec.checked_files import read_json, read_yaml
 from specdec.claims import lives
 from specdec.errors import InputError
 from specdec.files import write_json, write_text
@@ -46,7 +46,7 @@ class Job:
     def summary(self) -> dict[str, Any]:
         """Its figures; empty unless it finished."""
         try:
-            found = json.loads((self.folder / "summary.json").read_bytes()) if self.folder else {}
+            found = read_json(self.folder / "summary.json") if self.folder else {}
         except (OSError, ValueError):
             return {}
         return found if isinstance(found, dict) and self.status == FINISHED else {}
@@ -175,8 +175,8 @@ def _older_record(folder: Path, place: int) -> dict[str, Any]:
     run = Run(folder)
     run.look()
     try:
-        overrides = yaml.safe_load((folder / ".hydra" / "overrides.yaml").read_text("utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+        overrides = read_yaml(folder / ".hydra" / "overrides.yaml")
+    except (OSError, ValueError):
         overrides = []
     number = int(folder.name) if folder.name.isdigit() else place
     return {"number": number, "overrides": overrides or [], "status": run.status}
@@ -184,7 +184,7 @@ def _older_record(folder: Path, place: int) -> dict[str, Any]:
 
 def _head(folder: Path) -> dict[str, Any]:
     try:
-        found = json.loads((folder / SWEEP).read_bytes())
+        found = read_json(folder / SWEEP)
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

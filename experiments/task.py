@@ -26,6 +26,7 @@ from experiments.composition import allowed_here, hide_secrets
 from experiments.entry import explain, ignore_schemas_of_launchers, one_line_errors
 from experiments.resources import claim_resources
 from experiments.signals import stopping
+from specdec.checked_files import read_json
 from specdec.claims import claim
 from specdec.errors import InputError
 from specdec.files import write_json
@@ -135,7 +136,7 @@ def digest(cfg: DictConfig) -> str:
 def read_record(folder: Path) -> dict[str, Any]:
     """Return a job's record; empty if it has none that can be read."""
     try:
-        record = json.loads((folder / JOB).read_bytes())
+        record = read_json(folder / JOB)
     except (OSError, ValueError):
         return {}
     return record if isinstance(record, dict) else {}

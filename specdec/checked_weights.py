@@ -33,6 +33,16 @@ def tensor_names(file: Path) -> list[str]:
         raise ValueError(str(error)) from error
 
 
+def tensor_types(file: Path) -> dict[str, str]:
+    """The type of each tensor of a safetensors file, in safetensors' words (F32, BF16). Raises as `read_tensors`."""
+    _require_file(file)
+    try:
+        with safe_open(file, "pt") as opened:
+            return {name: opened.get_slice(name).get_dtype() for name in opened.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(str(error)) from error
+
+
 def read_tensors(file: Path, names: Iterable[str] | None = None) -> dict[str, Tensor]:
     """Tensors by name, on the CPU; names: only these.
 

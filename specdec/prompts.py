@@ -12,6 +12,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from specdec.checked_files import read_bounded
 from specdec.conversations import FIELDS, KINDS, Reader, rows
 from specdec.errors import InputError
 from specdec.notes import note
@@ -19,6 +20,7 @@ from specdec.target import TargetModel
 
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # how a tokenizer shows the first bytes of a character
 TOO_LONG = ("refuse", "skip")
+MOST_FILE = 4 * 2**30  # bytes of a file of prompts
 
 
 @dataclass(frozen=True)
@@ -123,8 +125,8 @@ def jsonl(path: str, limit: int | None = None, too_long: str = TOO_LONG[0]) -> P
         InputError: no such file, an empty file, a malformed line, a missing field, an empty turn.
     """
     try:
-        data = Path(path).read_bytes()
-    except OSError as error:
+        data = read_bounded(Path(path), MOST_FILE)
+    except (OSError, ValueError) as error:
         raise InputError(
             "prompts.path", expected="a readable JSONL file", got=f"{path!r} ({error})", fix="check the path"
         ) from error

@@ -11,7 +11,6 @@ provenance.json    command, commit, uncommitted changes, versions, machine, and 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import platform
 import subprocess
@@ -19,7 +18,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from functools import cache
 from importlib import metadata
@@ -31,8 +30,9 @@ import psutil
 import torch
 from filelock import BaseFileLock
 
+from specdec.checked_files import parse_json, read_bounded
 from specdec.claims import HYDRA, claim
-from specdec.files import Lines, write_json, write_text
+from specdec.files import Lines, write_bytes, write_json
 from specdec.metrics import StepRecord
 from specdec.runtime.build import loaded
 
@@ -190,8 +190,9 @@ class RunLog:
         self._steps = Lines(folder / "steps.jsonl", fresh=True)
         self._generations = Lines(folder / "generations.jsonl", fresh=True)
         self._provenance = {**provenance(), "names": config.get("names", {}), "status": "running"}
-        write_json(folder / "provenance.json", self._provenance)
-        self._mirror("start", folder, config, label or Label(folder.name))
+        with _stopped_at_once(self.stop):
+            write_json(folder / "provenance.json", self._provenance)
+            self._mirror("start", folder, config, label or Label(folder.name))
 
     def steps(self, records: Sequence[StepRecord], context: Sequence[Mapping[str, Any]]) -> None:
         """Append step records; `context` holds a dict per row (prompt, category, turn ...)."""
@@ -243,13 +244,12 @@ class TrainLog:
         self.folder, self._mirror = folder, Mirror(tracker)
         self._lock = claim(folder, resume=True)
         file = folder / "train.jsonl"
-        lines = file.read_text("utf-8").split("\n")[:-1] if step and file.exists() else []
-        kept = [line for line in lines if json.loads(line)["step"] <= step]
-        write_text(file, "".join(line + "\n" for line in kept))
+        write_bytes(file, b"".join(_reports(file, step)) if step else b"")
         self._lines = Lines(file)
         self.provenance = {**provenance(), "names": config.get("names", {}), "resumed_at": step}
-        write_json(folder / "provenance.json", {**self.provenance, "status": "running"})
-        self._mirror("start", folder, config, label or Label(folder.name))
+        with _stopped_at_once(self.stop):
+            write_json(folder / "provenance.json", {**self.provenance, "status": "running"})
+            self._mirror("start", folder, config, label or Label(folder.name))
 
     def report(self, step: int, figures: Mapping[str, Any]) -> None:
         """Append a line of figures."""
@@ -275,6 +275,15 @@ class TrainLog:
             write_json(self.folder / "provenance.json", {**self.provenance, **ended})
 
 
+def _reports(file: Path, step: int) -> Iterator[bytes]:
+    """The lines of earlier reports, up to a step; what is no report is left out."""
+    for line in read_bounded(file).split(b"\n")[:-1] if file.exists() else ():
+        with suppress(ValueError):
+            report = parse_json(line)
+            if isinstance(report, dict) and type(report.get("step")) is int and report["step"] <= step:
+                yield line + b"\n"
+
+
 @contextmanager
 def releasing(lock: BaseFileLock, *files: Lines) -> Iterator[None]:
     """Close a run's files, then give its folder back, whatever fails."""
@@ -285,6 +294,16 @@ def releasing(lock: BaseFileLock, *files: Lines) -> Iterator[None]:
             yield
     finally:
         lock.release()
+
+
+@contextmanager
+def _stopped_at_once(stop: Callable[[str], None]) -> Iterator[None]:
+    """Write down an interruption that comes before the caller has the log: a tracker may take its time to start."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        stop("interrupted")
+        raise
 
 
 def _if_it_can_be(write: Callable[[], None]) -> None:

@@ -14,6 +14,7 @@ from specdec.checked_files import MOST_BYTES, open_below, parse_json, parse_yaml
 from specdec.claims import PREVIOUS, lives
 from specdec.errors import InputError
 from specdec.metrics import StepMetrics, StepRecord
+from specdec.run_records import is_generation, is_step, sound_provenance, sound_summary
 
 STEPS, GENERATIONS, TRAINING = "steps.jsonl", "generations.jsonl", "train.jsonl"
 HEAD = ("summary.json", "provenance.json")
@@ -95,7 +96,12 @@ class Run:
         seen = tuple(_stamp(self.folder / name) for name in HEAD)
         if seen != self._seen_head:
             self._seen_head, self._unreadable = seen, []
-            self.head, self.provenance = (self._json(name) for name in HEAD)
+            for name, sound in zip(HEAD, (sound_summary, sound_provenance), strict=True):
+                found, wrong = sound(self._json(name))
+                if wrong:
+                    shown = ", ".join(wrong[:3]) + (", ..." if len(wrong) > 3 else "")
+                    self._unreadable.append(f"{name}: left out {shown}, which cannot be what a run wrote")
+                self.head, self.provenance = (found, {}) if name == HEAD[0] else (self.head, found)
             self.__dict__.pop("figures", None)
 
     def refresh(self) -> bool:
@@ -112,12 +118,21 @@ class Run:
         self.__dict__.pop("figures", None)
         for line in self._files[STEPS].read():
             self._take(line)
-        self.generations += self._files[GENERATIONS].read()
+        for line in self._files[GENERATIONS].read():
+            self._take_generation(line)
         self.training += self._files[TRAINING].read()
         return True
 
+    def _take_generation(self, line: dict[str, Any]) -> None:
+        if is_generation(line):
+            self.generations.append(line)
+        else:
+            self._files[GENERATIONS].broken += 1
+
     def _take(self, line: dict[str, Any]) -> None:
         try:
+            if not is_step(line):
+                raise TypeError("no numbers of a step")
             record = StepRecord(**{name: line[name] for name in _STEP_FIELDS if name in line})
             key = TextKey(str(line["prompt"]), str(line["category"]), line["turn"], line["repeat"])
         except (KeyError, TypeError):

@@ -10,7 +10,7 @@ from specdec.stopping import StopRule
 from specdec.target import TargetModel
 from specdec.training.features import teacher_forced
 from specdec.training.recipe import Recipe, TrainBatch
-from specdec.training.store import HIDDEN
+from specdec.training.texts import HIDDEN
 
 PROMPTS = [[i, 2 * i + 1, 7] for i in range(12)]
 NEW = 40

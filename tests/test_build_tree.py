@@ -20,7 +20,8 @@ from specdec.protocols import Session
 from specdec.sampling import SamplingParams
 from specdec.target import TargetModel
 from specdec.topology import Topology
-from specdec.training.store import Origin, Shard, Text, is_validation
+from specdec.training.shard import Shard
+from specdec.training.texts import Origin, Text, is_validation
 from tests.commands import Done, command
 from tests.medusa.made import logits_by_hand, random_heads
 

@@ -19,7 +19,9 @@ from specdec.errors import InputError
 from specdec.target import TargetModel
 from specdec.trace import TRACE_FILE, Trace
 from specdec.training.archive import import_text
-from specdec.training.store import Origin, Shard, TextStore
+from specdec.training.shard import Shard
+from specdec.training.store import TextStore
+from specdec.training.texts import Origin
 
 TEXT = {"key": "ab12" * 4, "sample": 0, "id": "a", "category": "c", "temperature": 0.0, "start": 0, "tokens": 4,
         "answers": [[1, 4]], "shard": 0}  # fmt: skip

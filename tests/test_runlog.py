@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -164,8 +166,8 @@ def test_a_resumed_training_run_goes_on_in_its_files(tmp_path: Path) -> None:
         log.report(step, {"loss": 5.0 - step})
     log.stop("interrupted")
     assert json.loads((tmp_path / "provenance.json").read_text())["status"] == "interrupted"
-    with (tmp_path / "train.jsonl").open("a") as file:
-        file.write('{"step": 5, "lo')  # killed while writing
+    with (tmp_path / "train.jsonl").open("ab") as file:
+        file.write(b'\xff\xfe{]\n[1]\n{"step": "1"}\n{"step": 5, "lo')  # damaged, then killed while writing
     log = TrainLog(tmp_path, NoTracker(), {}, step=2)
     log.report(3, {"loss": 2.5})
     log.finish({"loss": 2.5})
@@ -184,6 +186,17 @@ def test_a_training_run_begun_anew_starts_clean(tmp_path: Path) -> None:
         log.report(1, {"loss": loss})
         log.finish({})
     assert lines(tmp_path / "train.jsonl") == [{"step": 1, "loss": 2.0}]
+
+
+@pytest.mark.parametrize("log", [RunLog, TrainLog])
+def test_a_run_that_is_stopped_while_its_tracker_starts_says_so(log: type[RunLog | TrainLog], tmp_path: Path) -> None:
+    class Slow(NoTracker):
+        def start(self, folder: Path, config: Mapping[str, Any], label: Label) -> None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        log(tmp_path, Slow(), {})
+    assert json.loads((tmp_path / "provenance.json").read_text())["status"] == "interrupted"
 
 
 @pytest.mark.parametrize("wanted", [False, True])

@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedConfig
 
-from specdec.checked_files import parse_json
+from specdec.checked_files import read_json
 from specdec.checked_weights import LFS
 from specdec.errors import InputError
 
@@ -126,7 +126,7 @@ def _fault(file: Path) -> str | None:
             return f"torn or truncated ({first_line(error)})"
     if file.suffix == ".json":
         try:
-            parse_json(file.read_text("utf-8"))
+            read_json(file)
         except ValueError as error:
             return f"no valid JSON ({first_line(error)})"
     if file.suffix == ".bin" and file.stat().st_size == 0:

@@ -2,34 +2,46 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
+from specdec.checked_files import read_json
+from specdec.checked_weights import tensor_types
 from specdec.errors import InputError
 
 EIGHT_BIT_FLOATS = ("F8_E4M3", "F8_E5M2")
 
 
 def stored_tensors(name: str, revision: str | None) -> dict[str, str]:
-    """The type of each tensor of a checkpoint that lies on this machine; empty if it has other files."""
+    """The type of each tensor of a checkpoint that lies on this machine; empty if it has other files.
+
+    Raises:
+        OSError, ValueError: a file that cannot be read, or an index that names files elsewhere.
+    """
     place: dict[str, Any] = {"revision": revision, "local_files_only": True}
 
-    def local(file: str) -> str | None:
-        return cached_file(name, file, _raise_exceptions_for_missing_entries=False, **place)
+    def local(file: str) -> Path | None:
+        found = cached_file(name, file, _raise_exceptions_for_missing_entries=False, **place)
+        return None if found is None else Path(found)
 
-    files = [SAFE_WEIGHTS_NAME]
-    if (index := local(SAFE_WEIGHTS_INDEX_NAME)) is not None:
-        files = sorted({*json.loads(Path(index).read_text("utf-8"))["weight_map"].values()})
+    index = None if local(SAFE_WEIGHTS_NAME) else local(SAFE_WEIGHTS_INDEX_NAME)  # as transformers chooses
+    files = [SAFE_WEIGHTS_NAME] if index is None else _shards(index)
     types: dict[str, str] = {}
     for file in filter(None, map(local, files)):
-        with safe_open(file, framework="pt") as tensors:
-            types |= {key: tensors.get_slice(key).get_dtype() for key in [*tensors.keys()]}
+        types |= tensor_types(file)
     return types
+
+
+def _shards(index: Path) -> list[str]:
+    """The files that an index names."""
+    found = read_json(index)
+    shards = found.get("weight_map") if isinstance(found, dict) else None
+    if not isinstance(shards, dict) or not all(isinstance(n, str) and n == Path(n).name for n in shards.values()):
+        raise ValueError(f"no names of files beside it in the weight_map of {index.name}")
+    return sorted({*shards.values()})
 
 
 def require_scales(stored: Mapping[str, str], name: str, option: str) -> None:

@@ -64,7 +64,8 @@ def read_model(
             name, config=config, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **hub
         )
     require_every_weight(model, info, name, option)
-    stored = stored_tensors(name, hub["revision"])
+    with faults(name, option, config):
+        stored = stored_tensors(name, hub["revision"])
     say_unused(model, info, name, stored)
     if getattr(config, "quantization_config", None):
         require_scales(stored, name, option)

@@ -11,6 +11,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from specdec.checked_files import read_bounded
 from specdec.errors import InputError
 from specdec.loading.faults import faults
 from specdec.loading.quiet import quiet
@@ -52,8 +53,8 @@ def with_template(tokenizer: PreTrainedTokenizerBase, template: str | None, opti
     if template is None:
         return tokenizer
     try:
-        tokenizer.chat_template = None if template == NO_TEMPLATE else Path(template).read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        tokenizer.chat_template = None if template == NO_TEMPLATE else read_bounded(Path(template)).decode("utf-8")
+    except (OSError, ValueError) as error:
         raise InputError(
             option, expected="a Jinja file, or none to join messages without a template", got=f"{template!r} ({error})",
             fix="check the path",

@@ -16,7 +16,10 @@ from specdec.checked_files import MOST_BYTES, decompress, parse_json, read_bound
 from specdec.errors import InputError
 from specdec.files import write_bytes
 from specdec.options import filled
-from specdec.training.store import FORMAT, Origin, Shard, Text, TextStore, committed, index_of
+from specdec.training.index import FORMAT, committed, index_of
+from specdec.training.shard import Shard
+from specdec.training.store import TextStore
+from specdec.training.texts import Origin, Text
 
 KINDS = ("<u2", "<u4")  # of ids
 MOST_FILE = 16 * 2**30

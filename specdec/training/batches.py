@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from specdec.training.recipe import TrainBatch
-from specdec.training.store import Text, TextStore
+from specdec.training.store import TextStore
+from specdec.training.texts import Text
 
 
 class Order:

@@ -22,7 +22,8 @@ from specdec.sampling import SamplingParams
 from specdec.stopping import StopRule
 from specdec.target import TargetModel
 from specdec.training.refill import Finished, Refill, Request
-from specdec.training.store import FEATURE_BYTES, HIDDEN, TOKEN_BYTES, Shard, Text, digest, require_disk
+from specdec.training.shard import Shard, require_disk
+from specdec.training.texts import FEATURE_BYTES, HIDDEN, TOKEN_BYTES, Text, digest
 
 SPARE = 1.05  # room on the disk beyond what is predicted: file system, index lines
 TRIAL_TOKENS = 6

@@ -8,7 +8,8 @@ from specdec.errors import InputError
 from specdec.target import TargetModel
 from specdec.training.recipe import Recipe
 from specdec.training.schedule import Schedule
-from specdec.training.store import VALIDATION_SHARE, Origin, TextStore, is_validation
+from specdec.training.store import TextStore
+from specdec.training.texts import VALIDATION_SHARE, Origin, is_validation
 
 MANY = 0.1  # share of the answer tokens whose loss is worth a line
 

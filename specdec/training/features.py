@@ -15,7 +15,9 @@ from torch import Tensor
 
 from specdec.errors import InputError
 from specdec.target import TargetModel
-from specdec.training.store import FEATURE_BYTES, HIDDEN, Shard, Text, TextStore, require_disk
+from specdec.training.shard import Shard, require_disk
+from specdec.training.store import TextStore
+from specdec.training.texts import FEATURE_BYTES, HIDDEN, Text
 
 WINDOW = 128  # texts whose features are held in memory, to be batched by length; what an interruption loses at most
 BATCH_TOKENS = {"cpu": 4096, "cuda": 16384}  # of a forward, padding included
@@ -87,7 +89,7 @@ def complete(
             on_text(len(wanted) * sum(window[i].tokens for i in batch))
         for name in wanted:
             for i in range(len(window)):
-                shard.append_feature(name, values.pop((i, name)))
+                shard.append_feature(window[i], name, values.pop((i, name)))
         begin = end
 
 

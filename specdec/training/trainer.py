@@ -26,8 +26,9 @@ from specdec.training.checkpoints import Checkpoints
 from specdec.training.enough import require_enough
 from specdec.training.recipe import Recipe, TrainBatch
 from specdec.training.schedule import Reports, Schedule
-from specdec.training.store import Text, TextStore
+from specdec.training.store import TextStore
 from specdec.training.sums import Sums, Window, add, means
+from specdec.training.texts import Text
 from specdec.training.throughput import counted, product_rate
 
 Measure = Callable[[Drafter], Mapping[str, float]]

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from specdec.claims import LOCK, claim, lives
-from specdec.training.store import Origin, Shard
+from specdec.training.shard import Shard
+from specdec.training.texts import Origin
 from tests.faults.processes import run
 from tests.faults.scenarios import SCENARIOS
 

@@ -31,6 +31,8 @@ def test_a_signal_ends_a_run_in_order(
     if name != "self_distill":
         assert json.loads((folder / "run" / "provenance.json").read_text())["status"] == "interrupted"
         assert "interrupted: " in done.err
+    if name == "self_distill":
+        assert f"texts are kept in {folder / 'text'}: run the same command again to go on" in done.err
     if name == "train":
         assert list((folder / "run" / "checkpoints").glob("step-?"))
     done = run(scenario.entry, arguments, folder)

@@ -10,7 +10,8 @@ from specdec.prompts import Prompt
 from specdec.stopping import StopRule
 from specdec.target import TargetModel
 from specdec.training.distill import SelfDistillation
-from specdec.training.store import Origin, Shard
+from specdec.training.shard import Shard
+from specdec.training.texts import Origin
 
 CONF = Path(__file__).parent / "conf"
 

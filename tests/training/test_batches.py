@@ -12,7 +12,9 @@ from specdec.errors import InputError
 from specdec.target import TargetModel
 from specdec.training.batches import Ahead, Order, deal, make_batch, move
 from specdec.training.schedule import Schedule
-from specdec.training.store import HIDDEN, Origin, Shard, Text, TextStore
+from specdec.training.shard import Shard
+from specdec.training.store import TextStore
+from specdec.training.texts import HIDDEN, Origin, Text
 
 
 def texts(count: int) -> list[Text]:

@@ -22,10 +22,13 @@ from specdec.prompts import Prompt, PromptEncoder
 from specdec.sampling import SamplingParams
 from specdec.stopping import StopRule
 from specdec.target import TargetModel
-from specdec.training import store as store_module
+from specdec.training import shard as shard_module
 from specdec.training.distill import SelfDistillation
+from specdec.training.index import committed
 from specdec.training.self_written import turn_frame
-from specdec.training.store import HIDDEN, Origin, Shard, TextStore, committed
+from specdec.training.shard import Shard
+from specdec.training.store import TextStore
+from specdec.training.texts import HIDDEN, Origin
 from tests.commands import Done, command
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -202,8 +205,8 @@ def test_the_prediction_bounds_what_is_written(run: Callable[..., Done], tmp_pat
 
 def test_a_disk_that_is_too_small(run: Callable[..., Done], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = write_prompts(tmp_path / "p.jsonl", 20)
-    usage = store_module.shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(store_module.shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    usage = shard_module.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shard_module.shutil, "disk_usage", lambda _: usage._replace(free=1000))
     done = run("prompts=jsonl", f"prompts.path={file}")
     assert done.status == 2
     assert "expected 0.00 GiB of disk for at most" in done.err

@@ -18,8 +18,10 @@ from specdec.training import trainer
 from specdec.training.enough import require_enough
 from specdec.training.features import complete
 from specdec.training.schedule import Schedule
-from specdec.training.store import Origin, Shard, Text, TextStore, is_validation
+from specdec.training.shard import Shard
+from specdec.training.store import TextStore
 from specdec.training.sums import means
+from specdec.training.texts import Origin, Text, is_validation
 from tests.commands import Done, command
 from tests.training.conftest import CONF
 from tests.training.gradients import trainer as made_trainer

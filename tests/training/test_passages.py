@@ -12,8 +12,9 @@ from specdec.errors import InputError
 from specdec.prompts import PromptEncoder, jsonl
 from specdec.target import TargetModel
 from specdec.training import passages
+from specdec.training.index import committed
 from specdec.training.passages import SUMMARIES, passage_prompts
-from specdec.training.store import TextStore, committed
+from specdec.training.store import TextStore
 from tests.commands import Done, command
 
 

@@ -19,7 +19,8 @@ from specdec.target import TargetModel
 from specdec.training import trainer
 from specdec.training.distill import SelfDistillation
 from specdec.training.features import complete
-from specdec.training.store import Origin, Shard
+from specdec.training.shard import Shard
+from specdec.training.texts import Origin
 from specdec.training.trainer import Trainer
 from tests.commands import Done, command
 from tests.training.conftest import CONF, numbered

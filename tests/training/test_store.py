@@ -14,7 +14,9 @@ from specdec.models import load_tiny
 from specdec.target import TargetModel
 from specdec.training.archive import export_text, import_text
 from specdec.training.features import batches, complete, teacher_forced
-from specdec.training.store import HIDDEN, Origin, Shard, Text, TextStore, fingerprint, is_validation
+from specdec.training.shard import Shard
+from specdec.training.store import TextStore
+from specdec.training.texts import HIDDEN, Origin, Text, fingerprint, is_validation
 from tests.conftest import tiny_draft
 
 DIM = 64
@@ -95,7 +97,7 @@ def test_ids_that_are_gone_are_named_and_cut_when_written_again(folder: Path, ti
     with pytest.raises(InputError, match=r"shard-0.tokens: expected 104 bytes.*torn shard.*self_distill") as error:
         TextStore(folder)
     assert "got 101" in str(error.value)
-    with pytest.warns(UserWarning, match="the last 1 sequences were torn"), Shard(folder, 0, Origin.of(tiny)) as shard:
+    with pytest.warns(UserWarning, match="1 sequences were torn"), Shard(folder, 0, Origin.of(tiny)) as shard:
         assert len(shard.texts) == 3
     assert len(TextStore(folder).texts) == 3
 
@@ -133,6 +135,87 @@ def test_features_missing_to_different_extents_are_made_in_one_sweep(tmp_path: P
         expected = teacher_forced(tiny, torch.tensor([ids]), [HIDDEN, "layer:1"])
         for name, values in expected.items():
             torch.testing.assert_close(store.feature(text, name).float(), values[0], atol=2e-3, rtol=2e-3)
+
+
+def changed(file: Path, place: int) -> None:
+    data = bytearray(file.read_bytes())
+    data[place] ^= 1
+    file.write_bytes(data)
+
+
+def test_a_changed_byte_is_noticed_and_the_sequence_is_left_out(folder: Path, tiny: TargetModel) -> None:
+    changed(folder / "shard-0.tokens", 4 * 6)  # in the second sequence
+    store = TextStore(folder)
+    assert store.tokens(store.texts[0]).tolist() == list(range(5))
+    with pytest.raises(
+        InputError, match=r"shard-0.tokens: expected the bytes .*'q1'.*self_distill on the folder again"
+    ):
+        store.tokens(store.texts[1])
+    with pytest.warns(UserWarning, match="1 sequences were damaged"):
+        shard = Shard(folder, 0, Origin.of(tiny))
+    with shard:
+        assert [text.id for text in shard.texts] == ["q0", "q2", "q3"]
+        fill(shard, 1)
+    store = TextStore(folder)
+    assert [text.id for text in store.texts] == ["q0", "q2", "q3", "q0"]
+    for text, (number, value) in zip(store.texts, [(0, 0), (2, 2), (3, 3), (0, 0)], strict=True):
+        assert store.tokens(text).tolist() == [(7 * number + j) % 250 for j in range(5 + number)]
+        assert (store.feature(text, HIDDEN) == value / 8).all()
+
+
+@pytest.mark.parametrize("left_out", [0, 1, 3])
+def test_features_are_computed_beside_a_sequence_that_is_left_out(
+    left_out: int, tmp_path: Path, tiny: TargetModel
+) -> None:
+    with Shard(tmp_path, 0, Origin.of(tiny)) as shard:
+        rows = fill(shard, 4, with_hidden=False)
+    changed(tmp_path / "shard-0.tokens", 4 * sum(map(len, rows[:left_out])))
+    with pytest.warns(UserWarning, match="damaged"):
+        shard = Shard(tmp_path, 0, Origin.of(tiny))
+    with shard:
+        complete(tiny, shard, [HIDDEN], batch_tokens=1)
+    del rows[left_out]
+    store = TextStore(tmp_path)
+    for text, ids in zip(store.texts, rows, strict=True):
+        expected = teacher_forced(tiny, torch.tensor([ids]), [HIDDEN])[HIDDEN][0]
+        torch.testing.assert_close(store.feature(text, HIDDEN).float(), expected, atol=2e-3, rtol=2e-3)
+
+
+def test_changed_features_are_named_and_computed_again(tmp_path: Path, tiny: TargetModel) -> None:
+    with Shard(tmp_path, 0, Origin.of(tiny)) as shard:
+        fill(shard, 3, with_hidden=False)
+        complete(tiny, shard, [HIDDEN])
+    whole = (tmp_path / "shard-0.hidden").read_bytes()
+    changed(tmp_path / "shard-0.hidden", len(whole) - 7)
+    store = TextStore(tmp_path)
+    with pytest.raises(InputError, match=r"shard-0.hidden: .*'q2'.*delete the file and run .*features=\[hidden\]"):
+        store.feature(store.texts[2], HIDDEN)
+    (tmp_path / "shard-0.hidden").unlink()
+    with Shard(tmp_path, 0, Origin.of(tiny)) as shard:
+        complete(tiny, shard, [HIDDEN])
+    assert (tmp_path / "shard-0.hidden").read_bytes() == whole
+    store = TextStore(tmp_path)
+    assert len(store.feature(store.texts[2], HIDDEN)) == store.texts[2].tokens
+
+
+@pytest.mark.parametrize("size", [0, 5, 12, 29])
+def test_checksums_that_are_missing_or_torn_stop_nobody(size: int, folder: Path, tiny: TargetModel) -> None:
+    for suffix in ("tokens", "hidden"):
+        with (folder / f"shard-0.{suffix}.sums").open("r+b") as file:
+            file.truncate(size)
+    with Shard(folder, 0, Origin.of(tiny)) as shard:
+        fill(shard, 1)
+    store = TextStore(folder)
+    assert len(store.texts) == 5
+    for text in store.texts:
+        assert len(store.tokens(text)) == len(store.feature(text, HIDDEN))
+
+
+def test_a_folder_of_an_older_version_is_read(folder: Path) -> None:
+    for file in folder.glob("*.sums"):
+        file.unlink()
+    store = TextStore(folder)
+    assert [len(store.feature(text, HIDDEN)) for text in store.texts] == [5, 6, 7, 8]
 
 
 def test_a_line_that_cannot_be_read_is_named(folder: Path) -> None:
@@ -183,7 +266,7 @@ def test_the_validation_split_is_a_twenty_fifth_of_the_prompts() -> None:
 def test_numbers_too_large_for_16_bit_are_refused(tmp_path: Path, tiny: TargetModel) -> None:
     refusal = r"expected numbers that float16 can hold, got up to 1e\+05; load the target in"
     with Shard(tmp_path, 0, Origin.of(tiny)) as shard, pytest.raises(InputError, match=refusal):
-        shard.append_feature("layer:1", torch.full((2, DIM), 1e5))
+        shard.append_feature(Text("0", 0, "q", "test", 0.0, 0, 2, []), "layer:1", torch.full((2, DIM), 1e5))
 
 
 def test_layers_are_what_the_first_k_layers_give(tiny: TargetModel) -> None:
