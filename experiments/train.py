@@ -164,14 +164,20 @@ def target_of(cfg: DictConfig, recipe: Recipe) -> TargetModel:
 def run_steps(
     trainer: Trainer, checkpoints: Checkpoints, log: TrainLog | None, on_step: Callable[[str], None]
 ) -> dict[str, Any]:
-    """All steps that are left. A signal lets the step end and writes a checkpoint; the second one does not wait."""
+    """All steps that are left. A signal lets the step end and writes a checkpoint; the second one does not wait.
+
+    Also after the last step a signal ends the run: what comes then may take long, and is done when it is run again.
+    """
     with deferred() as stopped:
         try:
-            return trainer.run(checkpoints, log, on_step, stopped)
+            figures = trainer.run(checkpoints, log, on_step, stopped)
         except KeyboardInterrupt as error:
             if isinstance(error, Stopped) or (number := stopped()) is None:
                 raise
             raise Stopped(number) from error
+        if (number := stopped()) is not None:  # it came when no step was left to ask for it
+            raise Stopped(number)
+        return figures
 
 
 def validation_prompts(store: TextStore, count: int) -> list[list[int]]:

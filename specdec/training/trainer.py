@@ -113,7 +113,7 @@ class Trainer:
             The last figures.
 
         Raises:
-            KeyboardInterrupt: the run was stopped; its last step is in a checkpoint.
+            KeyboardInterrupt: the run was stopped, maybe after its last step; the step is in a checkpoint.
         """
         begun = checkpoints.latest or 0
         latest: dict[str, Any] = {}
@@ -155,7 +155,7 @@ class Trainer:
                 self._saved = done
                 window.restart()
             on_step("  ".join(f"{name} {latest[name]:.3f}" for name in SHOWN if name in latest))
-            if stops and not last:
+            if stops:
                 raise KeyboardInterrupt
         return latest
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +19,7 @@ from experiments import train
 from specdec.stopping import StopRule
 from specdec.target import TargetModel
 from specdec.training import trainer
+from specdec.training.checkpoints import Checkpoints
 from specdec.training.distill import SelfDistillation
 from specdec.training.features import complete
 from specdec.training.shard import Shard
@@ -129,6 +132,42 @@ def test_a_run_killed_at_random_steps_is_the_uninterrupted_one(
     assert killed == whole
     assert whole["summary"]["steps"] == STEPS
     assert {"loss", "validation/loss", "tokens_per_step"} <= set(whole["summary"])
+
+
+@pytest.mark.parametrize("place", ["last step", "last checkpoint", "no step left"])
+def test_a_signal_at_the_end_ends_the_run_and_the_next_one_finishes_it(
+    place: str, run: Callable[..., Done], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def signalled(method: Callable[..., Any], when: Callable[..., bool]) -> Callable[..., Any]:
+        def call(self: Any, step: int, *rest: Any) -> Any:
+            if when(step):
+                os.kill(os.getpid(), signal.SIGTERM)
+            return method(self, step, *rest)
+
+        return call
+
+    if place == "no step left":
+        with monkeypatch.context() as patched:
+            kill(patched, STEPS)
+            with pytest.raises(Killed):
+                run("run", "drafter=linear")
+    kind, name, when = {
+        "last step": (Trainer, "_step", lambda step: step == STEPS - 1),
+        "last checkpoint": (Checkpoints, "save", lambda step: step == STEPS),
+        "no step left": (Checkpoints, "load", lambda step: True),
+    }[place]
+    with monkeypatch.context() as patched:
+        patched.setattr(kind, name, signalled(getattr(kind, name), when))
+        done = run("run", "drafter=linear")
+    assert done.status == 143
+    assert f"interrupted: run the same command again to go on at step {STEPS}" in done.err
+    folder = tmp_path / "run"
+    assert json.loads((folder / "provenance.json").read_text("utf-8"))["status"] == "interrupted"
+    assert not (folder / "summary.json").exists()
+    done = run("run", "drafter=linear")
+    assert done.status == 0, done.err
+    assert json.loads((folder / "provenance.json").read_text("utf-8"))["status"] == "finished"
+    assert json.loads((folder / "summary.json").read_text("utf-8"))["steps"] == STEPS
 
 
 @pytest.mark.parametrize(
