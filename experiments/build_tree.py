@@ -66,6 +66,7 @@ def main(cfg: DictConfig) -> None:
         texts, source = stored(Path(cfg.data), target), str(cfg.data)
     else:
         prompts = instantiate(cfg.prompts)
+        options.sampling().say_not_followed(target.model)
         texts, source = answered(prompts, target, options), f"answers to {len(prompts)} prompts"
     ranks, others = halves(measured(Accuracy(heads, target, cfg.candidates), texts, cfg.positions))
     rates = accuracies(ranks, cfg.candidates)

@@ -65,6 +65,7 @@ def main(cfg: DictConfig) -> None:
     samplings = [replace(options.sampling(), temperature=temperature) for temperature in chosen.temperatures]
     prompts = instantiate(cfg.prompts)
     target = instantiate(cfg.target)
+    samplings[0].say_not_followed(target.model)
     encoder = PromptEncoder.of(target)
     comparison = RuleComparison(
         verifier=instantiate(cfg.verifier, target=target),

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import resource
 import sys
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -115,8 +114,7 @@ class Benchmark:
         """Everything that can be found out before the first token."""
         target = self.verifier.target
         require_proven(self.rule)
-        if line := self.sampling.not_followed(target.model):
-            warnings.warn(line, stacklevel=2)
+        self.sampling.say_not_followed(target.model)
         for prompt in self.prompts:
             row = self._encode(prompt, 1, [])
             fix = f"{SHORTEN}, or leave it out with prompts.too_long=skip"

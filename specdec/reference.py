@@ -21,6 +21,7 @@ from specdec.protocols import AcceptanceRule, Drafter, Rows, Verifier
 from specdec.sampling import SamplingParams
 from specdec.stopping import StopRule
 from specdec.target import TargetModel
+from specdec.vocabularies import differing_tokens
 
 SMALLEST_CONTEXT = 1024  # of llama.cpp: doubled when a text needs more, so that it is seldom loaded again
 
@@ -66,10 +67,14 @@ def _generating_by(config: GenerationConfig, model: PreTrainedModel) -> Iterator
 
 
 class TransformersGenerate:
-    """name: as it is called in results; options: keyword arguments for `model.generate` that choose a method
-    (none: plain decoding; `prompt_lookup_num_tokens`: prompt lookup); assistant: name of a draft model for
-    assisted generation; assistant_options: of that model's generation config, where `transformers` keeps the number of
-    drafted tokens. Methods that speculate take one prompt at a time, as `transformers` does.
+    """`model.generate`. Methods that speculate take one prompt at a time, as `transformers` does.
+
+    Args:
+        name: as it is called in results.
+        options: keyword arguments for `model.generate` that choose a method (none: plain decoding;
+            `prompt_lookup_num_tokens`: prompt lookup).
+        assistant: name of a draft model for assisted generation; its logits may be padded otherwise than the target's.
+        assistant_options: of that model's generation config, where `transformers` keeps the number of drafted tokens.
     """
 
     def __init__(
@@ -84,7 +89,8 @@ class TransformersGenerate:
         self._assistant: PreTrainedModel | None = None
 
     def missing(self, target: TargetModel, sampling: SamplingParams) -> None:
-        return None
+        if self._assistant_name is not None:
+            self._load_assistant(self._assistant_name, target)
 
     @property
     def batched(self) -> bool:
@@ -135,11 +141,22 @@ class TransformersGenerate:
         return {**shared, **kept, **({"min_p": params.min_p} if params.min_p else {})}
 
     def _load_assistant(self, name: str, target: TargetModel) -> PreTrainedModel:
+        """The draft model, with as many logits as the target has: `transformers` takes the number for the vocabulary.
+
+        Raises:
+            InputError: no such model, or one with other tokens.
+        """
         if self._assistant is None:
             from specdec.models import load
 
-            with load(name, device=str(target.device), runtime="stock").stock() as model:
+            loaded = load(name, device=str(target.device), runtime="stock", option=self.name)
+            if differing_tokens(target, loaded):
+                expected = f"a draft model with the tokens of the target {target.name}"
+                raise InputError(self.name, expected=expected, got=name, fix="leave it out: choose another reference")
+            with loaded.stock() as model:
                 stock_attention = model.config._attn_implementation
+            if loaded.vocab_size != target.vocab_size:
+                model.resize_token_embeddings(target.vocab_size, mean_resizing=False)
             model.set_attn_implementation(stock_attention)  # for good: this copy is transformers' alone
             assert model.generation_config is not None
             model.generation_config.update(**self._assistant_options)

@@ -8,6 +8,7 @@ top-p, min-p, penalties and processors, and q is exactly what was sampled from. 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -115,12 +116,12 @@ class SamplingParams:
         """Whether processors change this model's logits, its generation config's included."""
         return self.bound(model, [[0]], stop).needs_history
 
-    def not_followed(self, model: PreTrainedModel) -> str | None:
-        """A line that names what this model's generation config says and no method of a run does, if there is any."""
+    def say_not_followed(self, model: PreTrainedModel) -> None:
+        """Warn of what this model's generation config says and no method of a run does, if there is any."""
         found = ", ".join(f"{name}={value!r}" for name, value in not_used(model.generation_config, self).items())
-        return (
-            f"not used of the model's generation config, by any method: {found} (see generation.*)" if found else None
-        )
+        if found:
+            line = f"not used of the model's generation config, by any method: {found} (see generation.*)"
+            warnings.warn(line, stacklevel=2)
 
     @property
     def names(self) -> str:

@@ -75,7 +75,7 @@ def shared_tokens(target: TargetModel, draft: TargetModel, vocabulary: str = SAM
     """
     require_vocabulary(vocabulary)
     both = min(target.vocab_size, draft.vocab_size)
-    differ = _differing(target, draft)
+    differ = differing_tokens(target, draft)
     if differ and vocabulary == SAME:
         raise _other_tokens(target, draft, differ)
     ids = [i for i in range(both) if i not in differ]
@@ -104,7 +104,7 @@ def require_vocabulary(vocabulary: str) -> None:
         raise InputError("drafter.vocabulary", expected=expected, got=repr(vocabulary), fix="choose one")
 
 
-def _differing(target: TargetModel, draft: TargetModel) -> dict[int, tuple[str | None, str | None]]:
+def differing_tokens(target: TargetModel, draft: TargetModel) -> dict[int, tuple[str | None, str | None]]:
     """(target's token, draft's token) of each id that differs, ascending; empty if a tokenizer is missing."""
     if target.tokenizer is None or draft.tokenizer is None or target.tokenizer is draft.tokenizer:
         return {}

@@ -14,7 +14,7 @@ from specdec import reference
 from specdec.errors import InputError
 from specdec.generate import autoregressive
 from specdec.gguf_file import gguf_file
-from specdec.models import load_embedded
+from specdec.models import load, load_embedded, load_tiny
 from specdec.prompts import PromptEncoder, builtin
 from specdec.reference import LlamaCpp, Reference, Speculative, TransformersGenerate, runnable
 from specdec.sampling import SamplingParams
@@ -56,6 +56,43 @@ def test_greedy_texts_are_those_of_our_loop(method: Reference, tiny: TargetModel
         texts, seconds = method.generate(PROMPTS, tiny, GREEDY, STOP, seed=0)
         assert texts == base.texts
         assert seconds > 0
+
+
+def padded(folder: Path, padding: int) -> str:
+    """A checkpoint of the tiny model whose logits have padding behind the tokens."""
+    target = load_tiny(device="cpu")
+    assert target.tokenizer is not None
+    with target.stock() as model:
+        model.resize_token_embeddings(target.vocab_size + padding, mean_resizing=False)
+        model.save_pretrained(folder)
+    target.tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize(("ours", "drafts"), [(0, 8), (64, 0)], ids=["draft is wider", "draft is narrower"])
+def test_assisted_generation_takes_logits_that_are_padded_otherwise(ours: int, drafts: int, tmp_path: Path) -> None:
+    target = load(padded(tmp_path / "target", ours), device="cpu")
+    method = TransformersGenerate("assisted", assistant=padded(tmp_path / "draft", drafts))
+    assert method.missing(target, GREEDY) is None
+    texts, _ = method.generate(PROMPTS, target, GREEDY, STOP, seed=0)
+    assert texts == autoregressive(PROMPTS, target, GREEDY, STOP, [[0]] * 3).texts
+    sampled, _ = method.generate(PROMPTS, target, SamplingParams(1.0), STOP, seed=0)
+    assert max(map(max, sampled)) < target.vocab_size
+
+
+def test_an_assistant_with_other_tokens_is_refused_before_anything_runs(tiny: TargetModel, tmp_path: Path) -> None:
+    draft = load_tiny(device="cpu")
+    assert draft.tokenizer is not None
+    draft.tokenizer.add_tokens(["<|extra|>"])
+    with draft.stock() as model:
+        model.save_pretrained(tmp_path)
+    draft.tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(InputError) as error:
+        runnable([TransformersGenerate("assisted", assistant=str(tmp_path))], tiny, GREEDY)
+    assert str(error.value) == (
+        f"assisted: expected a draft model with the tokens of the target tiny, got {tmp_path}; leave it out: choose "
+        "another reference"
+    )
 
 
 @needs_llama
