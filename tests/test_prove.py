@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments import bench, compare_acceptance, prove
+from experiments import bench, build_tree, compare_acceptance, prove
+from specdec.models import load_tiny
 from tests.commands import Done, command
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -119,6 +120,22 @@ def test_a_comparison_fails_if_a_rule_parts_from_the_greedy_verdict(
     assert "] at temperature 0, got [" in done.err
     assert done.err.rstrip().endswith("mend the rule, or declare lossless = False")
     assert not (tmp_path / "run" / "summary.json").exists()
+
+
+@pytest.mark.parametrize("main", [compare_acceptance.main, build_tree.main], ids=["compare_acceptance", "build_tree"])
+def test_what_is_not_used_of_a_generation_config_is_said(
+    main: Callable[[], None], run: Callable[..., Done], tmp_path: Path
+) -> None:
+    made = load_tiny(device="cpu")
+    assert made.tokenizer is not None
+    made.model.generation_config.update(typical_p=0.2, repetition_penalty=1.3)
+    made.model.save_pretrained(tmp_path / "model")
+    made.tokenizer.save_pretrained(tmp_path / "model")
+    words = ["target=hf", f"target.name={tmp_path / 'model'}", *TINY[1:]]
+    own = ["drafter.heads=fresh"] if main is build_tree.main else ["draws=1", "temperatures=[0.0]"]
+    with pytest.warns(UserWarning, match=r"not used of the model's generation config, by any method: repetition_penal"):
+        done = run(main, *words, *own)
+    assert done.status == 0, done.err
 
 
 def test_a_bench_that_validates_names_the_broken_tree(
