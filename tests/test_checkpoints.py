@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import warnings
 from collections.abc import Callable
@@ -167,10 +168,28 @@ def test_torn_files_and_pointers_are_named(edited: Callable[..., str]) -> None:
     assert "whose generation_config.json is no valid JSON" in written("generation_config.json", b"[")
 
 
+def test_a_pickle_that_would_run_code_is_refused_without_advice_to_let_it(edited: Callable[..., str]) -> None:
+    name = edited()
+    (Path(name) / "model.safetensors").unlink()
+    torch.save({"weight": os.system}, Path(name) / "pytorch_model.bin")
+    assert refusal(name) == (
+        f"target.name: expected weights as tensors alone, got {name!r}, whose weights are a pickle that holds more "
+        "than tensors and could run code; take a checkpoint in safetensors"
+    )
+
+
 def test_missing_files_are_named(edited: Callable[..., str], whole: Path) -> None:
     name = edited()
     (Path(name) / "model.safetensors").unlink()
     assert "download the weights (model.safetensors, or all of its parts)" in refusal(name)
+    name = edited()
+    index = {
+        "metadata": {},
+        "weight_map": dict.fromkeys(load_file(Path(name) / "model.safetensors"), "gone.safetensors"),
+    }
+    (Path(name) / "model.safetensors").unlink()
+    (Path(name) / "model.safetensors.index.json").write_text(json.dumps(index), "utf-8")
+    assert refusal(name).endswith("gone.safetensors); download the missing file")
     name = edited()
     for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         (Path(name) / file).unlink(missing_ok=True)
@@ -237,6 +256,20 @@ def test_a_checkpoint_without_eos_says_where_texts_end(edited: Callable[..., str
         UserWarning, match=r"names no EOS token \(its tokenizer's is '<\|im_end\|>', id 257\): texts end"
     ):
         assert load(name).eos == frozenset()
+
+
+def test_eos_ids_are_numbers_that_the_model_can_give(edited: Callable[..., str]) -> None:
+    for ids in ("</s>", ["</s>"], 2.0, True):
+        name = edited()
+        file = Path(name) / "generation_config.json"
+        file.write_text(json.dumps({"eos_token_id": ids}), "utf-8")
+        assert refusal(name) == (
+            f"target.name: expected whole numbers as EOS token ids, got {name!r}, whose generation_config.json says "
+            f"{ids!r}; mend eos_token_id in generation_config.json"
+        )
+    file.write_text(json.dumps({"eos_token_id": [257, 99999]}), "utf-8")
+    with pytest.warns(UserWarning, match=r"names the EOS id 99999, which is none of its 258 tokens and ends no text"):
+        load(name)
 
 
 def test_old_rope_settings_are_read(edited: Callable[..., str], whole: Path) -> None:

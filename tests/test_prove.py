@@ -128,11 +128,14 @@ def test_what_is_not_used_of_a_generation_config_is_said(
 ) -> None:
     made = load_tiny(device="cpu")
     assert made.tokenizer is not None
-    made.model.generation_config.update(typical_p=0.2, repetition_penalty=1.3)
+    made.model.generation_config.update(do_sample=True, typical_p=0.2, repetition_penalty=1.3)
     made.model.save_pretrained(tmp_path / "model")
     made.tokenizer.save_pretrained(tmp_path / "model")
     words = ["target=hf", f"target.name={tmp_path / 'model'}", *TINY[1:]]
-    own = ["drafter.heads=fresh"] if main is build_tree.main else ["draws=1", "temperatures=[0.0]"]
+    if main is build_tree.main:
+        own = ["drafter.heads=fresh", "generation.max_new_tokens=12", "nodes=2"]
+    else:
+        own = ["draws=1", "temperatures=[0.0]", "~trees", "+trees={one:{drafter:{widths:[1]},rules:[exact]}}"]
     with pytest.warns(UserWarning, match=r"not used of the model's generation config, by any method: repetition_penal"):
         done = run(main, *words, *own)
     assert done.status == 0, done.err

@@ -18,6 +18,8 @@ from specdec.errors import InputError
 NOT_OURS = (torch.OutOfMemoryError, MemoryError)  # the entry points have a line of their own for these
 EXPECTED = "the hub id or the folder of a causal language model"
 
+CODE = "Weights only load failed"  # how torch refuses a pickle that would run code
+
 # (words of a message, what to do): the first that is found; anything else is a matter of spelling or access.
 ADVICE = (
     ("trust_remote_code", "read the code in the checkpoint, then pass {target}.trust_remote_code=true"),
@@ -25,6 +27,7 @@ ADVICE = (
     ("does not recognize this architecture", "update transformers, or choose another model"),
     ("pip install", "install what it names"),
     ("does not appear to have a file named", "download the missing file"),
+    ("No such file or directory", "download the missing file"),
     ("no file named", "download the weights (model.safetensors, or all of its parts)"),
     ("num_hidden_layers", "mend config.json"),
     ("Class validation error", "mend config.json"),
@@ -76,6 +79,9 @@ def _line(
             got=f"{name!r}, quantised by {settings.get('quant_method')} ({first_line(error)})",
             fix=f"take the checkpoint that is not quantised and pass {target}.weights=int8 or int4",
         )  # fmt: skip
+    if CODE in str(error):
+        got = f"{name!r}, whose weights are a pickle that holds more than tensors and could run code"
+        return InputError(option, expected="weights as tensors alone", got=got, fix="take a checkpoint in safetensors")
     torn = isinstance(error, SafetensorError | EOFError) or "PytorchStreamReader" in str(error)
     fix = "download it again: delete its copy in the hub's cache" if torn else fix or _advice(error, target)
     return InputError(option, expected=expected, got=f"{name!r} ({first_line(error)})", fix=fix)

@@ -32,7 +32,7 @@ from specdec.loading.faults import faults, require_whole
 from specdec.loading.headers import require_scales, stored_tensors
 from specdec.loading.keys import require_every_weight, say_unused
 from specdec.loading.quiet import quiet
-from specdec.loading.values import require_finite_weights
+from specdec.loading.values import require_eos_ids, require_finite_weights
 
 
 def read_model(
@@ -49,7 +49,8 @@ def read_model(
 
     Raises:
         InputError: no such checkpoint; a file that is torn, an LFS pointer or malformed; weights that are missing, of
-            another shape or not finite; an architecture that is no causal LM; a quantisation that cannot be read.
+            another shape or not finite; EOS ids that are no numbers; an architecture that is no causal LM; a
+            quantisation that cannot be read.
     """
     adapter_option = f"{option.partition('.')[0]}.adapter" if adapter else option
     if adapter is None and (base := base_of(name, hub, option)) is not None:
@@ -72,6 +73,7 @@ def read_model(
     if adapter is not None:
         model = merge_adapter(model, adapter, adapter_option)
     require_finite_weights(model, name, option)
+    require_eos_ids(model, name, option)
     _say_quantised(config, model, name)
     return _text_part(model, name)
 

@@ -1,9 +1,12 @@
-"""Weights that are numbers."""
+"""Weights and token ids that are numbers."""
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from specdec.errors import InputError
 
@@ -24,3 +27,23 @@ def require_finite_weights(model: nn.Module, name: str, option: str) -> None:
                 option, expected="finite weights", got=f"{name!r}, whose {key} holds NaN or infinity",
                 fix="download it again, or load it in a wider dtype (float32)",
             )  # fmt: skip
+
+
+def require_eos_ids(model: PreTrainedModel, name: str, option: str) -> None:
+    """Check the EOS token ids of the configs; a warning names those that the model cannot give.
+
+    Raises:
+        InputError: one is no whole number.
+    """
+    text = model.config.get_text_config()
+    for file, config in (("generation_config.json", model.generation_config), ("config.json", text)):
+        ids = getattr(config, "eos_token_id", None)
+        for token in ids if isinstance(ids, list) else [] if ids is None else [ids]:
+            if type(token) is not int:
+                raise InputError(
+                    option, expected="whole numbers as EOS token ids", got=f"{name!r}, whose {file} says {ids!r}",
+                    fix=f"mend eos_token_id in {file}",
+                )  # fmt: skip
+            if not 0 <= token < text.vocab_size:
+                line = f"{name}: {file} names the EOS id {token}, which is none of its {text.vocab_size:,} tokens"
+                warnings.warn(f"{line} and ends no text", stacklevel=5)
