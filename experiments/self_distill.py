@@ -23,6 +23,7 @@ from experiments.entry import CONF, launch
 from experiments.progress import progress, say
 from experiments.settings import typed
 from experiments.task import Task
+from specdec.errors import InputError
 from specdec.files import write_text
 from specdec.options import Count, Natural, NonNegative, Seed
 from specdec.prompts import Prompt, PromptEncoder, jsonl
@@ -116,8 +117,9 @@ def keeping(shard: Shard) -> Iterator[None]:
     """A run that dies keeps the texts that are finished, and says so."""
     try:
         yield
-    except BaseException:
-        say(f"{len(shard.texts):,} texts are kept in {shard.folder}: run the same command again to go on")
+    except BaseException as error:
+        again = "" if isinstance(error, InputError) else ": run the same command again to go on"
+        say(f"{len(shard.texts):,} texts are kept in {shard.folder}{again}")
         raise
 
 

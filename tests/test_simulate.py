@@ -295,6 +295,22 @@ def test_a_recorded_run_is_simulated(
     assert "at these very costs" in done.out
 
 
+@pytest.mark.parametrize("temperature", [0, 0.7])
+@pytest.mark.parametrize("size", [1, 4])
+def test_a_tree_of_a_size_has_that_size_at_every_temperature(
+    size: int, temperature: float, tmp_path: Path, record: Callable[..., Done], simulated: Callable[..., Done]
+) -> None:
+    """Steps are expectations at a temperature: counted nodes over them would come to more nodes than the tree has."""
+    options = ["generation.max_new_tokens=64", "prompts.limit=3", "record=true"]
+    done = record(*SHORT, "drafter=medusa", "drafter.heads=fresh", *options)
+    assert done.status == 0, done.err
+    done = simulated(f"run={tmp_path / 'run'}", f"tree={size}", f"temperature={temperature}")
+    assert done.status == 0, done.err
+    figures = json.loads((tmp_path / "simulated" / "summary.json").read_text())
+    assert figures["nodes_per_step"] == size
+    assert f"{size}.0" in next(line for line in done.out.splitlines() if "drafted nodes per step" in line)
+
+
 def test_the_best_tree_is_found_and_a_run_can_draft_it(
     tmp_path: Path, record: Callable[..., Done], simulated: Callable[..., Done]
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,7 +30,7 @@ from specdec.training.index import committed
 from specdec.training.self_written import turn_frame
 from specdec.training.shard import Shard
 from specdec.training.store import TextStore
-from specdec.training.texts import HIDDEN, Origin
+from specdec.training.texts import HIDDEN, Origin, Text
 from tests.commands import Done, command
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -78,6 +80,39 @@ def test_a_second_run_adds_what_is_missing_and_repeats_nothing(run: Callable[...
     assert all(store.has(text, "layer:1") for text in store.texts)
     sources = json.loads((tmp_path / "text" / "index.json").read_text())["sources"]
     assert [source["config"]["prompts"]["limit"] for source in sources] == [3, 3, None]
+
+
+def test_what_is_left_out_is_counted_in_a_line(run: Callable[..., Done], tmp_path: Path) -> None:
+    turns = [["tell me a fact"], ["tell me a fact"], ["word " * 40], ["one", "two"], ["one", "two " * 10]]
+    rows = [{"question_id": f"q{i}", "category": "c", "turns": turn} for i, turn in enumerate(turns)]
+    file = tmp_path / "p.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    options = ["prompts=jsonl", f"prompts.path={file}", "answers.longest_prompt=60"]
+    for done in (run(*options), run(*options)):  # the second has nothing to do, and says the same
+        assert done.status == 0, done.err
+        line = next(line for line in done.err.splitlines() if line.startswith("left out: "))
+        assert "1 prompts longer than answers.longest_prompt=60 tokens" in line
+        assert "1 prompts that say the same as another" in line
+    assert len(committed(tmp_path / "text")) == 3
+
+
+def test_a_fault_says_what_is_kept(run: Callable[..., Done], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = write_prompts(tmp_path / "p.jsonl", 5)
+    append = Shard.append
+
+    def fails(self: Shard, text: Text, *rest: Any) -> None:
+        if len(self.texts) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "text" / "shard-0.tokens"))
+        append(self, text, *rest)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Shard, "append", fails)
+        done = run("prompts=jsonl", f"prompts.path={file}")
+    assert done.status == 2
+    assert f"2 texts are kept in {tmp_path / 'text'}: run the same command again to go on" in done.err
+    assert "shard-0.tokens: expected a path that can be read and written, got 'No space left on device'" in done.err
+    assert run("prompts=jsonl", f"prompts.path={file}").status == 0
+    assert len(committed(tmp_path / "text")) == 5
 
 
 def test_prompts_the_target_writes_itself(run: Callable[..., Done], tmp_path: Path, tiny: TargetModel) -> None:
