@@ -104,13 +104,14 @@ def assembled(cfg: DictConfig, options: Settings) -> tuple[Benchmark, dict[str, 
         stop=options.stop_rule(target),
         batch_size=options.generation.batch_size,
         repeats=options.repeats,
-        seed=options.seed,
+        seeds=options.seeds or [options.seed],
         references=references,
         validate=options.validate,
         repeat_disturbed=options.repeat_disturbed,
     ).fitting()
     benchmark.check()
-    check_objective(options.objective, options.objective_bound, -(-len(prompts) // benchmark.batch_size))
+    samples = -(-len(prompts) // benchmark.batch_size) * len(benchmark.seeds)
+    check_objective(options.objective, options.objective_bound, samples)
     names = {
         "target": target.name,
         **{group: choices[group] for group in ("drafter", "verifier")},

@@ -1,25 +1,32 @@
-"""Say whether two runs, or two groups of runs, differ: paired over prompts, with intervals.
+"""Say whether runs, or groups of runs, differ: paired over prompts, with intervals.
 
 python -m experiments.compare outputs/2026-11-23/12-30-00 outputs/2026-11-23/12-40-00
-python -m experiments.compare multirun/2026-11-23/12-30-00 multirun/2026-11-23/12-40-00 --write differences.json
+python -m experiments.compare outputs/2026-11-23/12-30-00 outputs/2026-11-23/12-40-00 --write differences.json
 
-A group is a run folder, or a folder of runs that differ in their seeds only.
+A group is a run folder, or a folder of runs that differ in their seeds only. Each group is compared with the first. The
+exit status is 0 whatever was found, 2 for bad input; with --fail-if-worse it is 1 if a later group is worse.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 
-from experiments.entry import one_line_errors
+from experiments.entry import one_line_errors, stderr
+from experiments.pictures.several_runs import warnings
 from experiments.tables import print_path, stdout
-from specdec.comparison import Difference, compare
+from specdec.comparison import PLAIN, Difference, compare
 from specdec.files import write_json
-from specdec.runs import find_runs
+from specdec.runs import Run, find_runs
+
+WORSE = 1  # exit status
+FALSE_ALARMS = "Where nothing differs, each verdict claims a difference 5 times in 100."
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -27,18 +34,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prog="python -m experiments.compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("first", type=Path, help="a run folder, or a folder of runs")
-    parser.add_argument("second", type=Path, help="likewise")
+    parser.add_argument("others", type=Path, nargs="+", help="likewise; each is compared with the first")
     parser.add_argument("--write", type=Path, help="a JSON file for the figures")
+    parser.add_argument("--fail-if-worse", action="store_true", help="end with status 1 if another group is worse")
     options = parser.parse_args(arguments)
     with one_line_errors():
-        groups = [find_runs([folder]) for folder in (options.first, options.second)]
-        differences, prompts = compare(*groups)
-        runs = " and ".join(str(len(group)) for group in groups)
-        stdout.print(table(differences, f"{options.second} over {options.first}: {prompts} prompts, {runs} runs"))
+        first = find_runs([options.first])
+        found = []
+        for folder in options.others:
+            group = find_runs([folder])
+            differences, prompts = compare(first, group)
+            runs = f"{len(group)} and {len(first)} runs"
+            stdout.print(table(differences, f"{folder} over {options.first}: {prompts} prompts, {runs}"))
+            for line in notes(first, group, prompts):
+                stdout.print(line, soft_wrap=True, highlight=False)
+            found.append({"folder": str(folder), "prompts": prompts, "differences": [asdict(d) for d in differences]})
+        stdout.print(FALSE_ALARMS, highlight=False)
         if options.write is not None:
-            found = {"prompts": prompts, "differences": [asdict(difference) for difference in differences]}
-            write_json(options.write, found)
+            write_json(options.write, {"first": str(options.first), "others": found})
             print_path("differences", options.write)
+        if options.fail_if_worse and (worse := [line for one in found for line in worse_figures(one)]):
+            stderr.print(f"worse: {'; '.join(worse)}", soft_wrap=True, highlight=False)
+            sys.exit(WORSE)
 
 
 def table(differences: Sequence[Difference], title: str) -> Table:
@@ -52,6 +69,25 @@ def table(differences: Sequence[Difference], title: str) -> Table:
         interval = "" if d.interval is None else f" [{d.interval[0]:.3f}, {d.interval[1]:.3f}]"
         out.add_row(d.name, f"{d.first:.3f}", f"{d.second:.3f}", f"{d.ratio:.3f}{interval}", d.verdict)
     return out
+
+
+def notes(first: Sequence[Run], second: Sequence[Run], prompts: int) -> list[str]:
+    """What the reader must know of two groups: runs that are unfinished or were disturbed, prompts that are left out,
+    targets and machines that differ."""
+    runs = [*first, *second]
+    most = max(len({(g.get("prompt"), g.get("turn")) for g in run.generations}) for run in runs)
+    left_out = [f"{most - prompts} prompts that not all runs answered are left out."] if most > prompts else []
+    of_runs = [f"{run.folder}: {note}" for run in runs for note in run.notes if "older version" not in note]
+    return [*left_out, *of_runs, *warnings({str(run.folder): run for run in runs})]
+
+
+def worse_figures(found: dict[str, Any]) -> list[str]:
+    """The figures in which a group is worse than the first, but for plain decoding, which is not the group's doing."""
+    return [
+        f"{found['folder']}: {d['name']} {d['ratio']:.3f}"
+        for d in found["differences"]
+        if d["verdict"].startswith("the first is") and d["name"] != PLAIN.name
+    ]
 
 
 if __name__ == "__main__":

@@ -51,6 +51,7 @@ class Settings:
     tree: str = TREES[0]
     repeats: int = 1
     seed: Seed = 0
+    seeds: list[Seed] = field(default_factory=list)
     report: bool = False
     record: bool = False
     validate: bool = False
@@ -86,6 +87,8 @@ def settings(cfg: DictConfig) -> Settings:
     for name, value in (("generation.batch_size", options.generation.batch_size), ("repeats", options.repeats)):
         if value < 1:
             raise InputError(name, expected="an integer >= 1", got=value, fix="use 1 or more")
+    if len(set(options.seeds)) < len(options.seeds):
+        raise InputError("seeds", expected="seeds that differ", got=options.seeds, fix="raise repeats instead")
     if options.tree not in TREES:
         fix = "for a static tree, pass drafter.tree"
         raise InputError("tree", expected=f"one of {', '.join(TREES)}", got=repr(options.tree), fix=fix)

@@ -44,8 +44,9 @@ def print_summary(summary: Summary, folder: Path) -> None:
     head = Table(title=f"{s['drafter']}{tree} on {s['target']} ({where}, batch {s['batch_size']})", show_header=False)
     head.add_column(no_wrap=True)
     head.add_column()
+    seeds = f" x {len(s['seeds'])} seeds" if len(s.get("seeds", ())) > 1 else ""
     rows = {
-        "prompts x repeats": f"{s['prompts']} x {s['repeats']}, {s['new_tokens']} new tokens",
+        "prompts x repeats": f"{s['prompts']} x {s['repeats']}{seeds}, {s['new_tokens']} new tokens",
         "tokens per step τ": number(s["tokens_per_step"]),
         "acceptance length": number(s["acceptance_length"]),
         "acceptance rate": number(s["acceptance_rate"]),
@@ -74,6 +75,8 @@ def print_summary(summary: Summary, folder: Path) -> None:
         head.add_row(name, value)
     stdout.print(head)
     stdout.print(comparison(s["by_category"], "category"))
+    if s.get("by_seed"):
+        stdout.print(comparison(s["by_seed"], "seed"))
     print_path("run folder", folder)
 
 

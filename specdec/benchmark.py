@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from specdec.exactness.rules import require_proven
@@ -37,8 +38,8 @@ NEAR_TIE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 0.1, torch.
 @dataclass(frozen=True)
 class Trial:
     """One prompt's turn in one repeat. texts and seconds by method; a batch's time is shared equally among its rows.
-    place: of the prompt in its set; batch: which rows ran together, the unit of the bootstrap; emitted, steps: of our
-    method."""
+    place: of the prompt in its set; repeat: counted on over the seeds; batch: which rows ran together, the unit of the
+    bootstrap; emitted, steps: of our method."""
 
     prompt: Prompt
     place: int
@@ -51,6 +52,7 @@ class Trial:
     emitted: int = 0
     steps: int = 0
     conditions: dict[str, Conditions] = field(default_factory=dict)
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,7 @@ class Benchmark:
     Turns of a conversation are played in order; the baseline's answer is fed back to all methods, so that
     they always read the same prompt.
 
+    seeds: all prompts run `repeats` times under each, and intervals are over prompts and seeds.
     validate: check every tree that is proposed, which waits for the device; timings then mean little.
     repeat_disturbed: how many rounds may be repeated because something else used the machine, as a share of all; the
     quieter of the two counts.
@@ -93,7 +96,7 @@ class Benchmark:
     stop: StopRule
     batch_size: int = 1
     repeats: int = 1
-    seed: int = 0
+    seeds: Sequence[int] = (0,)
     references: Sequence[Reference] = ()
     validate: bool = False
     skipped: Sequence[Skipped] = ()
@@ -128,24 +131,26 @@ class Benchmark:
     def run(self, log: RunLog, on_trial: Callable[[Trial], None] = lambda _: None) -> dict[str, Any]:
         """Returns the summary; steps and texts go to `log` as they are made."""
         self._warm_up()
-        trials, steps, ended = [], [], list(self.skipped)
+        trials: list[Trial] = []
+        steps: list[StepRecord] = []
+        ended = list(self.skipped)
         spare = Spare(round(self.repeat_disturbed * self.turns / self.batch_size))
-        categories: list[str] = []  # of each step record
-        for repeat in range(self.repeats):
+        origins: list[Trial] = []  # of each step record
+        for repeat in range(self.repeats * len(self.seeds)):
             for number, batch in enumerate(self._batches()):
                 for new_trials, new_steps in self._conversation(batch, number, repeat, log, ended, spare):
                     trials += new_trials
                     steps += new_steps
-                    categories += [new_trials[step.row].prompt.category for step in new_steps]
+                    origins += [new_trials[step.row] for step in new_steps]
                     for trial in new_trials:
                         on_trial(trial)
-        whole = self._summary(trials, steps, categories)
+        whole = self._summary(trials, steps, origins)
         return {**whole, "quiet": quietness(trials, spare.used), "skipped": [vars(one) for one in ended]}
 
     @property
     def turns(self) -> int:
         """How many trials a run makes."""
-        return sum(len(prompt.turns) for prompt in self.prompts) * self.repeats
+        return sum(len(prompt.turns) for prompt in self.prompts) * self.repeats * len(self.seeds)
 
     @property
     def _encoder(self) -> PromptEncoder:
@@ -188,6 +193,7 @@ class Benchmark:
         """All turns of a batch of prompts; rows whose conversation is over drop out. ended: takes up conversations
         that end because they became too long, if these are to be skipped; spare: rounds that may be repeated."""
         answers: dict[int, list[str]] = {place: [] for place in batch}
+        seed, again = self.seeds[repeat // self.repeats], repeat % self.repeats
         for turn in range(max(len(self.prompts[place].turns) for place in batch)):
             going = [place for place in answers if turn < len(self.prompts[place].turns)]
             encoded = {place: self._encode(self.prompts[place], turn + 1, answers[place]) for place in going}
@@ -197,14 +203,14 @@ class Benchmark:
             if not encoded:
                 return
             rows, ids = [self.prompts[place] for place in encoded], list(encoded.values())
-            seeds = [[self.seed, repeat, turn, place] for place in encoded]
+            seeds = [[seed, again, turn, place] for place in encoded]
             steps: list[StepRecord] = []
             context = [{"prompt": p.id, "category": p.category, "turn": turn, "repeat": repeat} for p in rows]
             try:
                 done = self._round(ids, seeds, repeat + number + turn, steps)
                 if done.disturbance and spare.take():
-                    again = self._round(ids, seeds, repeat + number + turn, [])
-                    done = min(done, again, key=lambda one: one.disturbance)
+                    second = self._round(ids, seeds, repeat + number + turn, [])
+                    done = min(done, second, key=lambda one: one.disturbance)
                     steps = done.steps
             finally:
                 log.steps(steps, context)
@@ -213,7 +219,7 @@ class Benchmark:
                 of_row = {name: texts[r] for name, texts in done.texts.items()}
                 share = {name: seconds / len(rows) for name, seconds in done.seconds.items()}
                 emitted = [step.emitted for step in steps if step.row == r]
-                of_steps = (sum(emitted), len(emitted), done.conditions)
+                of_steps = (sum(emitted), len(emitted), done.conditions, seed)
                 trials.append(Trial(prompt, place, turn, repeat, number, ids[r], of_row, share, *of_steps))
                 answers[place].append(self._encoder.decode(of_row[BASE]))
             log.generations([self._generation(trial) for trial in trials])
@@ -251,7 +257,7 @@ class Benchmark:
             return done.texts, done.seconds
 
         def reference(method: Reference) -> Callable[[], tuple[list[list[int]], float]]:
-            return lambda: method.generate(ids, target, self.sampling, self.stop, self.seed)
+            return lambda: method.generate(ids, target, self.sampling, self.stop, seeds[0][0])
 
         return {BASE: base, OURS: ours, **{method.name: reference(method) for method in self.references}}
 
@@ -261,6 +267,7 @@ class Benchmark:
             "category": trial.prompt.category,
             "turn": trial.turn,
             "repeat": trial.repeat,
+            "seed": trial.seed,
             "prompt_tokens": len(trial.ids),
             "prompt_text": trial.prompt.turns[trial.turn],
             "text": self._encoder.decode(trial.texts[OURS]),
@@ -272,19 +279,27 @@ class Benchmark:
         }
 
     def _summary(
-        self, trials: Sequence[Trial], steps: Sequence[StepRecord], categories: Sequence[str]
+        self, trials: Sequence[Trial], steps: Sequence[StepRecord], origins: Sequence[Trial]
     ) -> dict[str, Any]:
-        by_category = {}
-        for name in dict.fromkeys(trial.prompt.category for trial in trials):
-            of_name = [step for step, category in zip(steps, categories, strict=True) if category == name]
-            by_category[name] = self._figures([t for t in trials if t.prompt.category == name], of_name)
+        """origins: the trial of each step record."""
+
+        def by(part: Callable[[Trial], str]) -> dict[str, Any]:
+            found = {}
+            for name in dict.fromkeys(map(part, trials)):
+                of_name = [step for step, origin in zip(steps, origins, strict=True) if part(origin) == name]
+                found[name] = self._figures([t for t in trials if part(t) == name], of_name)
+            return found
+
+        by_category = by(lambda trial: trial.prompt.category)
+        by_seed = by(lambda trial: str(trial.seed)) if len(self.seeds) > 1 else {}
         whole, peak_memory_mb = self._figures(trials, steps), self._peak_memory_mb()
         share = bandwidth_share(plain_read_ms(self.verifier.target), whole["phase_ms"]["verify"])
-        return {**whole, "bandwidth_share": share, "by_category": by_category, "peak_memory_mb": peak_memory_mb}
+        parts = {"by_category": by_category, "by_seed": by_seed}
+        return {**whole, "bandwidth_share": share, **parts, "peak_memory_mb": peak_memory_mb}
 
     def _figures(self, trials: Sequence[Trial], steps: Sequence[StepRecord]) -> dict[str, Any]:
         speedup, interval = speedup_over(BASE, OURS, trials)
-        worth = figures(batch_samples(trials))
+        worth = figures(batch_samples(trials), len({trial.seed for trial in trials}))
         references = [
             {
                 "name": method.name,
@@ -422,23 +437,24 @@ def tokens_per_second(trials: Sequence[Trial], method: str) -> float:
 
 
 def batch_samples(trials: Sequence[Trial]) -> list[Sample]:
-    """Sum the trials of each batch."""
-    sums: dict[int, Sample] = {}
+    """Sum the trials of each batch under each seed, one seed after the other."""
+    sums: dict[tuple[int, int], Sample] = {}
     for t in trials:
         ours, base = ((len(t.texts[name]), t.seconds[name]) for name in (OURS, BASE))
-        new = (t.emitted, t.steps, *ours, *base)
-        sums[t.batch] = Sample(*(a + b for a, b in zip(sums.get(t.batch, [0.0] * 6), new, strict=True)))
+        key, new = (t.seed, t.batch), (t.emitted, t.steps, *ours, *base)
+        sums[key] = Sample(*(a + b for a, b in zip(sums.get(key, [0.0] * 6), new, strict=True)))
     return list(sums.values())
 
 
 def speedup_over(other: str, method: str, trials: Sequence[Trial]) -> tuple[float, Interval | None]:
     """Tokens/s of `method` over those of `other` on the same prompts, with its 95 % interval."""
-    sums: dict[int, list[float]] = {}
+    sums: dict[tuple[int, int], list[float]] = {}
     for t in trials:
+        key = (t.seed, t.batch)
         new = [len(t.texts[method]), t.seconds[method], len(t.texts[other]), t.seconds[other]]
-        sums[t.batch] = [a + b for a, b in zip(sums.get(t.batch, [0.0] * 4), new, strict=True)]
-    tokens, seconds, base_tokens, base_seconds = zip(*sums.values(), strict=True)
-    return bootstrap_speedup(tokens, seconds, base_tokens, base_seconds)
+        sums[key] = [a + b for a, b in zip(sums.get(key, [0.0] * 4), new, strict=True)]
+    columns = np.array(list(sums.values())).T.reshape(4, len({t.seed for t in trials}), -1)
+    return bootstrap_speedup(*columns)
 
 
 def describe(benchmark: Benchmark, names: Mapping[str, Any]) -> dict[str, Any]:
@@ -456,7 +472,7 @@ def describe(benchmark: Benchmark, names: Mapping[str, Any]) -> dict[str, Any]:
         "batch_size": benchmark.batch_size,
         "max_new_tokens": benchmark.stop.max_new_tokens,
         "repeats": benchmark.repeats,
-        "seed": benchmark.seed,
+        "seeds": list(benchmark.seeds),
         "parameters_added": weights.parameters,
         "training_tokens": weights.training_tokens,
     }

@@ -14,13 +14,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from specdec.errors import InputError
-from specdec.metrics import Interval
-from specdec.runs import Run
+from specdec.metrics import Interval, resampled
+from specdec.runs import Run, TextKey
 
 RESAMPLES = 4000
+FEWEST = 6  # prompts: even if all of fewer point the same way, chance alone does that more than 5 times in 100
 POWER = 1.96 + 0.84  # standard errors: found in 80 of 100 experiments, at 5 % of false alarms
 QUANTITIES = ("emitted", "steps", "accepted", "offered", "tokens", "seconds", "base_seconds")
-Prompt = tuple[str, int]  # its id and the turn
+Prompt = tuple[str, int, str]  # its id, the turn, and what was asked: sets may number their prompts alike
 Sums = np.ndarray  # [... quantities]
 
 
@@ -55,6 +56,8 @@ FIGURES = (
     Figure("tokens/s", _ratio("tokens", "seconds"), "faster"),
     Figure("speedup", _ratio("base_seconds", "seconds"), "faster"),
 )
+PLAIN = Figure("plain tokens/s", _ratio("tokens", "base_seconds"), "faster, whatever drafts")  # the same work in both
+DRIFTS = {"tokens/s": 2, "speedup": 1}  # how many times the machine's drift can be in a figure: see `compare`
 
 
 @dataclass(frozen=True)
@@ -65,8 +68,9 @@ class Difference:
         name: of the figure.
         first, second: its value in each group.
         ratio: second / first.
-        interval: 95 % of the ratio; None for a single prompt.
-        visible: the smallest ratio above 1 that this comparison would have found 80 times in 100; None likewise.
+        interval: 95 % of the ratio; None for a single prompt. Those of times are wider by the drift.
+        visible: the smallest ratio above 1 that this comparison would have found 80 times in 100; None if the prompts
+            are too few to find any.
         verdict: one sentence.
     """
 
@@ -80,48 +84,62 @@ class Difference:
 
 
 def compare(first: Sequence[Run], second: Sequence[Run]) -> tuple[list[Difference], int]:
-    """Every figure that both groups tell, and the number of prompts (turns counted) that they share.
+    """Return every figure that both groups tell, and the number of prompts (turns counted) that they share.
+
+    Runs at different times find the machine in different states, which no resampling of prompts shows. Plain decoding
+    is the same work in both groups, so its ratio is taken for the machine's drift. A machine that is busier by 10 % may
+    slow drafting and verifying by 10 % more than plain decoding, so speedups have to differ by more than the drift; and
+    tokens/s, speedup times plain tokens/s, by more than twice the drift.
 
     Raises:
         InputError: they have no prompt in common.
     """
-    tables = [[_sums(run) for run in group] for group in (first, second)]
+    tables = [[table for run in group for table in _by_seed(run)] for group in (first, second)]
+    if not all(tables):
+        raise _nothing_shared("a group without a finished text")
     shared = set.intersection(*(set(table) for group in tables for table in group))
     if not shared:
-        raise InputError(
-            "folders",
-            expected="two groups of finished runs over the same prompts",
-            got="no prompt that all of them answered",
-            fix="run both with the same prompts=... and prompts.limit",
-        )
+        raise _nothing_shared("no prompt that all of them answered")
     order = sorted(shared)
-    groups = [np.array([[table[prompt] for prompt in order] for table in group]) for group in tables]
-    return [found for figure in FIGURES if (found := _difference(figure, *groups)) is not None], len(order)
+    one, other = (np.array([[table[prompt] for prompt in order] for table in group]) for group in tables)
+    plain = _difference(PLAIN, one, other)
+    drift = 0.0 if plain is None else abs(math.log(plain.ratio))
+    found = [_difference(figure, one, other, drift * DRIFTS.get(figure.name, 0)) for figure in FIGURES]
+    return [difference for difference in (*found, plain) if difference is not None], len(order)
 
 
-def _difference(figure: Figure, first: np.ndarray, second: np.ndarray) -> Difference | None:
-    """first, second: [runs prompts quantities]."""
+def _nothing_shared(got: str) -> InputError:
+    return InputError(
+        "folders", expected="groups of runs over the same prompts", got=got,
+        fix="run all with the same prompts=... and prompts.limit",
+    )  # fmt: skip
+
+
+def _difference(figure: Figure, first: np.ndarray, second: np.ndarray, drift: float = 0.0) -> Difference | None:
+    """first, second: [runs prompts quantities]; drift: of the machine, as the logarithm of a ratio."""
     of_first, of_second = (float(figure.of(group.sum((0, 1)))) for group in (first, second))
     if not all(math.isfinite(value) and value > 0 for value in (of_first, of_second)):
         return None
     values, prompts = (of_first, of_second, of_second / of_first), first.shape[1]
     if prompts == 1:
-        return Difference(figure.name, *values, None, None, "one prompt tells nothing about others")
-    logs = np.log(_resampled(figure, second, 2) / _resampled(figure, first, 1))
+        return Difference(figure.name, *values, None, None, _too_few(prompts))
+    logs = np.log(_of_resamples(figure, second, 2) / _of_resamples(figure, first, 1))
     logs = logs[np.isfinite(logs)]
-    low, high = np.exp(np.quantile(logs, [0.025, 0.975])).tolist()
-    visible = math.exp(POWER * float(logs.std()))
-    return Difference(figure.name, *values, (low, high), visible, _verdict(figure, low, high, visible))
+    lower, upper = np.quantile(logs, [0.025, 0.975]).tolist()
+    interval = low, high = math.exp(lower - drift), math.exp(upper + drift)
+    if prompts < FEWEST:
+        return Difference(figure.name, *values, interval, None, _too_few(prompts))
+    visible = math.exp(POWER * float(logs.std()) + drift)
+    return Difference(figure.name, *values, interval, visible, _verdict(figure, low, high, visible))
 
 
-def _resampled(figure: Figure, group: np.ndarray, stream: int) -> np.ndarray:
+def _of_resamples(figure: Figure, group: np.ndarray, stream: int) -> np.ndarray:
     """The figure of `RESAMPLES` resamples; both groups draw the same prompts, each its own runs."""
-    runs, prompts, _ = group.shape
-    picked = np.random.default_rng(0).integers(prompts, size=(RESAMPLES, prompts))
-    of_runs = np.random.default_rng(stream).integers(runs, size=(RESAMPLES, runs))
-    chosen = np.stack([np.bincount(row, minlength=runs) for row in of_runs])
-    weights = np.stack([np.bincount(row, minlength=prompts) for row in picked])
-    return figure.of(np.einsum("sr,sp,rpq->sq", chosen, weights, group, optimize=True))
+    return figure.of(resampled(np.moveaxis(group, -1, 0), RESAMPLES, stream).T)
+
+
+def _too_few(prompts: int) -> str:
+    return f"too few prompts to tell ({prompts} of {FEWEST})"
 
 
 def _verdict(figure: Figure, low: float, high: float, visible: float) -> str:
@@ -129,28 +147,29 @@ def _verdict(figure: Figure, low: float, high: float, visible: float) -> str:
         return f"the second is {figure.better}"
     if high < 1:
         return f"the first is {figure.better}"
+    if low == high == 1:
+        return "equal"
     return f"no difference was seen; one of {visible - 1:.1%} would have been, 80 times in 100"
 
 
-def _sums(run: Run) -> dict[Prompt, np.ndarray]:
-    """Sums of the quantities by prompt, over the run's repeats; NaN for what it does not tell."""
+def _by_seed(run: Run) -> list[dict[Prompt, np.ndarray]]:
+    """Sums of the quantities by prompt, over the run's repeats, for each of its seeds; NaN for what it lacks."""
     run.refresh()
-    sums: dict[Prompt, np.ndarray] = {}
-    for key, records in run.texts.items():
-        row = sums.setdefault((key.prompt, key.turn), np.zeros(len(QUANTITIES)))
-        row[:4] += (
+    seeds: dict[object, dict[Prompt, np.ndarray]] = {}
+    for generation in run.generations:
+        prompt, turn = str(generation.get("prompt")), int(generation.get("turn", 0))
+        key = TextKey(prompt, str(generation.get("category")), turn, int(generation.get("repeat", 0)))
+        records = run.texts.get(key, [])
+        of_seed = seeds.setdefault(generation.get("seed"), {})
+        row = of_seed.setdefault((prompt, turn, str(generation.get("prompt_text", ""))), np.zeros(len(QUANTITIES)))
+        row += (
             sum(record.emitted for record in records),
             len(records),
             sum(record.accepted for record in records),
             sum(record.offered for record in records),
+            *_times(generation),
         )
-    timed = set()
-    for generation in run.generations:
-        prompt = (str(generation.get("prompt")), int(generation.get("turn", 0)))
-        if prompt in sums:
-            sums[prompt][4:] += _times(generation)
-            timed.add(prompt)
-    return {prompt: row for prompt, row in sums.items() if prompt in timed}
+    return list(seeds.values())
 
 
 def _times(generation: Mapping[str, object]) -> tuple[float, float, float]:

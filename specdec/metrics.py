@@ -196,31 +196,62 @@ def phase_ms(records: Sequence[StepRecord]) -> dict[str, float]:
 Interval = tuple[float, float]
 
 
+Column = Sequence[float] | np.ndarray  # an entry per prompt; [runs prompts] of several runs
+
+
 def bootstrap(
-    columns: Sequence[Sequence[float]], statistic: Callable[[np.ndarray], np.ndarray], resamples: int = 2000
+    columns: Sequence[Column] | np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], resamples: int = 2000
 ) -> tuple[float, Interval | None]:
-    """A statistic of sums over prompts, and its 95 % percentile interval from resampling prompts, where there are at
-    least two. columns: one sequence per quantity, one entry per prompt; statistic: gets [quantities samples]."""
+    """Return a statistic of sums, and its 95 % percentile interval from resampling prompts, and runs if several.
+
+    Args:
+        columns: [quantities prompts], or [quantities runs prompts].
+        statistic: gets [quantities samples].
+        resamples: how many.
+
+    Returns:
+        The statistic of the whole, and the interval; None for one prompt of one run.
+    """
     data = np.array(columns, dtype=np.float64)
-    count = data.shape[1]
-    picks = np.random.default_rng(0).integers(count, size=(resamples, count))
-    values = statistic(np.concatenate([data.sum(1)[:, None], data[:, picks].sum(2)], axis=1))  # the whole comes first
-    if count == 1:
-        return float(values[0]), None
-    low, high = np.quantile(values[1:], [0.025, 0.975])
-    return float(values[0]), (float(low), float(high))
+    data = data[:, None] if data.ndim == 2 else data
+    whole = float(statistic(data.sum((1, 2))[:, None])[0])
+    if data[0].size == 1:
+        return whole, None
+    values = statistic(resampled(data, resamples))
+    low, high = np.quantile(values, [0.025, 0.975])
+    return whole, (float(low), float(high))
+
+
+def resampled(data: np.ndarray, resamples: int, stream: int = 1) -> np.ndarray:
+    """Return sums over resampled prompts and, independently, resampled runs (bootstrap at two levels).
+
+    Args:
+        data: [quantities runs prompts].
+        resamples: how many.
+        stream: of the draws of runs; those of prompts are always the same, so that groups of runs are paired by prompt.
+
+    Returns:
+        [quantities resamples].
+    """
+    _, runs, prompts = data.shape
+    drawn = [np.random.default_rng(s).integers(n, size=(resamples, n)) for s, n in ((stream, runs), (0, prompts))]
+    counts = [np.stack([np.bincount(row, minlength=d.shape[1]) for row in d]) for d in drawn]
+    return np.asarray(np.einsum("sr,sp,qrp->qs", *counts, data, optimize=True))
 
 
 def bootstrap_speedup(
-    tokens: Sequence[float], seconds: Sequence[float], base_tokens: Sequence[float], base_seconds: Sequence[float]
+    tokens: Column, seconds: Column, base_tokens: Column, base_seconds: Column
 ) -> tuple[float, Interval | None]:
     """Ratio of tokens/s, paired by prompt."""
-    return bootstrap([tokens, seconds, base_tokens, base_seconds], lambda s: (s[0] / s[1]) / (s[2] / s[3]))
+    return bootstrap(
+        np.array([tokens, seconds, base_tokens, base_seconds], dtype=np.float64),
+        lambda s: (s[0] / s[1]) / (s[2] / s[3]),
+    )
 
 
-def bootstrap_tau(emitted: Sequence[float], steps: Sequence[float]) -> tuple[float, Interval | None]:
+def bootstrap_tau(emitted: Column, steps: Column) -> tuple[float, Interval | None]:
     """Tokens per step."""
-    return bootstrap([emitted, steps], lambda s: s[0] / s[1])
+    return bootstrap(np.array([emitted, steps], dtype=np.float64), lambda s: s[0] / s[1])
 
 
 def median_interval(values: Sequence[float], resamples: int = 2000) -> tuple[float, Interval | None]:

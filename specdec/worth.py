@@ -68,11 +68,16 @@ def samples(
         yield Sample(emitted, len(ours.steps), new, ours.seconds, base_new, base.seconds)
 
 
-def figures(found: Iterable[Sample]) -> dict[str, float | Interval | None]:
+def figures(found: Iterable[Sample], runs: int = 1) -> dict[str, float | Interval | None]:
     """Return each of `FIGURES` over the sum of the samples, and as NAME_ci95 its 95 % interval from resampling them
-    (None with fewer than two)."""
-    columns = [list(column) for column in zip(*found, strict=True)]
-    emitted, steps, tokens, seconds, base_tokens, base_seconds = columns
+    (None for a single one).
+
+    Args:
+        found: samples, those of one run after those of another.
+        runs: how many times the same prompts were run, under another seed each; these are resampled as well.
+    """
+    columns = np.array(list(found), dtype=np.float64).T
+    emitted, steps, tokens, seconds, base_tokens, base_seconds = columns.reshape(len(columns), runs, -1)
     rate, rate_interval = bootstrap([tokens, seconds], lambda s: s[0] / s[1])
     speedup, speedup_interval = bootstrap_speedup(tokens, seconds, base_tokens, base_seconds)
     tau, tau_interval = bootstrap_tau(emitted, steps) if np.all(steps) else (1.0, None)  # texts of one token: no steps

@@ -82,6 +82,27 @@ def test_a_run_leaves_its_files_and_prints_its_figures(run: Callable[..., Done])
     assert len(done.lines("generations.jsonl")) == done.summary["repeats"] * len(done.summary["by_category"])
 
 
+def test_seeds_run_all_prompts_under_each_and_widen_the_intervals(run: Callable[..., Done], tmp_path: Path) -> None:
+    sampled = ["generation.temperature=1.0"]
+    done = run(*sampled, "seeds=[5,7]", "repeats=2", "prompts.limit=2")
+    assert done.status == 0, done.err
+    lines = done.lines("generations.jsonl")
+    assert [(g["seed"], g["repeat"]) for g in lines] == [(5, 0)] * 2 + [(5, 1)] * 2 + [(7, 2)] * 2 + [(7, 3)] * 2
+    texts = {(g["seed"], g["repeat"] % 2, g["prompt"]): g["tokens"] for g in lines}
+    alone = run(*sampled, "seed=7", "repeats=2", "prompts.limit=2", folder=tmp_path / "alone").lines(
+        "generations.jsonl"
+    )
+    assert {(7, g["repeat"], g["prompt"]): g["tokens"] for g in alone}.items() <= texts.items()
+    assert len({tuple(text) for text in texts.values()}) == len(texts)
+    assert done.summary["seeds"] == [5, 7]
+    assert set(done.summary["by_seed"]) == {"5", "7"}
+    assert sum(one["new_tokens"] for one in done.summary["by_seed"].values()) == done.summary["new_tokens"]
+    assert "2 x 2 x 2 seeds" in done.out
+    assert "by seed" in done.out
+    one = run(*sampled, "seeds=[5,7]", "prompts.limit=1", folder=tmp_path / "one")
+    assert one.summary["speedup_ci95"] is not None, "seeds alone are resampled too"
+
+
 def test_the_summary_is_what_the_step_records_say(run: Callable[..., Done]) -> None:
     done = run()
     fields = StepRecord.__dataclass_fields__
@@ -207,6 +228,8 @@ BAD = [
     (["generation.top_p=0"], "generation.top_p: expected a number in (0, 1], got 0.0"),
     (["generation.top_p=1.1"], "generation.top_p: expected a number in (0, 1], got 1.1"),
     (["generation.batch_size=0"], "generation.batch_size: expected an integer >= 1, got 0"),
+    (["seeds=[1,2,1]"], "seeds: expected seeds that differ, got [1, 2, 1]; raise repeats instead"),
+    (["seeds=[-1]"], "seeds"),
     (["repeats=0"], "repeats: expected an integer >= 1, got 0"),
     (["repeats=many"], "repeats: expected an integer, got 'many'"),
     (["drafter=ngrm"], "got 'ngrm'; did you mean ngram?"),

@@ -12,13 +12,18 @@ import pytest
 from experiments import compare as entry
 from specdec.comparison import Difference, compare
 from specdec.metrics import StepRecord
-from specdec.runs import Run
+from specdec.runs import Run, TextKey
 from tests.runs_on_disk import begin, summary_of
 
 
 def run(folder: Path, seed: int, *, faster: float = 1.0, longer: float = 0.0, prompts: int = 30, **options: Any) -> Run:
     """A run whose prompts are as hard as in every other; `seed` makes its noise, `text` its texts."""
-    noise, texts, log = random.Random(seed), random.Random(options.get("text", seed)), begin(folder)
+    machine = options.get("machine", 1.0)
+    noise, texts, log = (
+        random.Random(seed),
+        random.Random(options.get("text", seed)),
+        begin(folder, target=options.get("target", "tiny")),
+    )
     steps: list[StepRecord] = []
     for number in range(prompts):
         hard = random.Random(number).uniform(0.5, 2.0)
@@ -31,14 +36,26 @@ def run(folder: Path, seed: int, *, faster: float = 1.0, longer: float = 0.0, pr
             of_text.append(record)
         tokens = sum(record.emitted for record in of_text)
         seconds = {
-            "speculative": hard * tokens * noise.uniform(0.98, 1.02) / faster,
-            "autoregressive": 2 * hard * tokens,
+            "speculative": hard * tokens * noise.uniform(0.98, 1.02) / faster / machine,
+            "autoregressive": 2 * hard * tokens / machine,
         }
         log.steps(of_text, [where])
         identical = options.get("identical", True)
-        log.generations([{**where, "text": "", "tokens": [7] * tokens, "identical": identical, "seconds": seconds}])
+        asked = f"{options.get('asked', 'question')} {number}"
+        log.generations(
+            [
+                {
+                    **where,
+                    "prompt_text": asked,
+                    "text": "",
+                    "tokens": [7] * tokens,
+                    "identical": identical,
+                    "seconds": seconds,
+                }
+            ]
+        )
         steps += of_text
-    log.finish(summary_of({"all": steps}, drafter="ngram", target="tiny"))
+    log.finish(summary_of({"all": steps}, drafter="ngram", target=options.get("target", "tiny")))
     return Run(folder)
 
 
@@ -103,7 +120,7 @@ def test_only_shared_prompts_count_and_unknown_figures_are_left_out(tmp_path: Pa
 def test_one_prompt_makes_no_claim(tmp_path: Path) -> None:
     found = by_name([run(tmp_path / "a", 1, prompts=1)], [run(tmp_path / "b", 2, prompts=1, faster=3.0)])["tokens/s"]
     assert (found.interval, found.visible) == (None, None)
-    assert found.verdict == "one prompt tells nothing about others"
+    assert found.verdict == "too few prompts to tell (1 of 6)"
 
 
 def test_the_command_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -111,9 +128,89 @@ def test_the_command_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFix
     run(tmp_path / "b", 2, faster=1.5)
     entry.main([str(tmp_path / "a"), str(tmp_path / "b"), "--write", str(tmp_path / "found.json")])
     assert "the second is faster" in capsys.readouterr().out
-    found = json.loads((tmp_path / "found.json").read_text("utf-8"))
+    (found,) = json.loads((tmp_path / "found.json").read_text("utf-8"))["others"]
     assert found["prompts"] == 30
     assert {difference["name"] for difference in found["differences"]} >= {"tokens/s", "speedup"}
+
+
+def test_a_worse_group_among_several_ends_the_command_with_a_status_if_asked_to(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    folders = [tmp_path / name for name in ("base", "same", "slower")]
+    for folder, faster in zip(folders, (1.0, 1.0, 0.5), strict=True):
+        run(folder, 1, faster=faster)
+    entry.main([*map(str, folders)])
+    assert capsys.readouterr().out.count("over") >= 2
+    entry.main([*map(str, folders[:2]), "--fail-if-worse"])
+    with pytest.raises(SystemExit) as end:
+        entry.main([*map(str, folders), "--fail-if-worse"])
+    assert end.value.code == 1
+    err = capsys.readouterr().err
+    assert err.startswith(f"worse: {folders[2]}: tokens/s 0.5")
+    assert str(folders[1]) not in err
+
+
+def test_a_faster_machine_is_no_faster_drafter(tmp_path: Path) -> None:
+    found = by_name([run(tmp_path / "a", 1, text=0)], [run(tmp_path / "b", 2, text=0, machine=1.2)])
+    assert found["plain tokens/s"].verdict == "the second is faster, whatever drafts"
+    assert found["tokens/s"].ratio == pytest.approx(1.2, rel=0.02)
+    assert found["tokens/s"].verdict.startswith("no difference was seen")
+    assert found["speedup"].verdict.startswith("no difference was seen")
+    assert found["tokens per step"].verdict == "equal"
+    both = by_name([run(tmp_path / "c", 1, text=0)], [run(tmp_path / "d", 2, text=0, machine=1.1, faster=1.5)])
+    assert both["tokens/s"].verdict == "the second is faster"
+
+
+def test_prompts_of_the_same_id_are_not_the_same_prompt(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    run(tmp_path / "a", 1, prompts=8)
+    run(tmp_path / "b", 2, prompts=8, asked="other questions")
+    with pytest.raises(SystemExit) as end:
+        entry.main([str(tmp_path / "a"), str(tmp_path / "b")])
+    assert end.value.code == 2
+    assert capsys.readouterr().err == (
+        "error: folders: expected groups of runs over the same prompts, got no prompt that all of them answered; "
+        "run all with the same prompts=... and prompts.limit\n"
+    )
+
+
+def test_what_is_left_out_and_what_differs_is_said(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    run(tmp_path / "a", 1, prompts=9)
+    run(tmp_path / "b", 2, prompts=7, target="other")
+    entry.main([str(tmp_path / "a"), str(tmp_path / "b")])
+    out = capsys.readouterr().out
+    assert "2 prompts that not all runs answered are left out." in out
+    assert "These runs have different targets (tiny, other)" in out
+
+
+def test_a_run_that_wrote_nothing_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    run(tmp_path / "a", 1, prompts=7)
+    begin(tmp_path / "b").stop("failed")
+    with pytest.raises(SystemExit) as end:
+        entry.main([str(tmp_path / "a"), str(tmp_path / "b")])
+    assert end.value.code == 2
+    assert "got a group without a finished text" in capsys.readouterr().err
+
+
+def test_the_seeds_of_a_run_are_as_good_as_runs(tmp_path: Path) -> None:
+    """One run under four seeds gives the figures and intervals of four runs."""
+    apart = [run(tmp_path / f"{seed}", seed, prompts=8) for seed in range(4)]
+    together = begin(tmp_path / "together")
+    for seed, one in enumerate(apart):
+        one.refresh()
+        for generation in one.generations:
+            key = TextKey(generation["prompt"], "all", 0, 0)
+            where = {**{k: generation[k] for k in ("prompt", "category", "turn")}, "repeat": seed}
+            together.steps(one.texts[key], [where])
+            together.generations([{**generation, **where, "seed": seed}])
+    together.finish(apart[0].head)
+    other = [run(tmp_path / "other", 9, prompts=8)]
+    assert by_name(other, [Run(tmp_path / "together")]) == by_name(other, apart)
+
+
+def test_few_prompts_make_no_claim(tmp_path: Path) -> None:
+    found = by_name([run(tmp_path / "a", 1, prompts=5)], [run(tmp_path / "b", 2, prompts=5, faster=3.0)])["tokens/s"]
+    assert found.interval is not None
+    assert (found.visible, found.verdict) == (None, "too few prompts to tell (5 of 6)")
 
 
 def test_bad_input_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
