@@ -49,11 +49,14 @@ class FewRowLinear(nn.Module):
         return y
 
     def _takes(self, x: Tensor) -> bool:
-        """Whether the kernel may read the input, and the weights where they were."""
-        weight, bias = self.weight, self.bias
+        """Whether the kernel may read the input, and the weights where they were. Looks the weights up in the dict of
+        parameters: an attribute of a module costs as much as all checks of a tensor."""
+        weight, bias = self._parameters["weight"], self._parameters.get("bias")
         return (
             lib.plain(x)
-            and x.shape[-1:] == self._size[1:]
+            and x.dim() > 0
+            and x.shape[-1] == self.in_features
+            and weight is not None
             and lib.plain(weight)
             and weight.shape == self._size
             and weight.data_ptr() == self._matrix.w

@@ -92,23 +92,33 @@ class QuantisedLinear(nn.Module):
 
     def _takes(self, x: Tensor) -> bool:
         """Whether the kernel may read the input and the weights; makes their matrix anew where they have moved."""
-        codes, scale, bias = self.codes, self.scale, self.bias
+        parts = self._buffers  # an attribute of a module costs as much as all checks of a tensor
+        codes, scale, bias = parts["codes"], parts["scale"], parts["bias"]
         readable = (
             lib.plain(x)
-            and x.shape[-1:] == (self.in_features,)
+            and x.dim() > 0
+            and x.shape[-1] == self.in_features
             and type(codes) is Tensor
             and codes.is_cpu
             and codes.shape == self._sizes[0]
             and codes.dtype is self._stored
-            and all(
-                part is None or (lib.plain(part) and part.shape == size)
-                for part, size in zip((scale, bias), self._sizes[1:], strict=True)
-            )
-            and all(part is None or part.is_contiguous() for part in (codes, scale, bias))
+            and codes.is_contiguous()
+            and _fits(scale, self._sizes[1])
+            and _fits(bias, self._sizes[2])
         )
-        if readable and (codes.data_ptr(), lib.address(scale), lib.address(bias)) != self._where:
-            self._whole, self._where = self.matrix(), (codes.data_ptr(), lib.address(scale), lib.address(bias))
-        return readable
+        if not readable:
+            return False
+        where = (codes.data_ptr(), lib.address(scale), lib.address(bias))  # type: ignore[union-attr]
+        if where != self._where:
+            self._whole, self._where = self.matrix(), where
+        return True
+
+
+def _fits(part: Tensor | None, size: torch.Size | None) -> bool:
+    """Whether a scale or bias is what it was, and can be read; None fits None."""
+    if part is None or size is None:
+        return part is None and size is None
+    return lib.plain(part) and part.shape == size and part.is_contiguous()
 
 
 def quantise(model: PreTrainedModel, weights: str) -> str | None:
