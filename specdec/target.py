@@ -24,6 +24,7 @@ from specdec.cache import LayerShape, LentCaches, TreeCache, cache_argument
 from specdec.errors import InputError
 from specdec.kv_layout import kv_layout, require_forgettable
 from specdec.layers import DecoderLayers, last_hidden_states
+from specdec.loading.quiet import quiet
 from specdec.proof import Path, admitted
 from specdec.rope import RopeRuntime, stretched_window
 from specdec.runtime import CapturedForwards, FusedDecoder, NotCovered, choose_runtime
@@ -440,7 +441,7 @@ class TargetModel:
             InputError: it cannot be driven with trees, and why.
         """
         try:
-            with self.stock() as model, last_hidden_states(model) as seen:
+            with self.stock() as model, quiet(), last_hidden_states(model) as seen:
                 require_forgettable(model)
             if self.model.config._attn_implementation != ATTENTION_NAME:
                 raise AttributeError("its attention cannot be exchanged")
