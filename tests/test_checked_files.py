@@ -69,6 +69,7 @@ BAD: dict[str, tuple[Callable[[dict], None] | None, Any]] = {
 }
 
 
+@pytest.mark.fault("import of text: out of range, or a bomb")
 @pytest.mark.parametrize("name", BAD)
 def test_a_bad_import_leaves_the_store_as_it_was(name: str, tmp_path: Path, tiny: TargetModel) -> None:
     with Shard(tmp_path / "store", 0, Origin.of(tiny)) as shard:
@@ -80,6 +81,7 @@ def test_a_bad_import_leaves_the_store_as_it_was(name: str, tmp_path: Path, tiny
     assert len(TextStore(tmp_path / "store").texts) == 1
 
 
+@pytest.mark.fault("import of text: out of range, or a bomb")
 @pytest.mark.parametrize(
     "content", [b"", b"no xz", lzma.compress(b"[" * 100_000 + b"\n"), lzma.compress(b"7\n"), lzma.compress(b"{}")]
 )
@@ -89,6 +91,7 @@ def test_an_import_that_is_no_archive_is_refused(content: bytes, tmp_path: Path,
         import_text(tmp_path / "text.xz", shard)
 
 
+@pytest.mark.fault("tree from a file: out of range, or a bomb")
 @pytest.mark.parametrize(
     "text",
     [
@@ -129,6 +132,7 @@ def test_a_good_trace_is_read(tmp_path: Path) -> None:
     assert Trace.read(trace(tmp_path, lambda meta, arrays: None)).positions == 2
 
 
+@pytest.mark.fault("trace: out of range, or a bomb")
 @pytest.mark.parametrize(
     "change",
     [
@@ -156,6 +160,7 @@ def test_a_bad_trace_is_one_line(change: Callable[[dict, dict], None], tmp_path:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.fault("trace: out of range, or a bomb")
 def test_a_trace_that_unpacks_to_more_than_it_says_is_refused(tmp_path: Path) -> None:
     trace(tmp_path, lambda meta, arrays: None)
     with zipfile.ZipFile(tmp_path / TRACE_FILE) as saved:

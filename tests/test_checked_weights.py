@@ -53,6 +53,7 @@ SAFETENSORS = {
 }
 
 
+@pytest.mark.fault("weights: damaged, out of range, or a bomb")
 @pytest.mark.parametrize("content", SAFETENSORS.values(), ids=list(SAFETENSORS))
 def test_bad_safetensors_are_value_errors(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "x.safetensors").write_bytes(content)
@@ -89,6 +90,7 @@ class Harmful:
         return os.mkdir, ("harmed",)
 
 
+@pytest.mark.fault("attempt to run code")
 def test_a_pickle_gives_tensors_and_runs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     file = tmp_path / "x.pt"
@@ -104,6 +106,7 @@ def test_a_pickle_gives_tensors_and_runs_nothing(tmp_path: Path, monkeypatch: py
         read_tensors(file)
 
 
+@pytest.mark.fault("weights: damaged, out of range, or a bomb")
 def test_a_tensor_larger_than_what_is_stored_is_refused(tmp_path: Path) -> None:
     torch.save({"a": torch.ones(1).expand(2**40)}, tmp_path / "x.pt")
     with pytest.raises(ValueError, match="'a' is larger than what is stored of it"):
@@ -182,6 +185,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory, tiny: TargetModel) -> dict[s
     return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
+@pytest.mark.fault("weights: damaged, out of range, or a bomb")
 @pytest.mark.parametrize("name", PARTS)
 def test_damaged_parts_of_a_drafter_are_one_line(
     name: str, parts: dict[str, bytes], tmp_path: Path, tiny: TargetModel
@@ -208,6 +212,7 @@ HEADS: dict[str, dict[str, torch.Tensor]] = {
 }  # fmt: skip
 
 
+@pytest.mark.fault("weights: damaged, out of range, or a bomb")
 @pytest.mark.parametrize("name", HEADS)
 def test_heads_that_count_or_hold_anything_are_one_line(name: str, tmp_path: Path) -> None:
     save_file(HEADS[name], tmp_path / "model.safetensors")
@@ -216,6 +221,7 @@ def test_heads_that_count_or_hold_anything_are_one_line(name: str, tmp_path: Pat
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.fault("weights: damaged, out of range, or a bomb")
 @pytest.mark.parametrize("shards", [7, ["a"], {"0.0.linear.weight": 7}, {"0.0.linear.weight": "../x.safetensors"}])
 def test_an_index_names_files_beside_it(shards: Any, tmp_path: Path) -> None:
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}), "utf-8")
@@ -223,6 +229,7 @@ def test_an_index_names_files_beside_it(shards: Any, tmp_path: Path) -> None:
         read_heads(str(tmp_path), "heads")
 
 
+@pytest.mark.fault("weights: damaged, out of range, or a bomb")
 @pytest.mark.parametrize("text", ["", "[]", '{"tokens": NaN}', '{"tokens": -1}', '{"tokens": true}', '{"tokens": "7"}'])
 def test_a_bad_record_of_training_is_one_line(text: str, tmp_path: Path) -> None:
     (tmp_path / "training.json").write_text(text, "utf-8")
@@ -240,6 +247,7 @@ GGUF = {
 }
 
 
+@pytest.mark.fault("weights: damaged, out of range, or a bomb")
 @pytest.mark.parametrize("content", GGUF.values(), ids=list(GGUF))
 def test_a_damaged_gguf_file_is_one_line(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "model.gguf").write_bytes(content)

@@ -22,6 +22,7 @@ OTHERS = {
 }  # fmt: skip
 
 
+@pytest.mark.fault("run folder with values of other types")
 @pytest.mark.parametrize("value", OTHERS.values(), ids=list(OTHERS))
 @pytest.mark.parametrize("name", ["summary.json", "steps.jsonl", "generations.jsonl", "provenance.json"])
 def test_values_of_other_types_end_no_reader(

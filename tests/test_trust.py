@@ -49,7 +49,8 @@ CALLS = (  # dotted names that would do something
     # the project's own that compile, write or load, and other people's through its modules
     "specdec.runtime.build.load_library",
     "specdec.runtime.library.kernels",
-    "specdec.runlog.write_text",
+    "specdec.runlog.write_bytes",
+    "specdec.files.write_text",
     "specdec.runlog.write_json",
     "specdec.runlog.RunLog",
     "specdec.runlog.subprocess.run",
@@ -65,6 +66,7 @@ CALLS = (  # dotted names that would do something
 )
 
 
+@pytest.mark.fault("attempt to run code")
 @pytest.mark.parametrize("name", CALLS)
 @pytest.mark.parametrize("place", ["top", "nested", "list", "partial", "args", "unrecursive"])
 def test_a_target_that_is_no_component_is_refused(name: str, place: str) -> None:
@@ -88,6 +90,7 @@ def test_a_target_that_is_no_name_is_refused(name: object) -> None:
         instantiate(OmegaConf.create({"drafter": {"_target_": name}}).drafter)
 
 
+@pytest.mark.fault("attempt to run code")
 def test_nothing_foreign_is_imported_to_refuse_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "foreign_code.py").write_text("raise SystemExit('this ran')", "utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -96,6 +99,7 @@ def test_nothing_foreign_is_imported_to_refuse_it(tmp_path: Path, monkeypatch: p
     assert "foreign_code" not in sys.modules
 
 
+@pytest.mark.fault("attempt to run code")
 @pytest.mark.parametrize(
     "node",
     [
@@ -149,6 +153,7 @@ def test_every_target_of_the_projects_files_is_a_component() -> None:
         assert callable(component(name, "_target_"))
 
 
+@pytest.mark.fault("attempt to run code")
 @pytest.mark.parametrize(
     "choice", ["../drafter/ngram", "/etc/passwd", "../../conf/acceptance/exact", "exact.yaml", "", "."]
 )
@@ -157,6 +162,7 @@ def test_names_of_rules_cannot_leave_their_folder(choice: str) -> None:
         choice_of("acceptance", choice, "rules")
 
 
+@pytest.mark.fault("attempt to run code")
 def test_a_rules_file_allows_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "acceptance").mkdir()
     (tmp_path / "acceptance" / "mine.yaml").write_text("_target_: os.system\nallow_targets: [os.]\n", "utf-8")
@@ -209,6 +215,7 @@ def with_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     return call
 
 
+@pytest.mark.fault("attempt to run code")
 @pytest.mark.parametrize("attempt", FILES)
 def test_files_from_somebody_else_run_nothing(
     attempt: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, with_folder: Callable[..., Done]
@@ -229,6 +236,7 @@ def test_files_from_somebody_else_run_nothing(
     assert not (tmp_path / "run" / "steps.jsonl").exists()
 
 
+@pytest.mark.fault("attempt to run code")
 @pytest.mark.parametrize(
     ("typed", "expected"),
     [
@@ -247,6 +255,7 @@ def test_the_command_line_is_checked_too(
     assert expected in done.err
 
 
+@pytest.mark.fault("attempt to run code")
 def test_a_search_path_in_a_file_imports_no_package(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, with_folder: Callable[..., Done]
 ) -> None:
@@ -259,6 +268,7 @@ def test_a_search_path_in_a_file_imports_no_package(
     assert "hydra.searchpath: expected folders, got 'pkg://evil_package'" in done.err
 
 
+@pytest.mark.fault("attempt to run code")
 @pytest.mark.parametrize("option", ["setup", "python", "srun_args"])
 def test_commands_of_a_clusters_launcher_come_from_the_command_line(option: str) -> None:
     launcher = {"_target_": "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher", option: ["x"]}
@@ -269,6 +279,7 @@ def test_commands_of_a_clusters_launcher_come_from_the_command_line(option: str)
     refuse_commands(cfg, CommandLine([f"hydra.launcher.{option}"], []))
 
 
+@pytest.mark.fault("attempt to run code")
 def test_a_swept_file_cannot_allow_targets(tmp_path: Path, with_folder: Callable[..., Done]) -> None:
     (tmp_path / "experiment").mkdir()
     params = "{+allow_targets: '[os.]', drafter._target_: os.system}"

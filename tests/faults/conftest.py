@@ -65,12 +65,11 @@ def whole(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[s
     return of
 
 
-@pytest.fixture(autouse=True)
-def _row(request: pytest.FixtureRequest, record_property: Callable[[str, object], None]) -> None:
-    """The row of the table that a test counts in."""
-    marker = request.node.get_closest_marker("fault")
-    if marker is not None:
-        record_property("fault", marker.args[0])
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give each test, also those of other folders, the row of the table that it counts in."""
+    for item in items:
+        if (marker := item.get_closest_marker("fault")) is not None:
+            item.user_properties.append(("fault", marker.args[0]))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
