@@ -20,6 +20,7 @@ from flask import Response, abort, request
 
 from experiments.entry import one_line_errors
 from experiments.escape import visible
+from experiments.pictures.leaderboard import Leaderboard, leaderboard_page
 from experiments.pictures.page import ASSETS, Contents, csv_link, page, reader_page
 from experiments.pictures.picture import Picture, Table, shown
 from experiments.pictures.style import CONFIG
@@ -88,6 +89,12 @@ class Library:
         except Exception as error:  # a file may hold anything, and the other runs must stay in the list
             return {"run": name, "status": f"unreadable ({visible(str(error)) or type(error).__name__})"[:80]}
 
+    def leaderboard(self) -> Leaderboard:
+        """The newest run of every entrant, among all that are there now."""
+        self.rows()
+        with self._lock:
+            return Leaderboard.of(list(self._runs.values()))
+
     def refreshed(self, names: Sequence[str]) -> list[Run]:
         """These runs as they are now; names that are none of ours are left out."""
         with self._lock:
@@ -155,6 +162,10 @@ def dashboard(root: Path) -> Dash:
     def reader() -> Response:
         return Response(reader_page(chosen()[0]), mimetype="text/html")
 
+    @server.get("/leaderboard")
+    def leaderboard() -> Response:
+        return Response(leaderboard_page(library.leaderboard()), mimetype="text/html")
+
     @server.get("/report")
     def report() -> Response:
         name = {"Content-Disposition": "attachment; filename=report.html"}
@@ -211,6 +222,7 @@ def _layout(rows: Any) -> html.Main:
         [
             html.H1("Runs"),
             html.P("Choose one to see it, several to compare them. A run under way is followed.", className="says"),
+            html.P(html.A("leaderboard", href="/leaderboard"), className="made"),
             html.Section(runs, className="card wide"),
             html.Div(id="shown"),
             dcc.Interval(id="clock", interval=PERIOD_MS),

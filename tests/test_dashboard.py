@@ -19,6 +19,8 @@ from experiments import dashboard
 from specdec.metrics import StepMetrics
 from tests.browser import keep_screenshot, nothing_is_cut_off, whole_view
 from tests.runs_on_disk import add_reports, add_text, begin, begin_training, finished, training
+from tests.test_leaderboard import run as scored
+from tests.test_leaderboard import works
 
 
 @pytest.fixture
@@ -59,6 +61,19 @@ def test_a_live_run_is_followed(tmp_path: Path, served: str, open_page: Callable
     log.stop("interrupted")
     page.wait_for_function("() => document.querySelector('#shown').innerText.includes('the run was interrupted')")
     keep_screenshot(page, "dashboard-live")
+
+
+def test_the_leaderboard_is_a_page_of_it(tmp_path: Path, served: str, open_page: Callable[..., Any]) -> None:
+    for day, (drafter, speedup) in enumerate((("ngram", 1.5), ("medusa", 1.25), ("union", 10.5)), 1):
+        scored(tmp_path / "outputs" / drafter, f"2026-11-0{day}T10:00:00+0000", speedup, drafter=drafter)
+    page = open_page(served, width=360)
+    keep_screenshot(page, "dashboard-360")
+    page.locator("a", has_text="leaderboard").click()
+    page.wait_for_selector("#board")
+    works(page)
+    finished(tmp_path / "outputs" / "later", drafter="eagle")
+    page.reload()
+    assert "eagle" in page.inner_text("#board tbody tr >> nth=0"), "runs that came later are there"
 
 
 def test_a_live_training_run_is_followed(tmp_path: Path, served: str, open_page: Callable[..., Any]) -> None:

@@ -14,6 +14,7 @@ import pytest
 from experiments import leaderboard as entry
 from experiments.pictures.leaderboard import COLUMNS, Leaderboard
 from specdec.runs import Run, find_runs
+from tests.browser import keep_screenshot
 from tests.runs_on_disk import SCRIPT, begin, finished
 
 
@@ -47,6 +48,18 @@ def test_the_newest_run_of_every_entrant_newest_first(tmp_path: Path) -> None:
     assert board.left_out == 1
 
 
+@pytest.mark.parametrize(
+    ("broken", "left_out"), [({"speedup": "fast"}, 1), ({"divergence": 7}, 0), ({"speedup_ci95": 3}, 0)]
+)
+def test_what_cannot_be_read_of_a_run_spoils_no_page(tmp_path: Path, broken: dict[str, Any], left_out: int) -> None:
+    run(tmp_path / "a", "2026-11-01T10:00:00+0000", 1.5)
+    run(tmp_path / "b", "2026-11-02T10:00:00+0000", 1.5)
+    file = tmp_path / "b" / "summary.json"
+    file.write_text(json.dumps({**json.loads(file.read_text("utf-8")), **broken}), "utf-8")
+    board = Leaderboard.of(find_runs([tmp_path]))
+    assert (len(board.table.rows), board.left_out) == (1, left_out)
+
+
 def test_the_command_writes_a_page_and_prints_a_table(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     run(tmp_path / "a", "2026-11-01T10:00:00+0000", 1.5, drafter=SCRIPT)
     entry.main([str(tmp_path)])
@@ -68,7 +81,15 @@ def test_rows_can_be_chosen_and_sorted(tmp_path: Path, open_page: Any) -> None:
     run(tmp_path / "b", "2026-11-02T10:00:00+0000", 1.25, drafter="medusa")
     run(tmp_path / "c", "2026-11-03T10:00:00+0000", 10.5, drafter="union")
     entry.main([str(tmp_path)])
-    page = open_page((tmp_path / "leaderboard.html").as_uri())
+    works(open_page((tmp_path / "leaderboard.html").as_uri()))
+    for width in (360, 1280):
+        page = open_page((tmp_path / "leaderboard.html").as_uri(), width=width)
+        keep_screenshot(page, f"leaderboard-{width}")
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def works(page: Any) -> None:
+    """The choices, the order and the CSV of a page with three drafters."""
 
     def drafters() -> list[str]:
         return page.locator("#board tbody tr:visible td:nth-child(2)").all_inner_texts()
