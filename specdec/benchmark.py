@@ -275,6 +275,7 @@ class Benchmark:
             "tokens": trial.texts[OURS],
             "identical": trial.texts[OURS] == trial.texts[BASE] if self.sampling.greedy else None,
             "seconds": trial.seconds,
+            "baseline_tokens": len(trial.texts[BASE]),
             "conditions": {name: conditions.as_dict() for name, conditions in trial.conditions.items()},
         }
 

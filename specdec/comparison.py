@@ -20,7 +20,7 @@ from specdec.runs import Run, TextKey
 RESAMPLES = 4000
 FEWEST = 6  # prompts: even if all of fewer point the same way, chance alone does that more than 5 times in 100
 POWER = 1.96 + 0.84  # standard errors: found in 80 of 100 experiments, at 5 % of false alarms
-QUANTITIES = ("emitted", "steps", "accepted", "offered", "tokens", "seconds", "base_seconds")
+QUANTITIES = ("emitted", "steps", "accepted", "offered", "tokens", "seconds", "base_tokens", "base_seconds")
 Prompt = tuple[str, int, str]  # its id, the turn, and what was asked: sets may number their prompts alike
 Sums = np.ndarray  # [... quantities]
 
@@ -50,13 +50,14 @@ def _ratio(over: str, under: str) -> Callable[[Sums], np.ndarray]:
     return ratio
 
 
+_fast, _plain = _ratio("tokens", "seconds"), _ratio("base_tokens", "base_seconds")
 FIGURES = (
     Figure("tokens per step", _ratio("emitted", "steps"), "longer"),
     Figure("acceptance rate", _ratio("accepted", "offered"), "higher"),
-    Figure("tokens/s", _ratio("tokens", "seconds"), "faster"),
-    Figure("speedup", _ratio("base_seconds", "seconds"), "faster"),
+    Figure("tokens/s", _fast, "faster"),
+    Figure("speedup", lambda sums: _fast(sums) / _plain(sums), "faster"),
 )
-PLAIN = Figure("plain tokens/s", _ratio("tokens", "base_seconds"), "faster, whatever drafts")  # the same work in both
+PLAIN = Figure("plain tokens/s", _plain, "faster, whatever drafts")  # the same work in both
 DRIFTS = {"tokens/s": 2, "speedup": 1}  # how many times the machine's drift can be in a figure: see `compare`
 
 
@@ -172,11 +173,17 @@ def _by_seed(run: Run) -> list[dict[Prompt, np.ndarray]]:
     return list(seeds.values())
 
 
-def _times(generation: Mapping[str, object]) -> tuple[float, float, float]:
-    """Tokens, seconds, and seconds of the baseline if its text was the same."""
+def _times(generation: Mapping[str, object]) -> tuple[float, float, float, float]:
+    """Tokens and seconds, then those of the baseline; an older version noted its tokens only by saying `identical`."""
     seconds, tokens = generation.get("seconds"), generation.get("tokens")
     if not isinstance(seconds, Mapping):
-        return (math.nan,) * 3
-    base = seconds.get("autoregressive", math.nan) if generation.get("identical") else math.nan
+        return (math.nan,) * 4
     count = len(tokens) if isinstance(tokens, Sequence) else math.nan
-    return count, float(seconds.get("speculative", math.nan)), float(base)
+    base = generation.get("baseline_tokens", count if generation.get("identical") else math.nan)
+    base_count = float(base) if isinstance(base, int | float) else math.nan
+    return (
+        count,
+        float(seconds.get("speculative", math.nan)),
+        base_count,
+        float(seconds.get("autoregressive", math.nan)),
+    )

@@ -42,18 +42,11 @@ def run(folder: Path, seed: int, *, faster: float = 1.0, longer: float = 0.0, pr
         log.steps(of_text, [where])
         identical = options.get("identical", True)
         asked = f"{options.get('asked', 'question')} {number}"
-        log.generations(
-            [
-                {
-                    **where,
-                    "prompt_text": asked,
-                    "text": "",
-                    "tokens": [7] * tokens,
-                    "identical": identical,
-                    "seconds": seconds,
-                }
-            ]
-        )
+        text: dict[str, Any] = {**where, "prompt_text": asked, "text": "", "tokens": [7] * tokens}
+        if "baseline" in options:
+            text["baseline_tokens"] = options["baseline"]
+            seconds["autoregressive"] = 2 * hard * options["baseline"] / machine
+        log.generations([{**text, "identical": identical, "seconds": seconds}])
         steps += of_text
     log.finish(summary_of({"all": steps}, drafter="ngram", target=options.get("target", "tiny")))
     return Run(folder)
@@ -159,6 +152,17 @@ def test_a_faster_machine_is_no_faster_drafter(tmp_path: Path) -> None:
     assert found["tokens per step"].verdict == "equal"
     both = by_name([run(tmp_path / "c", 1, text=0)], [run(tmp_path / "d", 2, text=0, machine=1.1, faster=1.5)])
     assert both["tokens/s"].verdict == "the second is faster"
+
+
+def test_sampled_texts_have_a_speedup_too(tmp_path: Path) -> None:
+    """Their baseline has another number of tokens, which newer runs note."""
+    found = by_name(
+        [run(tmp_path / "a", 1, identical=None, baseline=7)],
+        [run(tmp_path / "b", 2, identical=None, baseline=7, faster=1.5)],
+    )
+    assert found["speedup"].verdict == "the second is faster"
+    assert found["speedup"].ratio == pytest.approx(1.5, rel=0.1)
+    assert "plain tokens/s" in found
 
 
 def test_prompts_of_the_same_id_are_not_the_same_prompt(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
