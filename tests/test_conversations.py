@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,15 @@ def test_files_that_cannot_be_read_say_what_to_do(tmp_path: Path, data: bytes, m
     with pytest.raises(InputError) as error:
         jsonl(str(file))
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
+def test_what_is_no_regular_file_is_not_waited_for(kind: str, tmp_path: Path) -> None:
+    path = {"pipe": tmp_path / "pipe", "device": Path("/dev/zero"), "folder": tmp_path}[kind]
+    if kind == "pipe":
+        os.mkfifo(path)
+    with pytest.raises(InputError, match=r"prompts.path: expected a readable JSONL file, got .*no regular file"):
+        jsonl(str(path))
 
 
 def test_halves_of_characters_are_joined_or_replaced(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -16,6 +16,7 @@ from experiments.entry import BAD_INPUT, one_line_errors
 from experiments.faults import FIXES
 from experiments.signals import Stopped, deferred
 from experiments.terminal import steady_output
+from specdec.errors import InputError
 
 
 @pytest.fixture(autouse=True)
@@ -114,3 +115,17 @@ def test_characters_that_an_encoding_lacks_become_escapes(monkeypatch: pytest.Mo
     with steady_output():
         sys.stdout.write("τ 2.5\n")
     assert data.getvalue() == b"\\u03c4 2.5\n"
+
+
+def test_the_line_of_an_error_has_an_end(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit), one_line_errors():
+        raise InputError("x" * 100_000, expected="a", got="b", fix="the advice at the end")
+    line = capsys.readouterr().err
+    assert len(line) < 2100
+    assert line.endswith("the advice at the end\n")
+
+
+def test_an_interrupted_run_names_the_signal(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit), one_line_errors():
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert capsys.readouterr().err == "interrupted: SIGTERM\n"
