@@ -149,7 +149,10 @@ class TransformersGenerate:
         if self._assistant is None:
             from specdec.models import load
 
-            loaded = load(name, device=str(target.device), runtime="stock", option=self.name)
+            if name == "auto":
+                expected, got = "a draft model that transformers runs by itself", "'auto', a student of the target"
+                raise InputError(self.name, expected=expected, got=got, fix="name one with drafter.model=NAME")
+            loaded = load(name, device=str(target.device), runtime="stock", option="drafter.model")
             if differing_tokens(target, loaded):
                 expected = f"a draft model with the tokens of the target {target.name}"
                 raise InputError(self.name, expected=expected, got=name, fix="leave it out: choose another reference")

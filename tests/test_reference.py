@@ -95,6 +95,15 @@ def test_an_assistant_with_other_tokens_is_refused_before_anything_runs(tiny: Ta
     )
 
 
+def test_a_student_is_no_assistant(tiny: TargetModel) -> None:
+    with pytest.raises(InputError) as error:
+        runnable([TransformersGenerate("assisted", assistant="auto")], tiny, GREEDY)
+    assert str(error.value) == (
+        "assisted: expected a draft model that transformers runs by itself, got 'auto', a student of the target; name "
+        "one with drafter.model=NAME"
+    )
+
+
 @needs_llama
 def test_llama_cpp_computes_the_same_logits(tiny: TargetModel) -> None:
     from llama_cpp import GGML_TYPE_F32, Llama

@@ -1,8 +1,8 @@
 """A small random model of the same class and kind of config, to try what a real one would take too long for.
 
 Windows are counted in cache slots, so that a window of 4,096 shows itself in texts of 4,096 tokens only. The twin
-has the same windows, 8 tokens wide. Its rotary embeddings switch behind every text it reads: the model itself is tried
-past the lengths that its config names.
+has the same windows, at most 8 tokens wide. Its rotary embeddings switch behind every text it reads: the model itself
+is tried past the lengths that its config names.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ def _config(whole: PreTrainedConfig) -> PreTrainedConfig:
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     text: Any = config.get_text_config()
-    for name in windows(config):
-        setattr(text, name, WINDOW)
+    for name, value in windows(config).items():
+        setattr(text, name, min(value, WINDOW))
     _lengthen(vars(text))
     kept = list(_one_of_each_kind(text))
     for name, value in list(vars(text).items()):

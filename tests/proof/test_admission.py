@@ -174,6 +174,16 @@ def test_an_exception_inside_the_comparison_is_one_line(monkeypatch: pytest.Monk
         TargetModel(model, name="gemma2")
 
 
+@pytest.mark.parametrize(
+    ("family", "options"), [("mistral", {"sliding_window": 1}), ("llama4_text", {"attention_chunk_size": 1})]
+)
+def test_a_window_that_transformers_forgets_with_a_cache_is_refused(family: str, options: dict[str, int]) -> None:
+    """A cache of transformers keeps everything for a window of one token: its text differs from its own forwards."""
+    with pytest.raises(InputError, match=r"runs alike with a KV cache and without, got .* part behind its window"):
+        TargetModel(build(family, **options), name=family)
+    assert TargetModel(build(family, **dict.fromkeys(options, 2)), name=family).proof
+
+
 def test_weights_that_give_nan_are_refused() -> None:
     model = build("gemma2")
     with torch.no_grad():
