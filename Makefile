@@ -41,8 +41,8 @@ test-transformers: $(READY)  ## a few tests with the oldest and the newest trans
 	for version in $(ENDS); do \
 		folder=$(VENV)/transformers-$$version; \
 		test -d $$folder/transformers || $(BIN)/pip install -q --no-deps --target $$folder transformers==$$version; \
-		PYTHONPATH=$$folder $(BIN)/python -m pytest -p no:cacheprovider tests/test_target.py tests/eagle \
-			tests/test_conversations.py || exit 1; \
+		PYTHONPATH=$$folder $(BIN)/python -m pytest -p no:cacheprovider tests/specdec/model/test_target.py tests/drafters/eagle \
+			tests/specdec/prompts/test_conversations.py || exit 1; \
 	done
 
 test-launchers: $(READY)  ## joblib, submitit, Ray and Optuna for real, each with a job that fails; installs .[launch]
@@ -64,7 +64,7 @@ check: $(READY)  ## what CI runs
 	$(MAKE) test
 
 bench: $(READY)  ## ours beside transformers and llama.cpp, as ratios; make bench ARGS="check=benchmarks/ratios.json"
-	$(BIN)/python -m experiments.suite $(ARGS)
+	$(BIN)/python -m experiments.ratios $(ARGS)
 
 format: $(READY)
 	$(BIN)/ruff format .

@@ -14,9 +14,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from specdec.protocols import AcceptanceRule
-from specdec.sampling import UniformDraws, draw_without_replacement
-from specdec.tree import TokenTree
+from specdec.decoding.protocols import AcceptanceRule
+from specdec.decoding.sampling import UniformDraws, draw_without_replacement
+from specdec.trees.tree import TokenTree
 from verifiers.acceptance.block import Block
 from verifiers.acceptance.exact import Exact
 from verifiers.acceptance.greedy import Greedy

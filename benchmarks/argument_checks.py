@@ -19,9 +19,9 @@ import torch
 from torch import nn
 
 from specdec.metrics import median_interval
-from specdec.runtime import vocabulary
-from specdec.runtime.few_rows import FewRowLinear
-from specdec.runtime.quantised import QuantisedLinear
+from specdec.model.runtime import vocabulary
+from specdec.model.runtime.few_rows import FewRowLinear
+from specdec.model.runtime.quantised import QuantisedLinear
 
 LAYERS, TURNS, CALLS = 30, 200, 20
 # (inputs, outputs) of the products in a layer of SmolLM2-135M, and how many of each there are

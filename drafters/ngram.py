@@ -9,9 +9,9 @@ from collections import defaultdict
 from collections.abc import Sequence
 from itertools import cycle, islice
 
+from specdec.decoding.protocols import DraftState, Session
 from specdec.errors import InputError
-from specdec.protocols import DraftState, Session
-from specdec.tree import TokenTree
+from specdec.trees.tree import TokenTree
 
 
 class Ngram:

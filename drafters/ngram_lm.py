@@ -13,10 +13,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from specdec.drafting import TreeShape, level_q
+from specdec.decoding.grow_fixed import TreeShape, level_q
+from specdec.decoding.protocols import DraftState, Session
 from specdec.errors import InputError
-from specdec.protocols import DraftState, Session
-from specdec.tree import TokenTree, histories
+from specdec.trees.tree import TokenTree, histories
 
 
 class NgramLM:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from specdec.protocols import DraftState, Session
-from specdec.tree import TokenTree
+from specdec.decoding.protocols import DraftState, Session
+from specdec.trees.tree import TokenTree
 
 
 class NoDrafter:

@@ -12,11 +12,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from drafters.estimates import SILENT, Estimates, Pending, Proposal
-from specdec.drafting import require_ranked
+from drafters.shared.estimates import SILENT, Estimates, Pending, Proposal
+from specdec.decoding.grow_fixed import require_ranked
+from specdec.decoding.protocols import Drafter, DraftState, Session, Weights, exit_layer_of, weights_of
 from specdec.errors import InputError
-from specdec.protocols import Drafter, DraftState, Session, Weights, exit_layer_of, weights_of
-from specdec.tree import PAD, TokenTree
+from specdec.trees.tree import PAD, TokenTree
 
 MEMORY = 0.9  # of what drafters got right, per proposal: texts turn from copying to new words within a few steps
 BEYOND = 1 << 30  # a node of another drafter's tree

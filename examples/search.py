@@ -15,13 +15,13 @@ import optuna
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from experiments.components import instantiate
-from experiments.entry import CONF
-from experiments.resources import timed
-from experiments.settings import settings
-from specdec.prompts import PromptEncoder
-from specdec.target import TargetModel
-from specdec.worth import Sample, figures, samples
+from experiments.common.components import instantiate
+from experiments.common.entry import CONF
+from experiments.common.resources import timed
+from experiments.common.settings import settings
+from specdec.measure.worth import Sample, figures, samples
+from specdec.model.target import TargetModel
+from specdec.prompts.sets import PromptEncoder
 
 STARTUP_TRIALS, WARMUP_PROMPTS = 4, 2  # before pruning begins
 

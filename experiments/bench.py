@@ -15,21 +15,21 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.components import instantiate
-from experiments.entry import CONF, launch, stderr
-from experiments.objective import check_objective, objective
+from experiments.common.components import instantiate
+from experiments.common.entry import CONF, launch, stderr
+from experiments.common.objective import check_objective, objective
+from experiments.common.resources import timed
+from experiments.common.settings import Settings, settings
+from experiments.common.tables import print_path, print_summary, progress_bar
+from experiments.common.task import Task
 from experiments.pictures.page import REPORT, write_page
-from experiments.resources import timed
-from experiments.settings import Settings, settings
-from experiments.sweep import label
-from experiments.tables import print_path, print_summary, progress_bar
-from experiments.task import Task
-from specdec.benchmark import OURS, Benchmark, Trial, describe
-from specdec.recording import Recorder
-from specdec.reference import runnable
-from specdec.runlog import RunLog
-from specdec.runs import Run
-from specdec.trace import TRACE_FILE
+from experiments.sweeps.sweep import label
+from specdec.measure.benchmark import OURS, Benchmark, Trial, describe
+from specdec.measure.rivals import runnable
+from specdec.replay.record import Recorder
+from specdec.replay.trace import TRACE_FILE
+from specdec.runs.log import RunLog
+from specdec.runs.read import Run
 
 
 @hydra.main(config_path=CONF, config_name="bench", version_base="1.3")

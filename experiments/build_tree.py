@@ -20,24 +20,24 @@ from torch import Tensor
 
 from drafters.medusa.drafter import load_heads
 from drafters.medusa.measure import Accuracy, accuracies
-from drafters.medusa.trees import GUESSED_HEADS, TREE_FILE, write_tree
-from experiments.components import instantiate
-from experiments.entry import CONF, launch
-from experiments.progress import progress
-from experiments.settings import Settings, settings, typed
-from experiments.tables import stdout
-from experiments.task import Task
+from experiments.common.components import instantiate
+from experiments.common.entry import CONF, launch
+from experiments.common.progress import progress
+from experiments.common.settings import Settings, settings, typed
+from experiments.common.tables import stdout
+from experiments.common.task import Task
+from specdec.decoding.generate import autoregressive
 from specdec.errors import InputError
-from specdec.files import write_json
-from specdec.generate import autoregressive
+from specdec.files.durable import write_json
+from specdec.model.target import TargetModel
 from specdec.options import Count
-from specdec.prompts import PromptEncoder, PromptSet, first_turns
-from specdec.runlog import provenance
-from specdec.target import TargetModel
-from specdec.topology import Path as IndexPath
-from specdec.topology import best_tree, most_frequent_tree
-from specdec.training.store import TextStore
-from specdec.training.texts import HIDDEN, Origin
+from specdec.prompts.sets import PromptEncoder, PromptSet, first_turns
+from specdec.runs.log import provenance
+from specdec.training.text.store import TextStore
+from specdec.training.text.texts import HIDDEN, Origin
+from specdec.trees.files import GUESSED_HEADS, TREE_FILE, write_tree
+from specdec.trees.topology import Path as IndexPath
+from specdec.trees.topology import best_tree, most_frequent_tree
 
 Texts = Iterator[tuple[list[int], Tensor, list[list[int]]]]  # ids, hidden states [seq dim], answers
 SIZES = (1, 3, 7, 15, 31, 63)  # trees whose expectation is printed

@@ -17,20 +17,20 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from rich.table import Table
 
-from experiments.components import instantiate
-from experiments.entry import CONF, launch
-from experiments.settings import typed
-from experiments.tables import print_path, stdout
-from experiments.task import Task
-from specdec.files import write_json
-from specdec.models import load
-from specdec.processors import not_used, obeyed
-from specdec.proof.difference import LARGEST, MEDIAN
-from specdec.proof.serving import Serving, served
-from specdec.proof.twin import windows
-from specdec.runlog import provenance
-from specdec.sampling import SamplingParams
-from specdec.target import TargetModel
+from experiments.common.components import instantiate
+from experiments.common.entry import CONF, launch
+from experiments.common.settings import typed
+from experiments.common.tables import print_path, stdout
+from experiments.common.task import Task
+from specdec.decoding.processors import not_used, obeyed
+from specdec.decoding.sampling import SamplingParams
+from specdec.files.durable import write_json
+from specdec.model.load import load
+from specdec.model.proof.difference import LARGEST, MEDIAN
+from specdec.model.proof.serving import Serving, served
+from specdec.model.proof.twin import windows
+from specdec.model.target import TargetModel
+from specdec.runs.log import provenance
 
 CHECK = "check.json"
 Facts = dict[str, Any]

@@ -18,12 +18,12 @@ from typing import Any
 
 from rich.table import Table
 
-from experiments.entry import one_line_errors, stderr
+from experiments.common.entry import one_line_errors, stderr
+from experiments.common.tables import print_path, stdout
 from experiments.pictures.several_runs import warnings
-from experiments.tables import print_path, stdout
-from specdec.comparison import PLAIN, Difference, compare
-from specdec.files import write_json
-from specdec.runs import Run, find_runs
+from specdec.files.durable import write_json
+from specdec.measure.comparison import PLAIN, Difference, compare
+from specdec.runs.read import Run, find_runs
 
 WORSE = 1  # exit status
 FALSE_ALARMS = "Where nothing differs, each verdict claims a difference 5 times in 100."

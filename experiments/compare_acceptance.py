@@ -20,20 +20,20 @@ from plotly.subplots import make_subplots
 from rich.table import Table
 from rich.text import Text
 
-from experiments.components import instantiate
-from experiments.entry import CONF, launch
-from experiments.parts import part
-from experiments.settings import settings, typed
-from experiments.tables import number, progress_bar, stdout
-from experiments.task import Task
+from experiments.common.components import instantiate
+from experiments.common.entry import CONF, launch
+from experiments.common.parts import part
+from experiments.common.settings import settings, typed
+from experiments.common.tables import number, progress_bar, stdout
+from experiments.common.task import Task
+from specdec.decoding.protocols import AcceptanceRule
 from specdec.errors import InputError
 from specdec.exactness.rules import require_proven
-from specdec.files import write_json
+from specdec.files.durable import write_json
+from specdec.measure.rules import RuleComparison, Trees
 from specdec.options import Count, NonNegative
-from specdec.prompts import PromptEncoder, first_turns
-from specdec.protocols import AcceptanceRule
-from specdec.rule_comparison import RuleComparison, Trees
-from specdec.runlog import provenance
+from specdec.prompts.sets import PromptEncoder, first_turns
+from specdec.runs.log import provenance
 
 # Okabe and Ito's palette: told apart by colour-blind readers
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")

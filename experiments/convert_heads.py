@@ -16,16 +16,16 @@ from omegaconf import DictConfig
 from rich.table import Table
 
 from drafters.medusa.formats import HeadsFile, read_heads, write_official, write_vllm
-from experiments.components import instantiate
-from experiments.entry import CONF, launch, stderr
-from experiments.settings import typed
-from experiments.tables import stdout
-from experiments.task import Task
+from experiments.common.components import instantiate
+from experiments.common.entry import CONF, launch, stderr
+from experiments.common.settings import typed
+from experiments.common.tables import stdout
+from experiments.common.task import Task
 from specdec.errors import InputError
-from specdec.files import replacing, write_json
-from specdec.models import resolve_dtype
-from specdec.runlog import provenance
-from specdec.target import TargetModel
+from specdec.files.durable import replacing, write_json
+from specdec.model.load import resolve_dtype
+from specdec.model.target import TargetModel
+from specdec.runs.log import provenance
 
 SHOWN = 5  # tensors left out that are named; a full model has hundreds
 

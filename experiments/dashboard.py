@@ -18,15 +18,15 @@ from dash import Dash, Input, Output, State, dcc, html, no_update
 from dash.dash_table.DataTable import DataTable
 from flask import Response, abort, request
 
-from experiments.entry import one_line_errors
-from experiments.escape import visible
+from experiments.common.entry import one_line_errors
+from experiments.common.escape import visible
+from experiments.common.tables import stdout
 from experiments.pictures.leaderboard import Leaderboard, leaderboard_page
 from experiments.pictures.page import ASSETS, Contents, csv_link, page, reader_page
 from experiments.pictures.picture import Picture, Table, shown
 from experiments.pictures.style import CONFIG
-from experiments.tables import stdout
 from specdec.errors import InputError
-from specdec.runs import Run, run_folders
+from specdec.runs.read import Run, run_folders
 
 HOST = "127.0.0.1"  # this machine only
 PERIOD_MS = 1000

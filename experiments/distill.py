@@ -10,8 +10,8 @@ import hydra
 from omegaconf import DictConfig
 
 from experiments import train
-from experiments.entry import CONF, launch
-from experiments.task import Task
+from experiments.common.entry import CONF, launch
+from experiments.common.task import Task
 
 
 @hydra.main(config_path=CONF, config_name="distill", version_base="1.3")

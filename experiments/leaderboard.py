@@ -10,12 +10,12 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.entry import one_line_errors
+from experiments.common.entry import one_line_errors
+from experiments.common.tables import print_path, stdout
 from experiments.pictures.leaderboard import FILTERED, LEADERBOARD, Leaderboard, write_leaderboard
 from experiments.pictures.picture import Table
 from experiments.report import rich
-from experiments.tables import print_path, stdout
-from specdec.runs import find_runs
+from specdec.runs.read import find_runs
 
 SHOWN = (*FILTERED, "speedup", "95 % from", "to", "τ (tokens per step)", "started")
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 import transformers
 
-from experiments.family_check import NOT_BUILT, REFUSED, WORKS, Finding, check_family
-from experiments.tiny_models import causal_lm_types
+from experiments.families.family_check import NOT_BUILT, REFUSED, WORKS, Finding, check_family
+from experiments.families.tiny_models import causal_lm_types
 
 ROOT = Path(__file__).parents[1]
 TABLE, SIDES = ROOT / "docs" / "models.md", ROOT / "family_tests" / "sides.json"

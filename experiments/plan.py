@@ -19,22 +19,22 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from rich.table import Table
 
-from experiments.components import instantiate
-from experiments.cost_model import Modelled, where
-from experiments.entry import CONF, launch, stderr
+from experiments.common.components import instantiate
+from experiments.common.cost_model import Modelled, where
+from experiments.common.entry import CONF, launch, stderr
+from experiments.common.settings import typed
+from experiments.common.tables import stdout
+from experiments.common.task import Task
 from experiments.pictures.plan import picture
-from experiments.settings import typed
-from experiments.tables import stdout
-from experiments.task import Task
-from specdec.checked_files import read_yaml
 from specdec.errors import InputError
-from specdec.files import write_json
+from specdec.files.checked import read_yaml
+from specdec.files.durable import write_json
 from specdec.hardware import CostCurve, DraftCost, MeasuredCurve, ModelShape, Roofline, load_config
+from specdec.hardware.acceptance import Acceptances
 from specdec.hardware.planning import Acceptance, Plan, Planner
 from specdec.options import Count, Natural, NonNegative, Positive, Range, Share
-from specdec.runlog import provenance
-from specdec.runs import Run
-from specdec.tree_search import Acceptances
+from specdec.runs.log import provenance
+from specdec.runs.read import Run
 
 Grid = dict[tuple[int, int], Plan]  # by batch and context; those that do not fit are missing
 

@@ -21,17 +21,17 @@ from plotly.subplots import make_subplots
 from rich.table import Table
 from rich.text import Text
 
+from experiments.common.components import instantiate
+from experiments.common.entry import CONF, launch, stderr
+from experiments.common.resources import timed
+from experiments.common.settings import typed
+from experiments.common.tables import progress_bar, stdout
+from experiments.common.task import Task
 from experiments.compare_acceptance import COLOURS
-from experiments.components import instantiate
-from experiments.entry import CONF, launch, stderr
-from experiments.resources import timed
-from experiments.settings import typed
-from experiments.tables import progress_bar, stdout
-from experiments.task import Task
-from specdec.files import write_json
+from specdec.files.durable import write_json
+from specdec.measure.profiling import Footprint, figures, fitting, profile, sweep
 from specdec.options import Count, Natural, Seed
-from specdec.profiling import Footprint, figures, fitting, profile, sweep
-from specdec.runlog import provenance
+from specdec.runs.log import provenance
 
 AXES = {"tokens": "tokens in a forward", "prefix": "tokens before it", "batch": "rows"}
 Figures = dict[str, Any]

@@ -18,20 +18,20 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from rich.table import Table
 
-from experiments.components import instantiate
-from experiments.entry import CONF, launch
-from experiments.parts import choices, part, untrained
-from experiments.settings import TREES
-from experiments.tables import stdout
-from experiments.task import Task
+from experiments.common.components import instantiate
+from experiments.common.entry import CONF, launch
+from experiments.common.parts import choices, part, untrained
+from experiments.common.settings import TREES
+from experiments.common.tables import stdout
+from experiments.common.task import Task
+from specdec.decoding.protocols import AcceptanceRule, Drafter, Verifier
 from specdec.errors import InputError
 from specdec.exactness.drafters import DrafterProof
 from specdec.exactness.finding import Finding, require_passed
 from specdec.exactness.rules import prove_rule
-from specdec.files import write_json
-from specdec.protocols import AcceptanceRule, Drafter, Verifier
-from specdec.runlog import provenance
-from specdec.target import TargetModel
+from specdec.files.durable import write_json
+from specdec.model.target import TargetModel
+from specdec.runs.log import provenance
 
 GENERAL = "traversal"  # judges a drafter's trees if no rule is named: it is exact for every tree
 
@@ -95,7 +95,7 @@ def drafter_proof(config: DictConfig, rule: AcceptanceRule, cfg: DictConfig) -> 
     """
 
     def make(target: TargetModel) -> Drafter:
-        draft = {"_target_": "specdec.models.load_tiny", "vocab": target.vocab_size, "seed": 1}
+        draft = {"_target_": "specdec.model.load.load_tiny", "vocab": target.vocab_size, "seed": 1}
         draft |= {"dtype": "float64", "device": "cpu", "runtime": "stock"}
         drafter = instantiate(untrained(config, draft), _convert_="all")
         if cfg.tree == "adaptive":

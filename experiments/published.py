@@ -15,16 +15,16 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from rich.table import Table
 
-from experiments.components import choice_of, instantiate
-from experiments.cost_model import Reached
-from experiments.entry import CONF, launch
-from experiments.settings import typed
-from experiments.tables import stdout
-from experiments.task import Task
-from specdec.files import write_json
+from experiments.common.components import choice_of, instantiate
+from experiments.common.cost_model import Reached
+from experiments.common.entry import CONF, launch
+from experiments.common.settings import typed
+from experiments.common.tables import stdout
+from experiments.common.task import Task
+from specdec.files.durable import write_json
 from specdec.hardware import FREE, CostCurve, Machine, ModelShape, Precision, Roofline, load_config
 from specdec.options import Count, Natural, Positive
-from specdec.runlog import provenance
+from specdec.runs.log import provenance
 
 GPT_FAST = "a100_80g"
 

@@ -14,14 +14,14 @@ from pathlib import Path
 from rich.box import SIMPLE_HEAD
 from rich.table import Table as RichTable
 
-from experiments.entry import one_line_errors
+from experiments.common.entry import one_line_errors
+from experiments.common.tables import print_path, stdout
 from experiments.pictures.page import REPORT, Contents, write_page
 from experiments.pictures.picture import Table
-from experiments.sweep import is_sweep, read
-from experiments.sweep_report import show
-from experiments.tables import print_path, stdout
+from experiments.sweeps.report import show
+from experiments.sweeps.sweep import is_sweep, read
 from specdec.errors import InputError
-from specdec.runs import Run, find_runs, run_folders
+from specdec.runs.read import Run, find_runs, run_folders
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

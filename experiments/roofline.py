@@ -19,17 +19,17 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from rich.table import Table
 
-from experiments.components import instantiate
-from experiments.cost_model import Modelled, where
-from experiments.entry import CONF, launch
+from experiments.common.components import instantiate
+from experiments.common.cost_model import Modelled, where
+from experiments.common.entry import CONF, launch
+from experiments.common.settings import typed
+from experiments.common.tables import stdout
+from experiments.common.task import Task
 from experiments.pictures.style import BLUE, GREEN, GREY, ORANGE, VERMILION, axis, figure
-from experiments.settings import typed
-from experiments.tables import stdout
-from experiments.task import Task
-from specdec.files import write_json
+from specdec.files.durable import write_json
 from specdec.hardware import Forward, Roofline
 from specdec.options import Count, Natural
-from specdec.runlog import provenance
+from specdec.runs.log import provenance
 
 KINDS = {"decode": VERMILION, "verify": BLUE, "batch": GREEN, "prompt": ORANGE}
 CONTEXTS = (512, 4096, 32768, 131072)  # whose largest batch is shown

@@ -18,29 +18,29 @@ import torch
 from accelerate import PartialState
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.components import instantiate
-from experiments.entry import CONF, launch
-from experiments.progress import progress, say
-from experiments.settings import typed
-from experiments.task import Task
+from experiments.common.components import instantiate
+from experiments.common.entry import CONF, launch
+from experiments.common.progress import progress, say
+from experiments.common.settings import typed
+from experiments.common.task import Task
+from specdec.decoding.sampling import SamplingParams
+from specdec.decoding.stopping import StopRule
 from specdec.errors import InputError
-from specdec.files import write_text
+from specdec.files.durable import write_text
+from specdec.model.target import TargetModel
 from specdec.options import Count, Natural, NonNegative, Seed
-from specdec.prompts import Prompt, PromptEncoder, jsonl
-from specdec.runlog import provenance
-from specdec.sampling import SamplingParams
-from specdec.stopping import StopRule
-from specdec.target import TargetModel
-from specdec.training.archive import export_text, import_text
-from specdec.training.distill import SelfDistillation, prompt_key
-from specdec.training.features import check_names, complete, missing_tokens
-from specdec.training.index import committed, note_source, shard_numbers
-from specdec.training.passages import passage_prompts
+from specdec.prompts.sets import Prompt, PromptEncoder, jsonl
+from specdec.runs.log import provenance
 from specdec.training.processes import process_group_ends
-from specdec.training.self_written import write_prompts
-from specdec.training.shard import Shard
-from specdec.training.store import TextStore
-from specdec.training.texts import FEATURE_BYTES, HIDDEN, Origin, Text
+from specdec.training.text.archive import export_text, import_text
+from specdec.training.text.features import check_names, complete, missing_tokens
+from specdec.training.text.index import committed, note_source, shard_numbers
+from specdec.training.text.passages import passage_prompts
+from specdec.training.text.self_distill import SelfDistillation, prompt_key
+from specdec.training.text.self_written import write_prompts
+from specdec.training.text.shard import Shard
+from specdec.training.text.store import TextStore
+from specdec.training.text.texts import FEATURE_BYTES, HIDDEN, Origin, Text
 
 GIVE = "for more text give prompts=..., self_written.count=... or passages.count=..."
 

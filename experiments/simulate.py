@@ -19,25 +19,25 @@ from omegaconf import DictConfig
 from rich.table import Table
 
 from drafters.adaptive.replayed import replay_adaptive
-from drafters.medusa.trees import TREE_FILE, read_tree, write_tree
-from experiments.components import instantiate
-from experiments.cost_model import Modelled
-from experiments.entry import CONF, launch
-from experiments.settings import typed
-from experiments.tables import stdout
-from experiments.task import Task
+from experiments.common.components import instantiate
+from experiments.common.cost_model import Modelled
+from experiments.common.entry import CONF, launch
+from experiments.common.settings import typed
+from experiments.common.tables import stdout
+from experiments.common.task import Task
+from specdec.decoding.protocols import AcceptanceRule
 from specdec.errors import InputError
-from specdec.files import write_json
+from specdec.files.durable import write_json
 from specdec.hardware import DraftCost, MeasuredCurve, ModelShape, Roofline, load_config
+from specdec.hardware.acceptance import counted
 from specdec.metrics import Interval
 from specdec.options import Count, NonNegative
-from specdec.protocols import AcceptanceRule
-from specdec.replay import Costs, Fixed, Replay, batches, by_category, replay, right_ranks, times
-from specdec.runlog import provenance
-from specdec.runs import Run
-from specdec.topology import Topology
-from specdec.trace import Trace
-from specdec.tree_search import counted
+from specdec.replay.replay import Costs, Fixed, Replay, batches, by_category, replay, right_ranks, times
+from specdec.replay.trace import Trace
+from specdec.runs.log import provenance
+from specdec.runs.read import Run
+from specdec.trees.files import TREE_FILE, read_tree, write_tree
+from specdec.trees.topology import Topology
 
 ADAPTIVE = "steps are those that adaptive trees make at these very costs; a run times its own, and may draft less deep"
 SHOWN = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # sizes of trees in the table of a search

@@ -18,17 +18,17 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from rich.table import Table
 
+from experiments.common.entry import CONF, launch
+from experiments.common.settings import typed
+from experiments.common.tables import stdout
+from experiments.common.task import Task
 from experiments.compare_acceptance import COLOURS, rule
-from experiments.entry import CONF, launch
-from experiments.settings import typed
-from experiments.tables import stdout
-from experiments.task import Task
-from specdec.drafting import TreeShape
-from specdec.enumeration import Tables, emission, outcomes
+from specdec.decoding.grow_fixed import TreeShape
 from specdec.errors import InputError
-from specdec.files import write_json
+from specdec.exactness.enumeration import Tables, emission, outcomes
+from specdec.files.durable import write_json
 from specdec.options import Count, NonNegative, Range, Seed, Share
-from specdec.runlog import provenance
+from specdec.runs.log import provenance
 
 MOST_OUTCOMES = 300_000  # some seconds
 

@@ -21,34 +21,34 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.components import instantiate
-from experiments.entry import CONF, launch
-from experiments.objective import BOUNDS, check_objective, objective
-from experiments.progress import progress, say
-from experiments.resources import timed
-from experiments.settings import typed
-from experiments.signals import Stopped, deferred
-from experiments.sweep import label
-from experiments.task import Task
+from experiments.common.components import instantiate
+from experiments.common.entry import CONF, launch
+from experiments.common.objective import BOUNDS, check_objective, objective
+from experiments.common.progress import progress, say
+from experiments.common.resources import timed
+from experiments.common.settings import typed
+from experiments.common.signals import Stopped, deferred
+from experiments.common.task import Task
+from experiments.sweeps.sweep import label
+from specdec.decoding.generate import speculative
+from specdec.decoding.protocols import AcceptanceRule, Drafter, Verifier
+from specdec.decoding.sampling import SamplingParams
+from specdec.decoding.stopping import StopRule
 from specdec.errors import InputError
-from specdec.generate import speculative
+from specdec.measure.worth import worth_of
 from specdec.metrics import StepMetrics
-from specdec.models import resolve_device
+from specdec.model.load import resolve_device
+from specdec.model.target import TargetModel
 from specdec.options import Count, Natural
-from specdec.protocols import AcceptanceRule, Drafter, Verifier
-from specdec.runlog import TrainLog
-from specdec.sampling import SamplingParams
-from specdec.stopping import StopRule
-from specdec.target import TargetModel
+from specdec.runs.log import TrainLog
 from specdec.training.card import card
 from specdec.training.checkpoints import Checkpoints
 from specdec.training.processes import process_group_ends
 from specdec.training.recipe import Recipe
 from specdec.training.saving import save_drafter
 from specdec.training.schedule import Reports, Schedule
-from specdec.training.store import TextStore
+from specdec.training.text.store import TextStore
 from specdec.training.trainer import Measure, Trainer
-from specdec.worth import worth_of
 
 # of a run that is resumed; what the data is stands in its place
 FREE_TO_CHANGE = ("tracker", "folder", "keep", "data", "sweep", "exclusive", "objective", "objective_bound")

@@ -10,9 +10,9 @@ import json
 import pytest
 import transformers
 
-from experiments.family_check import WORKS, check_family
+from experiments.families.family_check import WORKS, check_family
+from experiments.families.tiny_models import causal_lm_types
 from experiments.model_table import SIDES, TABLE
-from experiments.tiny_models import causal_lm_types
 
 RECORDED: dict[str, str] = json.loads(SIDES.read_text("utf-8"))
 LEAST = 95  # families that work

@@ -1,4 +1,4 @@
-"""As `tests/test_random_configs.py`, with every family and more configs, other ones every time."""
+"""As `tests/specdec/model/test_random_configs.py`, with every family and more configs, other ones every time."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.random_configs import FAMILIES, random_configs, wrong_texts
+from tests.support.random_configs import FAMILIES, random_configs, wrong_texts
 
 
 @pytest.mark.filterwarnings("ignore")

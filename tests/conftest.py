@@ -10,18 +10,18 @@ import pytest
 import torch
 from jaxtyping import install_import_hook
 
-import tests.typecheck  # noqa: F401  (the hook finds the checker by its dotted name)
+import tests.support.typecheck  # noqa: F401  (the hook finds the checker by its dotted name)
 
 # before the first import of what it checks; Dynamo cannot trace through the checks (test_graphs.py)
 if "UNTYPED" not in os.environ:
-    install_import_hook(["specdec", "drafters", "verifiers"], "tests.typecheck.check")
+    install_import_hook(["specdec", "drafters", "verifiers"], "tests.support.typecheck.check")
 
-from experiments import entry
-from specdec.models import load_tiny
-from specdec.target import TargetModel
+from experiments.common import entry
+from specdec.model.load import load_tiny
+from specdec.model.target import TargetModel
 from specdec.training.recipe import TrainBatch
-from tests.browser import chromium, open_page
-from tests.own_text import own_text
+from tests.support.browser import chromium, open_page
+from tests.support.own_text import own_text
 
 __all__ = ["chromium", "open_page"]  # one browser for all files: a process can drive no second
 
@@ -35,8 +35,8 @@ def _one_thread():
 @pytest.fixture(autouse=True)
 def _nothing_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     """Proofs of other code must not reach a test, nor those of a test others."""
-    monkeypatch.setattr("specdec.proof.memory.recall", lambda _name: None)
-    monkeypatch.setattr("specdec.proof.memory.remember", lambda _name, _proof: None)
+    monkeypatch.setattr("specdec.model.proof.memory.recall", lambda _name: None)
+    monkeypatch.setattr("specdec.model.proof.memory.remember", lambda _name, _proof: None)
 
 
 @pytest.fixture(scope="session", autouse=True)

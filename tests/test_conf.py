@@ -9,13 +9,13 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
 from experiments import self_distill, train
-from experiments.settings import settings
-from specdec.protocols import AcceptanceRule, Drafter, Verifier
-from specdec.runlog import Tracker
-from specdec.target import TargetModel
+from experiments.common.settings import settings
+from specdec.decoding.protocols import AcceptanceRule, Drafter, Verifier
+from specdec.model.target import TargetModel
+from specdec.runs.log import Tracker
 from specdec.training.recipe import Recipe
 from specdec.training.schedule import Schedule
-from tests.configs import CONF, composed, group
+from tests.support.configs import CONF, composed, group
 
 PROTOCOLS = {"drafter": Drafter, "acceptance": AcceptanceRule, "tracker": Tracker}
 
@@ -46,7 +46,7 @@ def test_experiments_compose(choice: str) -> None:
 def test_targets_instantiate(tiny: TargetModel) -> None:
     assert isinstance(instantiate(composed().target), TargetModel)
     for choice in group("target"):
-        assert composed(f"target={choice}").target._target_.startswith("specdec.models.load_")
+        assert composed(f"target={choice}").target._target_.startswith("specdec.model.load.load_")
 
 
 @pytest.mark.parametrize("file", sorted(CONF.rglob("*.yaml")), ids=lambda f: f"{f.parent.name}/{f.stem}")

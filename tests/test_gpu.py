@@ -7,19 +7,19 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-from drafters.draft_model import DraftModel
+from drafters.draft_model.drafter import DraftModel
 from drafters.ngram import Ngram
-from specdec.attention.context import AttentionContext
-from specdec.attention.dense import Dense
-from specdec.cache import TreeCache
-from specdec.generate import autoregressive, speculative
-from specdec.models import load_tiny
-from specdec.protocols import Drafter
-from specdec.sampling import SamplingParams
-from specdec.stopping import StopRule
-from specdec.target import TargetModel
-from tests.families import build
-from tests.test_target import CAPACITY, SAMPLING, rows, tree_over
+from specdec.decoding.generate import autoregressive, speculative
+from specdec.decoding.protocols import Drafter
+from specdec.decoding.sampling import SamplingParams
+from specdec.decoding.stopping import StopRule
+from specdec.model.attention.context import AttentionContext
+from specdec.model.attention.dense import Dense
+from specdec.model.cache import TreeCache
+from specdec.model.load import load_tiny
+from specdec.model.target import TargetModel
+from tests.specdec.model.test_target import CAPACITY, SAMPLING, rows, tree_over
+from tests.support.families import build
 from verifiers.acceptance.exact import Exact
 from verifiers.path_by_path import PathByPath
 from verifiers.tree_attention import TreeAttention
@@ -36,7 +36,7 @@ BF16_TOLERANCE = 2e-2  # one bf16 rounding of values of order one, and a softmax
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("part", ["prefix", "causal"])
 def test_flash_attn_equals_the_dense_reference(dtype: torch.dtype, part: str) -> None:
-    from specdec.attention.flash_attn import FlashAttn
+    from specdec.model.attention.flash_attn import FlashAttn
 
     torch.manual_seed(0)
     cuda = torch.device("cuda")

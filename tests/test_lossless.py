@@ -8,19 +8,19 @@ from __future__ import annotations
 import pytest
 from hydra.utils import instantiate
 
-from drafters.draft_model import DraftModel
+from drafters.draft_model.drafter import DraftModel
 from drafters.medusa import Medusa
 from drafters.ngram import Ngram
 from drafters.none import NoDrafter
+from specdec.decoding.generate import autoregressive, speculative
+from specdec.decoding.protocols import AcceptanceRule, Drafter, Verifier
+from specdec.decoding.sampling import SamplingParams
+from specdec.decoding.stopping import StopRule
 from specdec.errors import InputError
-from specdec.generate import autoregressive, speculative
 from specdec.metrics import StepMetrics
-from specdec.protocols import AcceptanceRule, Drafter, Verifier
-from specdec.sampling import SamplingParams
-from specdec.stopping import StopRule
-from specdec.target import TargetModel
-from tests.configs import composed, group
+from specdec.model.target import TargetModel
 from tests.conftest import tiny_draft
+from tests.support.configs import composed, group
 from verifiers.acceptance.exact import Exact
 from verifiers.path_by_path import PathByPath
 from verifiers.tree_attention import TreeAttention

@@ -15,7 +15,7 @@ import drafters
 import experiments
 import specdec
 import verifiers
-from specdec import runlog
+from specdec.runs import log as runlog
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -37,7 +37,7 @@ def test_a_foreign_package_of_the_same_name_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("word", "room"),
-    [("flash_attn", "specdec/attention"), ("wandb", "specdec/runlog.py"), ("hydra", "experiments")],
+    [("flash_attn", "specdec/model/attention"), ("wandb", "specdec/runs/log.py"), ("hydra", "experiments")],
 )
 def test_only_one_room_names_it(word: str, room: str) -> None:
     imports = (f"import {word}", f"from {word}", f'import_module("{word}"')
@@ -63,7 +63,7 @@ def test_a_commit_is_that_of_this_project_or_none(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "specdec", package, ignore=shutil.ignore_patterns("__pycache__"))
     for place in (tmp_path.parent, tmp_path):
         subprocess.run(["git", "init", "-q", str(place)], check=True)
-        code = "import specdec.runlog as r; p = r.provenance(); print(p['commit'], p['version'])"
+        code = "import specdec.runs.log as r; p = r.provenance(); print(p['commit'], p['version'])"
         done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True,
                               env={**os.environ, "PYTHONPATH": str(tmp_path)})  # fmt: skip
         assert done.stdout.split() == ["None", str(runlog._version(runlog.DISTRIBUTION))]

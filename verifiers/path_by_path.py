@@ -11,10 +11,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from specdec.protocols import Rows, Scores
-from specdec.sampling import SamplingParams
-from specdec.target import TargetModel
-from specdec.tree import TokenTree, histories
+from specdec.decoding.protocols import Rows, Scores
+from specdec.decoding.sampling import SamplingParams
+from specdec.model.target import TargetModel
+from specdec.trees.tree import TokenTree, histories
 
 
 class PathByPath:

@@ -8,11 +8,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from specdec.cache import TreeCache
-from specdec.protocols import Rows, Scores
-from specdec.sampling import SamplingParams
-from specdec.target import TargetModel, TargetOutput
-from specdec.tree import TokenTree
+from specdec.decoding.protocols import Rows, Scores
+from specdec.decoding.sampling import SamplingParams
+from specdec.model.cache import TreeCache
+from specdec.model.target import TargetModel, TargetOutput
+from specdec.trees.tree import TokenTree
 
 
 class TreeAttention:

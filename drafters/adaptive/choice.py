@@ -12,8 +12,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from drafters.estimates import Estimates, Pending, Proposal
-from specdec.tree import PAD
+from drafters.shared.estimates import Estimates, Pending, Proposal
+from specdec.trees.tree import PAD
 
 RATE_MEMORY = 0.95  # of tokens and seconds, per step: the rate is that of about the last twenty
 FIRST_STEPS = 4.0  # of plain decoding, that a batch's rate begins with

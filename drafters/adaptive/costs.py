@@ -7,11 +7,11 @@ from statistics import median
 
 import numpy as np
 
+from specdec.decoding.protocols import Session
 from specdec.hardware import CostCurve
-from specdec.profiling import Point, forward_ms
-from specdec.protocols import Session
-from specdec.runtime.graphs import captures_postponed
-from specdec.target import TargetModel
+from specdec.measure.profiling import Point, forward_ms
+from specdec.model.runtime.graphs import captures_postponed
+from specdec.model.target import TargetModel
 
 ROUNDS, HOPELESS = 7, 6
 RECENT = 9  # drafts of a depth whose times are remembered: the median of so many outlives a disturbance

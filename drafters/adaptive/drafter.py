@@ -12,12 +12,12 @@ import torch
 from drafters.adaptive.choice import NodeChoice
 from drafters.adaptive.costs import DraftCosts, VerifyCosts
 from drafters.adaptive.depth import DepthChoice
-from drafters.estimates import Estimates, Proposal
-from specdec.drafting import require_ranked
+from drafters.shared.estimates import Estimates, Proposal
+from specdec.decoding.grow_fixed import require_ranked
+from specdec.decoding.protocols import Drafter, DraftState, Session, Weights, exit_layer_of, weights_of
 from specdec.errors import InputError
 from specdec.hardware import CostCurve, MeasuredCurve
-from specdec.protocols import Drafter, DraftState, Session, Weights, exit_layer_of, weights_of
-from specdec.tree import PAD, TokenTree
+from specdec.trees.tree import PAD, TokenTree
 
 
 class Adaptive:

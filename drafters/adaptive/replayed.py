@@ -8,11 +8,11 @@ from itertools import takewhile
 import numpy as np
 
 from drafters.adaptive.choice import NodeChoice
-from drafters.estimates import SILENT, Estimates, Proposal
+from drafters.shared.estimates import SILENT, Estimates, Proposal
 from specdec.errors import InputError
-from specdec.replay import Costs, Replay, batches, right_nodes
-from specdec.topology import Topology
-from specdec.trace import NOTHING, Origin, TextTrace, Trace
+from specdec.replay.replay import Costs, Replay, batches, right_nodes
+from specdec.replay.trace import NOTHING, Origin, TextTrace, Trace
+from specdec.trees.topology import Topology
 
 
 def replay_adaptive(trace: Trace, costs: Costs, temperature: float | None = None) -> Replay:

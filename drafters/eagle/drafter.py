@@ -9,12 +9,12 @@ from torch import Tensor
 
 from drafters.eagle.head import DRAFTER, EagleHead, fresh_head, load_head
 from drafters.eagle.layers import EagleLayers
-from drafters.shipped import shipped_folder
-from specdec.dynamic_tree import ConfidentTree
-from specdec.protocols import DraftState, Session, Weights
-from specdec.target import TargetModel
+from drafters.shared.shipped import shipped_folder
+from specdec.decoding.grow_confident import ConfidentTree
+from specdec.decoding.protocols import DraftState, Session, Weights
+from specdec.model.target import TargetModel
 from specdec.training.saving import training_tokens
-from specdec.tree import TokenTree
+from specdec.trees.tree import TokenTree
 
 
 class Eagle:

@@ -16,10 +16,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from drafters.trained import fill, read_parts, save_parts
-from specdec.cache import cache_argument
-from specdec.students import Student, new_student
-from specdec.target import TargetModel
+from drafters.shared.trained import fill, read_parts, save_parts
+from specdec.model.cache import cache_argument
+from specdec.model.students import Student, new_student
+from specdec.model.target import TargetModel
 
 DRAFTER = "eagle"
 
@@ -83,7 +83,7 @@ def fresh_head(
 
 
 def save_head(head: EagleHead, target: TargetModel, folder: Path) -> None:
-    """What was trained, in the format of `drafters.trained`."""
+    """What was trained, in the format of `drafters.shared.trained`."""
     save_parts(head, {"drafter": DRAFTER, "layers": len(head.student.layers)}, target, folder)
 
 

@@ -7,18 +7,18 @@ from jaxtyping import Float
 from torch import Tensor
 
 from drafters.eagle.head import EagleHead
-from specdec.protocols import DraftState, Session
-from specdec.runtime import linear
-from specdec.runtime.quantised import STORED
-from specdec.target import PREFILL_CHUNK, TargetModel, TargetOutput
-from specdec.tree import PAD, TokenTree
+from specdec.decoding.protocols import DraftState, Session
+from specdec.model.runtime import linear
+from specdec.model.runtime.quantised import STORED
+from specdec.model.target import PREFILL_CHUNK, TargetModel, TargetOutput
+from specdec.trees.tree import PAD, TokenTree
 
 
 class EagleLayers:
     """The cache holds the entries of the committed text, made of the target's own hidden states: drafted entries, made
     of stand-ins, are forgotten after every step, and those that were accepted are made anew.
 
-    weights: as in `specdec.runtime.linear`.
+    weights: as in `specdec.model.runtime.linear`.
     """
 
     def __init__(self, head: EagleHead, target: TargetModel, weights: str = STORED) -> None:

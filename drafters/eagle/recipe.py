@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from drafters.eagle.drafter import Eagle
 from drafters.eagle.head import EagleHead, fresh_head, save_head
 from specdec.errors import InputError
-from specdec.target import TargetModel
-from specdec.training.draft_vocabulary import frequent_tokens
-from specdec.training.imitation import next_token_loss, require_kind
+from specdec.model.target import TargetModel
+from specdec.training.loss.draft_vocabulary import frequent_tokens
+from specdec.training.loss.imitation import next_token_loss, require_kind
 from specdec.training.recipe import Loss, Sum, TrainBatch
 
 

@@ -14,10 +14,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from drafters.trained import fill, read_parts, save_parts
+from drafters.shared.trained import fill, read_parts, save_parts
 from specdec.errors import InputError
-from specdec.students import Student, new_student
-from specdec.target import TargetModel
+from specdec.model.students import Student, new_student
+from specdec.model.target import TargetModel
 
 DRAFTER = "early_exit"
 
@@ -99,7 +99,7 @@ def fresh_adapter(
 
 
 def save_adapter(adapter: ExitAdapter, target: TargetModel, folder: Path) -> None:
-    """What was trained, in the format of `drafters.trained`."""
+    """What was trained, in the format of `drafters.shared.trained`."""
     layers = 0 if adapter.student is None else len(adapter.student.layers)
     config = {"drafter": DRAFTER, "exit_layer": adapter.exit_layer, "blocks": adapter.blocks, "layers": layers}
     save_parts(adapter, config, target, folder)

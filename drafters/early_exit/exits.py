@@ -9,12 +9,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from drafters.early_exit.adapter import ExitAdapter
-from specdec.drafting import already_read
-from specdec.protocols import Verdict
-from specdec.runtime import linear
-from specdec.students import output_rows
-from specdec.target import PREFILL_CHUNK, TargetModel
-from specdec.tree import PAD, TokenTree
+from specdec.decoding.grow_fixed import already_read
+from specdec.decoding.protocols import Verdict
+from specdec.model.runtime import linear
+from specdec.model.students import output_rows
+from specdec.model.target import PREFILL_CHUNK, TargetModel
+from specdec.trees.tree import PAD, TokenTree
 
 
 @runtime_checkable

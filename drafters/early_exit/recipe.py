@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from drafters.early_exit.adapter import ExitAdapter, fresh_adapter, save_adapter
 from drafters.early_exit.drafter import EarlyExit
 from specdec.errors import InputError
-from specdec.target import TargetModel
-from specdec.training.draft_vocabulary import frequent_tokens
-from specdec.training.imitation import next_token_loss, require_kind
+from specdec.model.target import TargetModel
+from specdec.training.loss.draft_vocabulary import frequent_tokens
+from specdec.training.loss.imitation import next_token_loss, require_kind
 from specdec.training.recipe import Loss, TrainBatch
 
 

@@ -13,14 +13,14 @@ from torch.nn import functional as F
 from drafters.eagle.layers import EagleLayers
 from drafters.hydra_heads.heads import DRAFTER, HydraHeads, load_heads
 from drafters.medusa.heads import fresh_heads, output_layer
-from drafters.shipped import shipped_folder
-from specdec.dynamic_tree import ConfidentTree
+from drafters.shared.shipped import shipped_folder
+from specdec.decoding.grow_confident import ConfidentTree
+from specdec.decoding.protocols import DraftState, Session, Weights
 from specdec.errors import InputError
-from specdec.protocols import DraftState, Session, Weights
-from specdec.runtime import linear
-from specdec.target import TargetModel
+from specdec.model.runtime import linear
+from specdec.model.target import TargetModel
 from specdec.training.saving import training_tokens
-from specdec.tree import TokenTree
+from specdec.trees.tree import TokenTree
 
 
 class Hydra:
@@ -100,7 +100,7 @@ class Hydra:
 
 class Products:
     """What one head computes for a level of the tree. Shares the weights of `heads` and of the target (a draft
-    vocabulary's rows are copied). weights: as in `specdec.runtime.linear`."""
+    vocabulary's rows are copied). weights: as in `specdec.model.runtime.linear`."""
 
     def __init__(self, heads: HydraHeads, target: TargetModel, weights: str) -> None:
         product = partial(linear, fast=target.runtime is not None, weights=weights)

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from drafters.eagle.head import EagleHead, fresh_head
 from drafters.medusa.heads import MedusaHeads, fresh_heads
-from drafters.trained import fill, read_parts, save_parts
-from specdec.target import TargetModel
+from drafters.shared.trained import fill, read_parts, save_parts
+from specdec.model.target import TargetModel
 
 DRAFTER = "hydra_heads"
 
@@ -85,7 +85,7 @@ def fresh_prefix(target: TargetModel, layers: Sequence[int]) -> EagleHead:
 
 
 def save_heads(heads: HydraHeads, target: TargetModel, folder: Path) -> None:
-    """What was trained, in the format of `drafters.trained`."""
+    """What was trained, in the format of `drafters.shared.trained`."""
     shape = {"heads": heads.heads, "layers": heads.layers, "own_output": heads.output is not None}
     prefix = 0 if heads.prefix is None else len(heads.prefix.student.layers)
     save_parts(heads, {"drafter": DRAFTER, **shape, "prefix": prefix}, target, folder)

@@ -13,8 +13,8 @@ from drafters.hydra_heads.drafter import Hydra
 from drafters.hydra_heads.heads import HydraHeads, fresh_prefix, load_heads, save_heads
 from drafters.medusa.heads import MedusaHeads
 from drafters.medusa.recipe import MedusaRecipe
-from drafters.trained import CONFIG
-from specdec.target import TargetModel
+from drafters.shared.trained import CONFIG
+from specdec.model.target import TargetModel
 
 
 class HydraRecipe(MedusaRecipe):

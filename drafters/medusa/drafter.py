@@ -12,16 +12,16 @@ from torch.nn import functional as F
 
 from drafters.medusa.formats import HeadsFile, read_heads
 from drafters.medusa.heads import MedusaHeads, fresh_heads, output_layer
-from drafters.medusa.trees import GUESSED_HEADS, first_paths, read_tree
-from drafters.shipped import shipped_folder
-from specdec.drafting import choose_children, require_children
+from drafters.shared.shipped import shipped_folder
+from specdec.decoding.grow_fixed import choose_children, require_children
+from specdec.decoding.protocols import DraftState, Rows, Session, Weights
+from specdec.decoding.sampling import Draws
 from specdec.errors import InputError
-from specdec.protocols import DraftState, Rows, Session, Weights
-from specdec.runtime import linear
-from specdec.sampling import Draws
-from specdec.target import TargetModel
-from specdec.topology import Topology
-from specdec.tree import PAD, TokenTree
+from specdec.model.runtime import linear
+from specdec.model.target import TargetModel
+from specdec.trees.files import GUESSED_HEADS, first_paths, read_tree
+from specdec.trees.topology import Topology
+from specdec.trees.tree import PAD, TokenTree
 
 
 class Medusa:

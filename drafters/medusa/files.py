@@ -11,9 +11,9 @@ from huggingface_hub import hf_hub_download, list_repo_files, snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from torch import Tensor
 
-from specdec.checked_files import read_json
-from specdec.checked_weights import PickledCodeError, read_tensors, tensor_names
 from specdec.errors import InputError
+from specdec.files.checked import read_json
+from specdec.files.weights import PickledCodeError, read_tensors, tensor_names
 
 NAMES = (  # the first that exists is read
     "medusa_lm_head.safetensors",

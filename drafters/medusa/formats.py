@@ -19,11 +19,11 @@ from torch import Tensor
 from drafters.medusa.files import Source
 from drafters.medusa.heads import MedusaHeads, output_weight
 from drafters.medusa.layouts import LAYOUTS, TOKEN_MAP, Parts, places_of
-from drafters.medusa.trees import TREE_FILE
 from specdec.errors import InputError
-from specdec.files import replacing, write_json
-from specdec.target import TargetModel
+from specdec.files.durable import replacing, write_json
+from specdec.model.target import TargetModel
 from specdec.training.saving import TRAINING, training_tokens
+from specdec.trees.files import TREE_FILE
 
 
 @dataclass(frozen=True)

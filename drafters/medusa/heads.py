@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from specdec.errors import InputError
-from specdec.target import TargetModel
+from specdec.model.target import TargetModel
 
 
 class MedusaHeads(nn.Module):
@@ -118,7 +118,7 @@ class MedusaHeads(nn.Module):
 
 
 def output_layer(target: TargetModel) -> nn.Module:
-    """The target's lm_head, as the model runs it now (`specdec.runtime` may have exchanged it).
+    """The target's lm_head, as the model runs it now (`specdec.model.runtime` may have exchanged it).
 
     Raises:
         InputError: the model has none that is one matrix.

@@ -19,11 +19,11 @@ from drafters.medusa.formats import write_official
 from drafters.medusa.heads import MedusaHeads, output_layer
 from drafters.medusa.loss import medusa_loss
 from drafters.medusa.recipe import MedusaRecipe
+from specdec.decoding.protocols import Drafter
 from specdec.errors import InputError
-from specdec.protocols import Drafter
-from specdec.target import TargetModel
+from specdec.model.target import TargetModel
+from specdec.training.loss.vocabulary_loss import cross_entropy, divergence
 from specdec.training.recipe import Loss, Sum, TrainBatch
-from specdec.training.vocabulary_loss import cross_entropy, divergence
 
 ADAPTER = "medusa"
 

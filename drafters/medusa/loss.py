@@ -8,10 +8,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from drafters.medusa.heads import MedusaHeads, output_weight
-from specdec.target import TargetModel
-from specdec.training.draft_vocabulary import rows_of
+from specdec.model.target import TargetModel
+from specdec.training.loss.draft_vocabulary import rows_of
+from specdec.training.loss.vocabulary_loss import IGNORED, chunked_sum, rows_at_once
 from specdec.training.recipe import Loss, Sum, TrainBatch
-from specdec.training.vocabulary_loss import IGNORED, chunked_sum, rows_at_once
 
 TOP = (1, 5)
 

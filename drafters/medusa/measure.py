@@ -10,8 +10,8 @@ from torch import Tensor
 
 from drafters.medusa.drafter import Products
 from drafters.medusa.heads import MedusaHeads
-from specdec.target import TargetModel
-from specdec.topology import Topology
+from specdec.model.target import TargetModel
+from specdec.trees.topology import Topology
 
 CHUNK = 32  # positions whose logits are held at once
 

@@ -13,10 +13,10 @@ from drafters.medusa.drafter import Medusa, load_heads
 from drafters.medusa.formats import write_official
 from drafters.medusa.heads import MedusaHeads, fresh_heads
 from drafters.medusa.loss import medusa_loss
+from specdec.decoding.protocols import Drafter
 from specdec.errors import InputError
-from specdec.protocols import Drafter
-from specdec.target import TargetModel
-from specdec.training.draft_vocabulary import frequent_tokens
+from specdec.model.target import TargetModel
+from specdec.training.loss.draft_vocabulary import frequent_tokens
 from specdec.training.recipe import Loss, TrainBatch
 
 

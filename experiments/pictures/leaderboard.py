@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 from experiments.pictures.page import render
 from experiments.pictures.picture import Table
-from specdec.files import write_text
-from specdec.runs import Run
+from specdec.files.durable import write_text
+from specdec.runs.read import Run
 
 LEADERBOARD = "leaderboard.html"
 FILTERED = ("target", "drafter", "machine", "prompts")
@@ -107,7 +107,7 @@ def _prompts(run: Run) -> str:
     """The set and how many of it; sets of files are called by the file's name."""
     options = run.options
     source = options.get("prompts.path") or options.get("prompts.name") or options.get("prompts._target_", "")
-    name = Path(str(source)).name.removeprefix("specdec.prompts.") or "unknown"
+    name = Path(str(source)).name.removeprefix("specdec.prompts.sets.") or "unknown"
     return f"{name}, {run.head.get('prompts', '?')} prompts, {run.head.get('max_new_tokens', '?')} tokens"
 
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from experiments.escape import words
+from experiments.common.escape import words
+from experiments.common.tables import identical, number, speedup
 from experiments.pictures.picture import Cell, Picture, Table, Tile, bars
 from experiments.pictures.style import GREY, PHASES, SCALE, axis, drafter_style, figure
-from experiments.tables import identical, number, speedup
 from specdec.metrics import NodeUse, along_text, tree_use
-from specdec.runs import Run
+from specdec.runs.read import Run
 
 MOST_NODES, LABELLED_NODES = 64, 24
 

@@ -17,8 +17,8 @@ from experiments.pictures import one_run, several_runs, training
 from experiments.pictures.picture import Picture, Table, Tile
 from experiments.pictures.reader import reader
 from experiments.pictures.style import CONFIG
-from specdec.files import write_text
-from specdec.runs import Run
+from specdec.files.durable import write_text
+from specdec.runs.read import Run
 
 REPORT = "report.html"
 ASSETS = Path(__file__).parent / "assets"

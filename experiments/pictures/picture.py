@@ -11,7 +11,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from experiments.escape import csv_cell
+from experiments.common.escape import csv_cell
 
 Cell = str | int | float | None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from specdec.runs import Run, TextKey
+from specdec.runs.read import Run, TextKey
 
 MOST_TOKENS = 30_000  # of all texts shown: a page must stay small
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from experiments.escape import words
+from experiments.common.escape import words
+from experiments.common.tables import identical
 from experiments.pictures.picture import Picture, Table, bars
 from experiments.pictures.style import GREY, SCALE, axis, drafter_style, figure
-from experiments.tables import identical
-from specdec.runs import Run
+from specdec.runs.read import Run
 
 UNCOMPARED = ("tracker", "hydra", "reference", "report")  # options that change no text and no speed
 MOST_PARAMETERS = 6

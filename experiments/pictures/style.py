@@ -8,7 +8,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from experiments.entry import CONF
+from experiments.common.entry import CONF
 
 # Okabe and Ito's palette without black and yellow: told apart by colour-blind readers, on white and on black
 BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY = PALETTE = (

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from experiments.escape import words
+from experiments.common.escape import words
 from experiments.pictures.picture import Picture, Table
 from experiments.pictures.style import PALETTE, SYMBOLS, axis, drafter_style, figure
-from specdec.runs import Run
+from specdec.runs.read import Run
 
 MOST_POINTS = 500
 TITLES = {

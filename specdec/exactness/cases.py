@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from specdec.enumeration import Tables
+from specdec.exactness.enumeration import Tables
 
 KINDS = ("random", "peaked", "sparse_p", "sparse_q", "sparse", "equal", "disjoint", "mirrored")
 

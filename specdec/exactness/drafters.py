@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from specdec.decoding.generate import autoregressive, speculative
+from specdec.decoding.protocols import AcceptanceRule, Drafter, RememberingDrafter, Verifier, exit_layer_of
+from specdec.decoding.sampling import SamplingParams
+from specdec.decoding.stopping import StopRule
 from specdec.errors import InputError
 from specdec.exactness.finding import EXACT, ROUNDED, Finding, in_words
 from specdec.exactness.texts import Loop, TooManyOutcomes, enumerate_texts, joint_of_target
-from specdec.generate import autoregressive, speculative
-from specdec.models import load_tiny
-from specdec.protocols import AcceptanceRule, Drafter, RememberingDrafter, Verifier, exit_layer_of
-from specdec.sampling import SamplingParams
-from specdec.stopping import StopRule
-from specdec.target import TargetModel
+from specdec.model.load import load_tiny
+from specdec.model.target import TargetModel
 
 MakeDrafter = Callable[[TargetModel], Drafter]
 SIZES = ((5, 4), (3, 4), (3, 3), (2, 4), (2, 3))  # tokens of the target, tokens of a text; the largest first

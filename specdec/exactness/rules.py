@@ -11,8 +11,13 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from specdec.drafting import CHILDREN
-from specdec.enumeration import (
+from specdec.decoding.generate import Outcome, greedy_verdict
+from specdec.decoding.grow_fixed import CHILDREN
+from specdec.decoding.protocols import AcceptanceRule, Scores, Verdict, exact_for
+from specdec.decoding.sampling import Draws, GreedyDraws, SamplingParams
+from specdec.errors import InputError
+from specdec.exactness.cases import KINDS, tables
+from specdec.exactness.enumeration import (
     EnumeratedDraws,
     Enumeration,
     draft,
@@ -21,13 +26,8 @@ from specdec.enumeration import (
     scored,
     shape_of,
 )
-from specdec.errors import InputError
-from specdec.exactness.cases import KINDS, tables
 from specdec.exactness.finding import EXACT, Finding, in_words, require_passed
-from specdec.generate import Outcome, greedy_verdict
-from specdec.protocols import AcceptanceRule, Scores, Verdict, exact_for
-from specdec.sampling import Draws, GreedyDraws, SamplingParams
-from specdec.tree import TokenTree
+from specdec.trees.tree import TokenTree
 
 Shape = tuple[int, tuple[int, ...]]  # vocabulary, children per node at each depth
 CHAINS: tuple[Shape, ...] = ((3, (1,)), (2, (1, 1)), (5, (1, 1)), (2, (1, 1, 1)), (3, (1, 1, 1)))

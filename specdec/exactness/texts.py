@@ -12,12 +12,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from specdec.enumeration import EnumeratedDraws, Enumeration
-from specdec.generate import speculative
-from specdec.protocols import AcceptanceRule, Drafter, Rows, Verifier
-from specdec.sampling import Draws, SamplingParams
-from specdec.stopping import StopRule
-from specdec.target import TargetModel
+from specdec.decoding.generate import speculative
+from specdec.decoding.protocols import AcceptanceRule, Drafter, Rows, Verifier
+from specdec.decoding.sampling import Draws, SamplingParams
+from specdec.decoding.stopping import StopRule
+from specdec.exactness.enumeration import EnumeratedDraws, Enumeration
+from specdec.model.target import TargetModel
 
 
 @dataclass(frozen=True)

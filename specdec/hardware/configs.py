@@ -9,7 +9,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from specdec.errors import InputError
 from specdec.hardware.machine import require_known
-from specdec.models import EMBEDDED, embedded_folder, load_tiny
+from specdec.model.load import EMBEDDED, embedded_folder, load_tiny
 
 KEPT = {file.stem: file for file in sorted((Path(__file__).parent / "configs").glob("*.json"))}
 HUB = {json.loads(file.read_text("utf-8"))["_name_or_path"]: file for file in KEPT.values()}

@@ -9,8 +9,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from specdec.checked_files import read_json
 from specdec.errors import InputError
+from specdec.files.checked import read_json
 
 # of an element, in bytes; the scales of quantised weights are not counted
 BYTES = {

@@ -13,7 +13,7 @@ from functools import cached_property
 
 from specdec.errors import InputError
 from specdec.hardware.curves import CostCurve, DraftCost
-from specdec.topology import Path, best_tree
+from specdec.trees.topology import Path, best_tree
 
 Acceptance = Sequence[Sequence[float]]  # [depth][rank]: P(that child is right, given that its parent was)
 Ranked = tuple[Sequence[Path], Sequence[float]]  # paths, best first, and what each adds to the tokens of a step

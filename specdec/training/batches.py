@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from specdec.training.recipe import TrainBatch
-from specdec.training.store import TextStore
-from specdec.training.texts import Text
+from specdec.training.text.store import TextStore
+from specdec.training.text.texts import Text
 
 
 class Order:

@@ -21,7 +21,7 @@ def card(
         tokens: answer tokens it was trained on, each epoch counted.
         figures: the last ones of training and validation; numbers only are shown.
         config: what the results depend on.
-        provenance: of the run (`specdec.runlog`).
+        provenance: of the run (`specdec.runs.log`).
     """
     command = " ".join(["python", *map(str, provenance["command"][1:])])
     commit, changed = provenance["commit"] or "unknown", " with uncommitted changes" if provenance["changes"] else ""

@@ -14,9 +14,9 @@ from accelerate import Accelerator
 from accelerate.utils import RNG_STATE_NAME, load
 from safetensors import SafetensorError
 
-from specdec.checked_files import read_json
 from specdec.errors import InputError
-from specdec.files import SEAL, UNFINISHED, is_whole, naming, put_in_place, remove, seal, write_json
+from specdec.files.checked import read_json
+from specdec.files.durable import SEAL, UNFINISHED, is_whole, naming, put_in_place, remove, seal, write_json
 
 FIGURES = "figures.json"
 UNREADABLE = (OSError, EOFError, ValueError, KeyError, TypeError, RuntimeError, UnpicklingError, SafetensorError)

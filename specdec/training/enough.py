@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from specdec.errors import InputError
-from specdec.target import TargetModel
+from specdec.model.target import TargetModel
 from specdec.training.recipe import Recipe
 from specdec.training.schedule import Schedule
-from specdec.training.store import TextStore
-from specdec.training.texts import VALIDATION_SHARE, Origin, is_validation
+from specdec.training.text.store import TextStore
+from specdec.training.text.texts import VALIDATION_SHARE, Origin, is_validation
 
 MANY = 0.1  # share of the answer tokens whose loss is worth a line
 

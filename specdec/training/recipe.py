@@ -14,8 +14,8 @@ from typing import Protocol, runtime_checkable
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from specdec.protocols import Drafter
-from specdec.target import TargetModel
+from specdec.decoding.protocols import Drafter
+from specdec.model.target import TargetModel
 
 
 @dataclass(frozen=True)

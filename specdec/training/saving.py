@@ -6,11 +6,11 @@ from pathlib import Path
 
 from torch import nn
 
-from specdec.checked_files import read_json
 from specdec.errors import InputError
-from specdec.files import replacing, write_json, write_text
-from specdec.runlog import CARD
-from specdec.target import TargetModel
+from specdec.files.checked import read_json
+from specdec.files.durable import replacing, write_json, write_text
+from specdec.model.target import TargetModel
+from specdec.runs.log import CARD
 from specdec.training.recipe import Recipe
 
 TRAINING = "training.json"

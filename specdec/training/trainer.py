@@ -16,19 +16,19 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, set_seed
 from torch import Tensor, nn
 
+from specdec.decoding.protocols import Drafter
 from specdec.errors import InputError
+from specdec.model.target import TargetModel
 from specdec.notes import note
-from specdec.protocols import Drafter
-from specdec.runlog import TrainLog
-from specdec.target import TargetModel
+from specdec.runs.log import TrainLog
 from specdec.training.batches import Ahead, Order, deal, make_batch, move
 from specdec.training.checkpoints import Checkpoints
 from specdec.training.enough import require_enough
 from specdec.training.recipe import Recipe, TrainBatch
 from specdec.training.schedule import Reports, Schedule
-from specdec.training.store import TextStore
 from specdec.training.sums import Sums, Window, add, means
-from specdec.training.texts import Text
+from specdec.training.text.store import TextStore
+from specdec.training.text.texts import Text
 from specdec.training.throughput import counted, product_rate
 
 Measure = Callable[[Drafter], Mapping[str, float]]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from specdec.training.store import TextStore
+from specdec.training.text.store import TextStore
 
 SHORT = ["target=tiny", "target.device=cpu", "tracker=none", "report=false"]
 BENCH = [*SHORT, "generation.max_new_tokens=6", "prompts.limit=2"]

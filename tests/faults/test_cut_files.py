@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from specdec.home import cache_folder
+from specdec.files.home import cache_folder
 from tests.faults.conftest import Whole
 from tests.faults.processes import run
 from tests.faults.scenarios import SCENARIOS

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from specdec.claims import LOCK, claim, lives
-from specdec.training.shard import Shard
-from specdec.training.texts import Origin
+from specdec.files.claims import LOCK, claim, lives
+from specdec.training.text.shard import Shard
+from specdec.training.text.texts import Origin
 from tests.faults.processes import run
 from tests.faults.scenarios import SCENARIOS
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import sweep
+from experiments.sweeps import sweep
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ["target=tiny", "tracker=none", "report=false", "generation.max_new_tokens=6", "prompts.limit=2"]

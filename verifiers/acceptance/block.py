@@ -12,10 +12,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from specdec.drafting import CHILDREN
-from specdec.protocols import ExactFor, Verdict
-from specdec.sampling import Draws
-from specdec.tree import TokenTree
+from specdec.decoding.grow_fixed import CHILDREN
+from specdec.decoding.protocols import ExactFor, Verdict
+from specdec.decoding.sampling import Draws
+from specdec.trees.tree import TokenTree
 from verifiers.acceptance.rejection import HUGE, at, nobody_at, normalised, ratios, untaken, untaken_mass
 from verifiers.acceptance.requirements import require_exact_for, require_probabilities
 

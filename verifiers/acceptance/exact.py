@@ -10,9 +10,9 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor
 
-from specdec.protocols import ExactFor, Verdict
-from specdec.sampling import Draws
-from specdec.tree import TokenTree
+from specdec.decoding.protocols import ExactFor, Verdict
+from specdec.decoding.sampling import Draws
+from specdec.trees.tree import TokenTree
 from verifiers.acceptance.rejection import top_down
 from verifiers.acceptance.requirements import require_exact_for, require_probabilities
 

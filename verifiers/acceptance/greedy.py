@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from specdec.protocols import Verdict
-from specdec.sampling import Draws
-from specdec.tree import TokenTree
+from specdec.decoding.protocols import Verdict
+from specdec.decoding.sampling import Draws
+from specdec.trees.tree import TokenTree
 from verifiers.acceptance.rejection import at
 from verifiers.acceptance.requirements import require_probabilities
 

@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from specdec.protocols import Verdict
-from specdec.runtime.vocabulary import leftover, masses, without_tokens
-from specdec.sampling import Draws
-from specdec.tree import PAD, TokenTree
+from specdec.decoding.protocols import Verdict
+from specdec.decoding.sampling import Draws
+from specdec.model.runtime.vocabulary import leftover, masses, without_tokens
+from specdec.trees.tree import PAD, TokenTree
 
 
 def top_down(

@@ -10,10 +10,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from specdec.checks import holds, require_finite, require_q
+from specdec.decoding.checks import holds, require_finite, require_q
+from specdec.decoding.protocols import LosslessRule
 from specdec.errors import InputError
-from specdec.protocols import LosslessRule
-from specdec.tree import TokenTree
+from specdec.trees.tree import TokenTree
 
 HOW = {
     "top_k": "chosen deterministically",

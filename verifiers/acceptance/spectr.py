@@ -14,10 +14,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from specdec.protocols import ExactFor, Verdict
-from specdec.runtime.vocabulary import masses
-from specdec.sampling import Draws
-from specdec.tree import TokenTree
+from specdec.decoding.protocols import ExactFor, Verdict
+from specdec.decoding.sampling import Draws
+from specdec.model.runtime.vocabulary import masses
+from specdec.trees.tree import TokenTree
 from verifiers.acceptance.rejection import Offers, at, children_of, none_of, normalised, ratios, top_down
 from verifiers.acceptance.requirements import require_exact_for, require_probabilities
 

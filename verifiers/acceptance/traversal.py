@@ -34,11 +34,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from specdec.drafting import CHILDREN
-from specdec.protocols import ExactFor, Verdict
-from specdec.runtime.vocabulary import mass, masses
-from specdec.sampling import Draws
-from specdec.tree import PAD, TokenTree
+from specdec.decoding.grow_fixed import CHILDREN
+from specdec.decoding.protocols import ExactFor, Verdict
+from specdec.decoding.sampling import Draws
+from specdec.model.runtime.vocabulary import mass, masses
+from specdec.trees.tree import PAD, TokenTree
 from verifiers.acceptance.rejection import HUGE, at, none_of, normalised, ratios, tried, untaken, untaken_mass
 from verifiers.acceptance.requirements import require_exact_for, require_probabilities
 

@@ -10,11 +10,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from specdec.decoding.protocols import Verdict
+from specdec.decoding.sampling import Draws
 from specdec.errors import InputError
-from specdec.protocols import Verdict
-from specdec.runtime.vocabulary import entropies
-from specdec.sampling import Draws
-from specdec.tree import TokenTree
+from specdec.model.runtime.vocabulary import entropies
+from specdec.trees.tree import TokenTree
 from verifiers.acceptance.rejection import at
 from verifiers.acceptance.requirements import require_probabilities
 

@@ -1,7 +1,7 @@
 """Recursive rejection sampling for siblings drawn without replacement (Sequoia, arXiv 2402.12374).
 
 Exact for trees whose siblings were drawn one after the other from q, never the same token twice
-(`specdec.sampling.draw_without_replacement`), in the order of their index; and for deterministic children.
+(`specdec.decoding.sampling.draw_without_replacement`), in the order of their index; and for deterministic children.
 No try is spent on a token that was rejected before, so it accepts at least as often as independent draws
 where q is far from p.
 """
@@ -11,9 +11,9 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor
 
-from specdec.protocols import ExactFor, Verdict
-from specdec.sampling import Draws
-from specdec.tree import TokenTree
+from specdec.decoding.protocols import ExactFor, Verdict
+from specdec.decoding.sampling import Draws
+from specdec.trees.tree import TokenTree
 from verifiers.acceptance.rejection import top_down
 from verifiers.acceptance.requirements import require_exact_for, require_probabilities
 

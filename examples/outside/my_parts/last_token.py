@@ -2,8 +2,8 @@
 
 import torch
 
-from specdec.protocols import DraftState, Session
-from specdec.tree import TokenTree
+from specdec.decoding.protocols import DraftState, Session
+from specdec.trees.tree import TokenTree
 
 
 class LastToken:

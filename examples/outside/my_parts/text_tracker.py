@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from specdec.runlog import Artifacts, Label
+from specdec.runs.log import Artifacts, Label
 
 
 class TextTracker:

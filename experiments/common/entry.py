@@ -1,0 +1,111 @@
+"""How every entry point starts and ends: errors as one line, exit status, progress on stderr."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from difflib import get_close_matches
+from pathlib import Path
+
+import torch
+from hydra.errors import (
+    CompactHydraException,
+    ConfigCompositionException,
+    InstantiationException,
+    MissingConfigException,
+)
+from omegaconf import DictConfig
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
+
+from experiments.common.composition import checked_composition
+from experiments.common.escape import SafeConsole, visible
+from experiments.common.faults import explain_fault
+from experiments.common.signals import exit_status, stopping
+from experiments.common.terminal import steady_output
+from specdec.errors import InputError
+
+BAD_INPUT, SOME_FAILED = 2, 3
+LONGEST = 2000  # characters of an error's line
+CONF = str(Path(__file__).resolve().parents[2] / "conf")
+MERGING = "Error merging override"
+stderr = SafeConsole(stderr=True)
+
+
+def launch(main: Callable[[], None]) -> None:
+    """Call a `hydra.main` function; what it or Hydra raises ends the process as `one_line_errors` says."""
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises, and leaves the words to us
+    warnings.formatwarning = lambda message, *_args, **_kwargs: f"warning: {message}\n"  # one line, no source code
+    ignore_schemas_of_launchers()
+    from experiments.sweeps.callbacks import sweep_that_ends  # which imports this module
+
+    with steady_output(), one_line_errors(), checked_composition(), sweep_that_ends():
+        main()
+
+
+def ignore_schemas_of_launchers() -> None:
+    """Ignore Hydra's warning that `conf/hydra/launcher` has files named as the plugins' own schemas: it is meant."""
+    warnings.filterwarnings("ignore", r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema", UserWarning)
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Bad input and faults of the disk become one line and status 2, signals their status (Ctrl-C 130, SIGTERM 143,
+    SIGHUP 129); a bug keeps its traceback.
+
+    Around a job too (`experiments.common.task`), not only around Hydra: it announces a job's exceptions in lines of its own.
+    """
+    try:
+        with stopping():
+            yield
+    except KeyboardInterrupt as error:
+        print(f"interrupted: {error or 'SIGINT'}", file=sys.stderr)
+        sys.exit(exit_status(error))
+    except Exception as error:
+        message = explain(error)
+        if message is None:
+            raise
+        print(f"error: {visible(shortened(' '.join(message.split())))}", file=sys.stderr)
+        sys.exit(BAD_INPUT)
+
+
+def shortened(message: str) -> str:
+    """The message without its middle if it repeats an input of any length."""
+    half = LONGEST // 2
+    return message if len(message) <= LONGEST else f"{message[:half]} ... {message[-half:]}"
+
+
+def explain(error: BaseException) -> str | None:  # noqa: PLR0911  (one return per kind of error)
+    """What the user should read, or None for a bug, which keeps its traceback."""
+    if isinstance(error, InstantiationException) and error.__cause__ is not None:
+        return explain(error.__cause__)
+    if isinstance(error, OmegaConfBaseException) and isinstance(error.__cause__, InputError):  # of a resolver
+        return explain(error.__cause__)
+    unknown = error.__cause__
+    if isinstance(unknown, ConfigKeyError | ConfigAttributeError) and isinstance(unknown.parent_node, DictConfig):
+        options = ", ".join(map(str, unknown.parent_node))
+        return (
+            f"{unknown.full_key}: expected an option that exists ({options}), got {unknown.key!r}; check the spelling"
+        )
+    if isinstance(error, ConfigCompositionException) and str(error).startswith(MERGING):
+        key, _, value = str(error).removeprefix(MERGING).strip().lstrip("+~").partition("=")
+        return f"{key}: expected a value that fits there, got {value}; {str(unknown).splitlines()[0]}"
+    if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
+        group, _, choice = error.missing_cfg_file.rpartition("/")
+        near = get_close_matches(choice, error.options, n=1, cutoff=0.4)
+        fix = f"did you mean {near[0]}?" if near else "check the spelling"
+        return f"{group}: expected one of {', '.join(error.options)}, got {choice!r}; {fix}"
+    if isinstance(error, MissingMandatoryValue):
+        return f"{error.full_key}: expected a value, got none; pass {error.full_key}=..."
+    if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+        return (
+            f"memory: expected the batch to fit, got '{str(error).splitlines()[0]}'; "
+            "lower generation.batch_size or generation.max_new_tokens"
+        )
+    if isinstance(error, (InputError, CompactHydraException, OmegaConfBaseException)):
+        return str(error).strip()
+    if isinstance(error, OSError):
+        return explain_fault(error)
+    return None

@@ -1,0 +1,66 @@
+"""Parts of a run by their names, from every folder on Hydra's search path (`--config-dir DIR` adds one)."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig, OmegaConf
+
+from experiments.common.components import ALLOW, allowed_by
+from experiments.common.entry import CONF
+from specdec.errors import InputError
+
+# instead of weights that are shipped for one target
+UNTRAINED = {"heads": "fresh", "head": "fresh", "adapter": "plain"}
+EXIT_LAYER = 1  # the tiny targets have two layers
+
+
+def part(group: str, choice: str, option: str | None = None) -> DictConfig:
+    """The config that `group=choice` means.
+
+    Args:
+        group: a folder of the search path's `conf/` folders.
+        choice: a name in it.
+        option: name used in error messages; None: the group.
+
+    Raises:
+        InputError: there is none of that name.
+    """
+    inside = GlobalHydra.instance().is_initialized()
+    with nullcontext() if inside else initialize_config_dir(CONF, version_base="1.3"):
+        if choice not in (names := choices(group)):
+            expected = f"one of {', '.join(names)}"
+            raise InputError(option or group, expected=expected, got=repr(choice), fix="check the spelling")
+        config: DictConfig = compose(overrides=[f"+{group}={choice}"])[group]
+    return config
+
+
+def choices(group: str) -> list[str]:
+    """All names in a config group, of plug-ins too."""
+    return sorted(GlobalHydra.instance().config_loader().get_group_options(group))
+
+
+def untrained(drafter: DictConfig, model: Any) -> DictConfig:
+    """A drafter's config for a small random target: `auto` becomes untrained weights.
+
+    Args:
+        drafter: config of a drafter, or of one made of others.
+        model: stands in for a draft model.
+    """
+    root = OmegaConf.create({"drafter": OmegaConf.to_container(drafter, resolve=True), ALLOW: [*allowed_by(drafter)]})
+    made: DictConfig = root.drafter
+    _stand_in(made, {**UNTRAINED, "model": model})
+    return made
+
+
+def _stand_in(node: DictConfig, weights: dict[str, Any]) -> None:
+    for key, value in list(node.items()):
+        if isinstance(value, DictConfig):
+            _stand_in(value, weights)
+        elif key == "exit_layer":
+            node[key] = EXIT_LAYER
+        elif value == "auto" and key in weights:
+            node[key] = weights[key]

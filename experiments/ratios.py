@@ -1,0 +1,261 @@
+"""Every ratio that matters, measured side by side in one process: a table, and a check against earlier ones.
+
+python -m experiments.ratios prompts=jsonl prompts.path=prompts.jsonl
+python -m experiments.ratios write=benchmarks/ratios.json
+python -m experiments.ratios check=benchmarks/ratios.json
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+from rich.table import Table
+
+from experiments.bench import assembled, closing, config
+from experiments.common.components import instantiate
+from experiments.common.entry import CONF, launch
+from experiments.common.resources import timed
+from experiments.common.settings import settings, typed
+from experiments.common.tables import identical, progress_bar, stdout
+from experiments.common.task import Task
+from specdec.errors import InputError
+from specdec.files.durable import write_json
+from specdec.measure.batch_curve import BatchCurve, BatchSize
+from specdec.measure.benchmark import BASE, OURS, Benchmark, Trial, describe, speedup_over
+from specdec.measure.overhead import share_outside_forwards
+from specdec.measure.profiling import Footprint, Point, Profile, figures, fitting, profile
+from specdec.measure.ratios import SIDES, Ratio, expectations, read_expectations, shortfalls
+from specdec.model.target import TargetModel
+from specdec.options import Count, Natural, NonNegative
+from specdec.prompts.sets import PromptEncoder, first_turns
+from specdec.runs.log import NoTracker, RunLog, machine
+
+REGRESSED = 1  # exit status
+
+
+@dataclass
+class OverBatch:
+    sizes: list[Count]
+    max_new_tokens: Count
+    rounds: Count
+
+
+@dataclass
+class Forwards:
+    prefix: Natural
+    long_prefix: Natural
+    verify: list[Count]
+    rounds: Count
+    buffer_mib: Count
+    matrix: Count
+
+
+@dataclass
+class Suite:
+    """See conf/suite.yaml."""
+
+    batch: OverBatch
+    forward: Forwards
+    compare: list[str]
+    targets: dict[str, float]
+    write: str | None
+    tolerance: NonNegative
+    check: str | None
+
+
+@hydra.main(config_path=CONF, config_name="suite", version_base="1.3")
+@Task
+def main(cfg: DictConfig) -> None:
+    options, suite = settings(cfg), typed(cfg, Suite)
+    expected = read_expectations(suite.check) if suite.check else None
+    if suite.write and not Path(suite.write).parent.is_dir():
+        raise InputError("write", expected="a file in a folder there is", got=repr(suite.write), fix="make the folder")
+    benchmark, names, missing = assembled(cfg, options)
+    target = benchmark.verifier.target
+    compared = pairs(suite.compare, names["drafter"], [method.name for method in benchmark.references], missing)
+    points = forwards(suite.forward, target)
+    parts = (benchmark.drafter, benchmark.verifier, benchmark.rule, benchmark.sampling)
+    over_batch = BatchCurve(batch_prompts(cfg, suite.batch, target), *parts, **asdict(suite.batch))
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    log = RunLog(folder, NoTracker(), config(cfg, names))
+    with closing(log), timed(target.device, options.exclusive, str(folder)):
+        with progress_bar(suite.forward.rounds, "forwards") as advance:
+            ceilings = (suite.forward.buffer_mib, suite.forward.matrix)
+            costs = profile(target, points, suite.forward.rounds, options.seed, *ceilings, advance)
+        with progress_bar(len(suite.batch.sizes) * suite.batch.rounds, "batch sizes") as advance:
+            curve = over_batch.run(advance)
+        summary, trials = texts(benchmark, log)
+        outside = share_outside_forwards([t.ids for t in trials if t.repeat == 0], *parts, benchmark.stop)
+    ratios = [
+        *(Ratio(name, *speedup_over(other, method, trials)) for name, (method, other) in compared.items()),
+        *of_forwards(costs, suite.forward),
+        *of_batches(curve),
+        Ratio("outside the forwards / step", *outside, less=True),
+    ]
+    summary = {
+        **describe(benchmark, names),
+        **summary,
+        "missing_references": missing,
+        "ratios": [{**vars(ratio), "target": suite.targets.get(ratio.name)} for ratio in ratios],
+        "forwards": figures(Footprint.of(target), costs),
+        "batch_curve": [at.as_dict() for at in curve],
+    }
+    log.finish(summary)
+    stdout.print(methods_table(summary, len(trials)))
+    stdout.print(curve_table(curve, names["drafter"]))
+    stdout.print(ratios_table(ratios, suite.targets))
+    stdout.print(f"run folder: {folder}", soft_wrap=True, highlight=False)
+    if suite.write:
+        kept = expectations([ratio for ratio in ratios if ratio.name in suite.targets], suite.tolerance)
+        command = ["python", "-m", "experiments.ratios", *HydraConfig.get().overrides.task]
+        write_json(Path(suite.write), {"machine": machine(), "command": command, "ratios": kept})
+    if expected is not None and (lines := shortfalls(ratios, expected, missing)):
+        print("\n".join(lines), file=sys.stderr)
+        sys.exit(REGRESSED)
+
+
+def pairs(
+    names: Sequence[str], drafter: str, references: Sequence[str], missing: Collection[str]
+) -> dict[str, tuple[str, str]]:
+    """The two methods of each ratio, as `Benchmark` calls them; without those that cannot run here.
+
+    Raises:
+        InputError: a method that is not in this run.
+    """
+    methods = {BASE: BASE, drafter: OURS, **{name: name for name in [*references, *missing]}}
+    sides = {name: tuple(name.split(SIDES)) for name in names}
+    for name, methods_of in sides.items():
+        if len(methods_of) != 2 or not set(methods_of) <= set(methods):
+            known = ", ".join(methods)
+            raise InputError(
+                "compare", expected=f"'one{SIDES}another' of {known}", got=repr(name), fix="check the names"
+            )
+    return {name: (methods[a], methods[b]) for name, (a, b) in sides.items() if not {a, b} & set(missing)}
+
+
+def forwards(f: Forwards, target: TargetModel) -> list[Point]:
+    """The few forwards whose ratios are reported.
+
+    Raises:
+        InputError: one that is longer than the context window.
+    """
+    sizes = [(1, f.prefix), (1, f.long_prefix), *((tokens, f.prefix) for tokens in f.verify)]
+    window, points = target.context_window, [Point(tokens, prefix, batch=1) for tokens, prefix in sizes]
+    if cut := [point for point in points if fitting([point.prefix], point.tokens, window) != [point.prefix]]:
+        limit = f"forwards within the context window of {window} tokens"
+        got = ", ".join(f"{point.prefix} + {point.tokens}" for point in cut)
+        raise InputError("forward", expected=limit, got=got, fix="lower forward.prefix or forward.long_prefix")
+    return points
+
+
+def batch_prompts(cfg: DictConfig, o: OverBatch, target: TargetModel) -> list[list[int]]:
+    """The first turns of as many prompts as the largest batch has rows, by length, so that batches pad little."""
+    encoder = PromptEncoder.of(target)
+    prompts = instantiate(cfg.prompts, limit=max(o.sizes, default=1))
+    return sorted(first_turns(prompts, encoder, target.context_window, o.max_new_tokens), key=len)
+
+
+def texts(benchmark: Benchmark, log: RunLog) -> tuple[dict[str, Any], list[Trial]]:
+    """Every method on the same prompts, taking turns."""
+    trials: list[Trial] = []
+    with progress_bar(benchmark.turns) as advance:
+
+        def collect(trial: Trial) -> None:
+            trials.append(trial)
+            advance(trial)
+
+        return benchmark.run(log, collect), trials
+
+
+def of_forwards(costs: Profile, f: Forwards) -> list[Ratio]:
+    """Times of forwards over that of a decode step."""
+    decode = Point(1, f.prefix, 1)
+    verify = [
+        Ratio(f"verify of {n} / decode of 1", *costs.ratio(Point(n, f.prefix, 1), decode), less=True) for n in f.verify
+    ]
+    long = costs.ratio(Point(1, f.long_prefix, 1), decode)
+    return [*verify, Ratio(f"token at {f.long_prefix} / at {f.prefix}", *long, less=True)]
+
+
+def of_batches(curve: Sequence[BatchSize]) -> list[Ratio]:
+    """Total tokens/s without drafts over those of the first batch size, and the same once the prompts are read."""
+    first, ratios = curve[0], []
+    for at in curve[1:]:
+        name = f"batch {at.size}{SIDES}batch {first.size}"
+        ratios.append(Ratio(name, *at.plain.faster_than(first.plain)))
+        ratios.append(Ratio(f"{name}, after the prompts", *at.plain.decodes_faster_than(first.plain)))
+    return ratios
+
+
+def methods_table(s: Mapping[str, Any], texts: int) -> Table:
+    """Tokens/s of every method, and how many of its texts equal those of the drafter."""
+    where = f"{s['target']}, {s['device']}, {s['dtype']}, {s['threads']} threads"
+    table = Table(
+        title=f"{s['prompts']} prompts, {s['new_tokens']} new tokens, temperature {s['temperature']} ({where})"
+    )
+    table.add_column("method")
+    table.add_column("tokens/s", justify="right")
+    table.add_column(f"texts as {s['drafter']}'s", justify="right")
+    table.add_row(s["drafter"], f"{s['tokens_per_second']:.1f}", "")
+    table.add_row(BASE, f"{s['autoregressive_tokens_per_second']:.1f}", identical(s).partition(" ")[0])
+    for method in [s["reference"], *s["other_references"]] if s["reference"] else []:
+        equal = "-" if method["identical"] is None else f"{method['identical']}/{texts}"
+        table.add_row(method["name"], f"{method['tokens_per_second']:.1f}", equal)
+    for name, why in s["missing_references"].items():
+        table.add_row(f"{name}: {why}")
+    return table
+
+
+def curve_table(curve: Sequence[BatchSize], drafter: str) -> Table:
+    """Total tokens/s over batch size, and what makes them: the time of a step, and the tokens it brings."""
+    table = Table(title="over batch size")
+    for column in (
+        "batch",
+        f"{BASE}\ntokens/s",
+        f"{drafter}\ntokens/s",
+        f"{drafter} / {BASE}",
+        "τ",
+        "ms per step\nplain",
+        "ms per step\ndrafted",
+    ):
+        table.add_column(column, justify="right", no_wrap=True)
+    for at in curve:
+        row = at.as_dict()
+        table.add_row(
+            str(at.size),
+            f"{row['autoregressive_tokens_per_second']:.1f}",
+            f"{row['tokens_per_second']:.1f}",
+            ratio_text(row["speedup"], row["speedup_ci95"]),
+            f"{row['tokens_per_step']:.2f}",
+            f"{row['autoregressive_step_ms']:.1f}",
+            f"{sum(row['phase_ms'].values()):.1f}",
+        )
+    return table
+
+
+def ratios_table(ratios: Sequence[Ratio], targets: Mapping[str, float]) -> Table:
+    table = Table(title="ratios")
+    table.add_column("ratio", no_wrap=True)
+    for column in ("measured [95 % interval]", "target", "reached"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for ratio in ratios:
+        row, target = [ratio.name, ratio_text(ratio.value, ratio.interval)], targets.get(ratio.name)
+        if target is not None:
+            row += [f"{'<=' if ratio.less else '>='} {target}", "yes" if ratio.meets(target) else "no"]
+        table.add_row(*row)
+    return table
+
+
+def ratio_text(value: float, interval: Sequence[float] | None) -> str:
+    return f"{value:.2f}x" + (f" [{interval[0]:.2f}, {interval[1]:.2f}]" if interval else "")
+
+
+if __name__ == "__main__":
+    launch(main)

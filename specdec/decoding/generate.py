@@ -1,0 +1,283 @@
+"""The loop: draft, verify, accept, commit; and plain autoregressive decoding beside it.
+
+Both use the same target, kernel, cache, sampling and stopping, so that a speedup compares like with
+like. Token ids only: no tokenizer, no files.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from specdec.decoding.checks import require_finite
+from specdec.decoding.protocols import (
+    AcceptanceRule,
+    Drafter,
+    DraftState,
+    Rows,
+    Scores,
+    Session,
+    Verdict,
+    Verifier,
+    exit_layer_of,
+)
+from specdec.decoding.sampling import RandomStreams, SamplingParams, Streams
+from specdec.decoding.stopping import StopRule
+from specdec.decoding.validation import require_valid
+from specdec.errors import InputError
+from specdec.metrics import PhaseClock, StepRecord
+from specdec.model.runtime.graphs import captures_postponed
+from specdec.model.target import TargetModel, TargetOutput
+from specdec.trees.tree import PAD, TokenTree
+
+
+@dataclass(frozen=True)
+class Generation:
+    """texts: the new token ids of each row; seconds: wall time of the batch, prompts included;
+    prefill_seconds: of that, until the first tokens; steps: one record per step and live row."""
+
+    texts: list[list[int]]
+    seconds: float
+    prefill_seconds: float
+    steps: list[StepRecord]
+
+
+@torch.inference_mode()
+@captures_postponed()
+def speculative(
+    prompts: Rows,
+    drafter: Drafter,
+    verifier: Verifier,
+    rule: AcceptanceRule,
+    sampling: SamplingParams,
+    stop: StopRule,
+    seeds: Sequence[Sequence[int]] | RandomStreams,
+    steps: list[StepRecord] | None = None,
+    validate: bool = False,
+) -> Generation:
+    """Generate a batch with a drafter.
+
+    Each row's text has the distribution it has alone. In fp32 it is the very text if the drafter's trees depend on the
+    row alone. They do not if sampled text is drafted by early exit, which numbers nodes by the longest row, or with
+    adaptive trees, which learn from all rows. Lower precision rounds differently in another batch.
+
+    Args:
+        prompts: token ids, of any lengths.
+        drafter, verifier, rule: the parts of a step.
+        sampling, stop: how tokens are chosen, and when a text ends.
+        seeds: a sequence of integers per row; or the streams that the draws come from.
+        steps: a list to which records are appended as they are made, so that they survive an interrupt.
+        validate: check every proposed tree (`specdec.decoding.validation`), which waits for the device.
+
+    Raises:
+        InputError: an empty prompt, one too long for the context window, a batch too large for memory, or a tree that
+            is not valid.
+    """
+    target, begun = verifier.target, time.perf_counter()
+    steps = [] if steps is None else steps
+    capacity = longest_text(prompts, stop, target.context_window) + drafter.max_nodes
+    target.require_one_rope(prompts, stop.max_new_tokens)
+    progress = Progress(prompts, stop)
+    sampling = sampling.bound(target.model, prompts, stop)
+    streams = seeds if isinstance(seeds, RandomStreams) else Streams(seeds, sampling, target.device)
+    clock = PhaseClock(target.device)
+
+    scores = verifier.prefill(progress.rows, sampling, capacity, exit_layer_of(drafter))
+    first = _next_token(scores, streams, progress)
+    verdict = Verdict(_positions(prompts, target.device), first, scores.hidden, scores.stream)
+    progress.emit([[token] for token in first.tolist()])
+    prefill_seconds = time.perf_counter() - begun
+    drafter.start(Session(target, prompts, sampling, capacity, verifier.begin))
+
+    clock.start()
+    while any(progress.room):
+        tree = drafter.propose(DraftState(progress.rows, verdict, progress.room, streams))
+        if validate:
+            require_valid(tree, drafter, progress.rows, progress.steps, target.vocab_size)
+        tree = _within_room(tree, progress.room)
+        clock.lap("draft")
+
+        scores = verifier.verify(tree, progress.rows)
+        clock.lap("verify")
+
+        if sampling.greedy and rule.lossless:
+            verdict = greedy_verdict(tree, scores)
+        else:
+            verdict = rule.accept(tree, scores.probs, streams.draws(progress.lengths, Streams.ACCEPT, tree.nodes))
+        outcome = Outcome.read(tree, verdict)  # the one wait for the device in a step
+        clock.lap("accept")
+
+        live = [r for r, room in enumerate(progress.room) if room]
+        blocks = progress.emit(outcome.blocks)
+        verdict = _kept(verdict, scores, [len(block) for block in blocks])
+        verifier.commit(verdict.path, [len(block) for block in blocks])
+        clock.lap("commit")
+        steps += outcome.records(progress.steps, live, blocks, clock.take())
+    clock.finish()
+    return Generation(progress.texts, time.perf_counter() - begun, prefill_seconds, steps)
+
+
+@torch.inference_mode()
+@captures_postponed()
+def autoregressive(
+    prompts: Rows, target: TargetModel, sampling: SamplingParams, stop: StopRule, seeds: Sequence[Sequence[int]]
+) -> Generation:
+    """Generate a batch token by token: the baseline of every speedup. Arguments as in `speculative`."""
+    begun = time.perf_counter()
+    target.require_one_rope(prompts, stop.max_new_tokens)
+    progress = Progress(prompts, stop)
+    sampling = sampling.bound(target.model, prompts, stop)
+    streams = Streams(seeds, sampling, target.device)
+    cache = target.lend_cache(target, len(prompts), longest_text(prompts, stop, target.context_window))
+
+    def sample(out: TargetOutput) -> Tensor:
+        logits = sampling.scores(out.logits[:, 0], progress.rows)
+        return _next_token(Scores(logits[:, None], out.hidden, sampling), streams, progress)
+
+    token = sample(target.prefill(cache, prompts))
+    progress.emit([[t] for t in token.tolist()])
+    prefill_seconds = time.perf_counter() - begun
+    while any(progress.room):
+        token = sample(target.forward(cache, token[:, None], cache.lengths[:, None], mask=None))
+        cache.advance([1 if room else 0 for room in progress.room])
+        progress.emit([[t] for t in token.tolist()])
+    return Generation(progress.texts, time.perf_counter() - begun, prefill_seconds, [])
+
+
+def greedy_verdict(tree: TokenTree, scores: Scores) -> Verdict:
+    """Keep the longest path of argmax tokens, as every lossless rule does at temperature 0, where p is one-hot.
+    Allocates nothing of vocabulary size. `specdec.exactness` compares rules with it."""
+    best = scores.argmax
+    require_finite((best >= 0) | ~tree.valid)
+    node = tree.deepest(tree.tokens == best.gather(1, tree.parents.clamp(min=0)))
+    return Verdict(tree.path_to(node), best.gather(1, node[:, None])[:, 0])
+
+
+class Progress:
+    """Where each row of a batch stands. rows: committed tokens, the root last; texts: the new tokens;
+    room: how many tokens each row may still emit, 0 when its text has ended."""
+
+    def __init__(self, prompts: Rows, stop: StopRule) -> None:
+        self._stop = stop
+        self.rows = [list(prompt) for prompt in prompts]
+        self.texts: list[list[int]] = [[] for _ in prompts]
+        self.room = [stop.max_new_tokens] * len(self.rows)
+        self.steps = -1  # the prompt's forward is not a step
+
+    @property
+    def lengths(self) -> list[int]:
+        return [len(row) for row in self.rows]
+
+    def emit(self, blocks: Sequence[Sequence[int]]) -> list[list[int]]:
+        """Append a block of tokens to each live row, cut where its text ends; returns what was appended."""
+        self.steps += 1
+        emitted = []
+        for r, (row, text) in enumerate(zip(self.rows, self.texts, strict=True)):
+            block, ended = self._stop.cut(text, blocks[r]) if self.room[r] else ([], True)
+            row += block
+            text += block
+            self.room[r] = 0 if ended else self._stop.max_new_tokens - len(text)
+            emitted.append(block)
+        return emitted
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A step's decision, on the host. Per row: path (nodes, root first), block (accepted tokens and the next
+    one), offered depth, number of drafted nodes, and the tree's parents."""
+
+    paths: list[list[int]]
+    blocks: list[list[int]]
+    offered: list[int]
+    nodes: list[int]
+    parents: list[list[int]]
+
+    @classmethod
+    def read(cls, tree: TokenTree, verdict: Verdict) -> Outcome:
+        """Everything the host must know, in one transfer."""
+        width = verdict.path.shape[1]
+        tokens = tree.tokens.gather(1, verdict.path.clamp(min=0))
+        counts = torch.stack([verdict.next_token, tree.offered, tree.valid.sum(-1) - 1], 1)
+        table = torch.cat([verdict.path, tokens, tree.parents, counts], 1).tolist()
+        paths = [[node for node in row[:width] if node != PAD] for row in table]
+        blocks = [[*row[width + 1 : width + len(path)], row[-3]] for row, path in zip(table, paths, strict=True)]
+        parents = [row[2 * width : -3] for row in table]
+        return cls(paths, blocks, [row[-2] for row in table], [row[-1] for row in table], parents)
+
+    def records(
+        self, step: int, live: Sequence[int], emitted: Sequence[list[int]], ms: dict[str, float]
+    ) -> list[StepRecord]:
+        records = []
+        for r in live:
+            accepted = min(len(self.paths[r]) - 1, len(emitted[r]))
+            whole = len(emitted[r]) == len(self.blocks[r])
+            offered = self.offered[r] if whole else accepted  # nobody judged what lies past the end of a text
+            kept, parents = self.paths[r][: accepted + 1], self.parents[r]
+            records.append(
+                StepRecord(
+                    r, step, len(live), self.nodes[r], offered, accepted, len(emitted[r]), kept, emitted[r], ms, parents
+                )
+            )
+        return records
+
+
+SHORTEN = "shorten the prompt or lower generation.max_new_tokens"
+
+
+def longest_text(prompts: Rows, stop: StopRule, window: int | None, what: str = "prompt", fix: str = SHORTEN) -> int:
+    """Tokens of the longest prompt with its text. what, fix: for the error.
+
+    Raises:
+        InputError: an empty prompt, or one that leaves no room for its text in the context window.
+    """
+    longest = max((len(prompt) for prompt in prompts), default=0)
+    if not all(prompts) or longest == 0:
+        raise InputError(what, expected="at least one token", got="an empty prompt", fix="remove it or write one")
+    total = longest + stop.max_new_tokens
+    if window is not None and total > window:
+        raise InputError(
+            what,
+            expected=f"prompt and new tokens within the context window of {window} tokens",
+            got=f"{longest} + {stop.max_new_tokens}",
+            fix=fix,
+        )
+    return total
+
+
+def _within_room(tree: TokenTree, room: Sequence[int]) -> TokenTree:
+    """Cut nodes that could not be kept because the text ends before; a finished row keeps only its root."""
+    if tree.nodes < min(room):
+        return tree
+    return tree.clip(torch.tensor([max(r - 1, 0) for r in room], device=tree.tokens.device))
+
+
+def _kept(verdict: Verdict, scores: Scores, counts: Sequence[int]) -> Verdict:
+    """The verdict cut to what was emitted, with the target's features of those nodes."""
+    width = max(counts)
+    order = torch.arange(width, device=verdict.path.device)
+    within = order < torch.tensor(list(counts), device=verdict.path.device)[:, None]
+    path = torch.where(within, verdict.path[:, :width], PAD)
+    index = path.clamp(min=0)[..., None]
+
+    def of_path(features: Tensor) -> Tensor:
+        return features.gather(1, index.expand(-1, -1, features.shape[-1]))
+
+    stream = None if scores.stream is None else of_path(scores.stream)
+    return Verdict(path, verdict.next_token, of_path(scores.hidden), stream)
+
+
+def _positions(prompts: Rows, device: torch.device) -> Tensor:
+    longest = max(map(len, prompts))
+    return torch.tensor([[*range(len(p)), *[PAD] * (longest - len(p))] for p in prompts], device=device)
+
+
+def _next_token(scores: Scores, streams: RandomStreams, progress: Progress) -> Tensor:
+    """The token after each text, where no tree was drafted."""
+    if scores.sampling.greedy:
+        require_finite(scores.argmax >= 0)
+        return scores.argmax[:, 0]
+    return streams.draws(progress.lengths, Streams.ACCEPT, 1).categorical(scores.probs[:, 0], 0)

@@ -1,0 +1,66 @@
+"""What a step costs beside the forwards of the models: drafting without a model, accepting, committing, Python."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from specdec.decoding.generate import speculative
+from specdec.decoding.protocols import AcceptanceRule, Drafter, Rows, Verifier
+from specdec.decoding.sampling import SamplingParams
+from specdec.decoding.stopping import StopRule
+from specdec.metrics import Interval, bootstrap
+from specdec.model.target import TargetModel
+
+FORWARDS = ("forward", "lower", "upper", "read_out")  # none of them calls another
+Span = tuple[float, float]  # when something began and ended, by time.perf_counter
+
+
+def share_outside_forwards(
+    prompts: Rows, drafter: Drafter, verifier: Verifier, rule: AcceptanceRule, sampling: SamplingParams, stop: StopRule
+) -> tuple[float, Interval | None]:
+    """The share of the steps' time that is not spent in the forward of a `TargetModel`, target or draft model, with its
+    95 % interval over prompts. One prompt at a time; reading it is no step."""
+    outside, whole = [], []
+    for number, prompt in enumerate(prompts):
+        with timed_forwards() as spans:
+            begun = time.perf_counter()
+            done = speculative([prompt], drafter, verifier, rule, sampling, stop, [[number]])
+        first_token = begun + done.prefill_seconds
+        whole.append(done.seconds - done.prefill_seconds)
+        outside.append(whole[-1] - sum(end - start for start, end in spans if start >= first_token))
+    return bootstrap([outside, whole], lambda sums: sums[0] / sums[1])
+
+
+@contextmanager
+def timed_forwards() -> Iterator[list[Span]]:
+    """While open, collects when each forward of any `TargetModel` began and ended; waits for the device both times."""
+    spans: list[Span] = []
+    before = {name: getattr(TargetModel, name) for name in FORWARDS}
+
+    def timed(forward: Callable[..., Any]) -> Callable[..., Any]:
+        def call(self: TargetModel, *args: Any, **options: Any) -> Any:
+            begun = _now(self.device)
+            out = forward(self, *args, **options)
+            spans.append((begun, _now(self.device)))
+            return out
+
+        return call
+
+    for name, forward in before.items():
+        setattr(TargetModel, name, timed(forward))
+    try:
+        yield spans
+    finally:
+        for name, forward in before.items():
+            setattr(TargetModel, name, forward)
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

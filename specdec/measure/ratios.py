@@ -1,0 +1,85 @@
+"""Ratios of times measured side by side, and the file that says what they should be.
+
+Seconds differ from machine to machine and from hour to hour; ratios of things that took turns differ far less, so
+that a regression can be told by them. Knows nothing of what was measured.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from specdec.errors import InputError
+from specdec.files.checked import read_json
+from specdec.metrics import Interval
+
+BOUNDS = ("at_least", "at_most")
+SIDES = " / "  # between the two sides of a ratio in its name
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """value with its 95 % interval; less: whether less is better (a cost) or more (a speedup)."""
+
+    name: str
+    value: float
+    interval: Interval | None
+    less: bool = False
+
+    @property
+    def bound(self) -> str:
+        return BOUNDS[self.less]
+
+    def meets(self, limit: float) -> bool:
+        return self.value <= limit if self.less else self.value >= limit
+
+
+def expectations(ratios: Iterable[Ratio], tolerance: float) -> dict[str, dict[str, float]]:
+    """What later runs are held against: each value, and the bound that lies `tolerance` (a share of it) on its worse
+    side. Bounds may be edited by hand."""
+    worse = {False: 1 - tolerance, True: 1 + tolerance}
+    return {r.name: {"expected": round(r.value, 3), r.bound: round(r.value * worse[r.less], 3)} for r in ratios}
+
+
+def read_expectations(path: str) -> dict[str, dict[str, float]]:
+    """The ratios of a file with what is expected of them.
+
+    Raises:
+        InputError: no such file, malformed JSON, no ratios, or one without a bound.
+    """
+    what = "a file of ratios written by `make bench ARGS=write=...`"
+    try:
+        ratios: Any = read_json(Path(path))["ratios"]
+        for name, entry in ratios.items():
+            (bound,) = set(entry) & set(BOUNDS)
+            limit = entry[bound]
+            if isinstance(limit, bool) or not isinstance(limit, int | float) or not math.isfinite(limit):
+                raise TypeError(f"{name!r}: {bound} is no number")
+    except OSError as error:
+        raise InputError("check", expected=what, got=f"{path!r} ({error.strerror})", fix="check the path") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        got = f"{path!r} ({type(error).__name__}: {error})"
+        raise InputError("check", expected=what, got=got, fix="write it anew") from error
+    if not ratios:
+        raise InputError("check", expected=what, got=f"{path!r} (no ratios)", fix="write it anew")
+    return dict(ratios)
+
+
+def shortfalls(
+    ratios: Iterable[Ratio], expected: Mapping[str, Mapping[str, float]], missing: Iterable[str] = ()
+) -> list[str]:
+    """One line for each expected ratio that lies beyond its bound, or that was not measured although neither side of it
+    is in `missing` (names of methods that cannot run on this machine)."""
+    measured, absent, lines = {ratio.name: ratio for ratio in ratios}, set(missing), []
+    for name, entry in expected.items():
+        (bound,) = set(entry) & set(BOUNDS)
+        limit = entry[bound]
+        if name not in measured:
+            if not absent & set(name.split(SIDES)):
+                lines.append(f"{name}: expected {bound.replace('_', ' ')} {limit}, was not measured")
+        elif not Ratio(name, measured[name].value, None, less=bound == "at_most").meets(limit):
+            lines.append(f"{name}: expected {bound.replace('_', ' ')} {limit}, measured {measured[name].value:.3f}")
+    return lines

@@ -1,0 +1,131 @@
+"""Acceptance rules side by side on the very same trees.
+
+Walks along texts that the target wrote alone. At every position a drafter proposes a tree, the target scores it
+once, and every rule judges it, several times with different draws; then the text goes on by its own next token.
+So the rules differ in nothing but themselves, which separate runs cannot offer: there each rule leads to other
+prefixes, and so to other trees.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from specdec.decoding.generate import Outcome, autoregressive, longest_text
+from specdec.decoding.protocols import (
+    AcceptanceRule,
+    Drafter,
+    DraftState,
+    Scores,
+    Session,
+    Verdict,
+    Verifier,
+    exit_layer_of,
+)
+from specdec.decoding.sampling import SamplingParams, Streams
+from specdec.decoding.stopping import StopRule
+from specdec.exactness.rules import require_greedy
+from specdec.metrics import StepMetrics, StepRecord, bootstrap_tau
+from specdec.trees.tree import TokenTree
+
+
+@dataclass(frozen=True)
+class Trees:
+    """One kind of trees, and the rules that judge them."""
+
+    name: str
+    drafter: Drafter
+    rules: Sequence[AcceptanceRule]
+
+
+@dataclass(frozen=True)
+class RuleComparison:
+    """draws: how often each rule judges each tree; stop: the length of the texts walked along."""
+
+    verifier: Verifier
+    prompts: Sequence[Sequence[int]]
+    stop: StopRule
+    draws: int
+    seed: int = 0
+
+    def run(self, trees: Trees, sampling: SamplingParams) -> list[dict[str, Any]]:
+        """One dict per rule: tau with its interval over prompts, acceptance by depth, accept time per step.
+
+        Raises:
+            InputError: a lossless rule that keeps other tokens than the greedy verdict at temperature 0.
+        """
+        judged: dict[str, list[list[StepRecord]]] = {rule.name: [] for rule in trees.rules}
+        for number, prompt in enumerate(self.prompts):
+            for of_rule in judged.values():
+                of_rule.append([])
+            for position, (tree, scores) in enumerate(self._walk(trees.drafter, prompt, sampling, number)):
+                for rule in trees.rules:
+                    if sampling.greedy and rule.lossless:
+                        require_greedy(rule, tree, scores)
+                    judged[rule.name][-1] += self._judge(rule, tree, scores.probs, sampling, (number, position))
+        return [self._figures(rule, trees, sampling, judged[rule.name]) for rule in trees.rules]
+
+    @torch.inference_mode()
+    def _walk(
+        self, drafter: Drafter, prompt: Sequence[int], sampling: SamplingParams, number: int
+    ) -> Iterator[tuple[TokenTree, Scores]]:
+        """The tree at every position of the text, and the target's scores of its nodes."""
+        target, seeds = self.verifier.target, [[self.seed, number]]
+        sampling = sampling.bound(target.model, [prompt], self.stop)
+        (text,) = autoregressive([prompt], target, sampling, self.stop, seeds).texts
+        capacity = longest_text([prompt], self.stop, target.context_window) + drafter.max_nodes
+        streams = Streams(seeds, sampling, target.device)
+        scores = self.verifier.prefill([prompt], sampling, capacity, exit_layer_of(drafter))
+        drafter.start(Session(target, [prompt], sampling, capacity, self.verifier.begin))
+        path = torch.arange(len(prompt), device=target.device)[None]
+        for i, token in enumerate(text):
+            row = [*prompt, *text[: i + 1]]
+            hidden, stream = (None if f is None else f[:, : path.shape[1]] for f in (scores.hidden, scores.stream))
+            verdict = Verdict(path, torch.tensor([token], device=target.device), hidden, stream)
+            tree = drafter.propose(DraftState([row], verdict, [drafter.max_nodes + 1], streams))
+            scores = self.verifier.verify(tree, [row])
+            yield tree, scores
+            path = torch.zeros(1, 1, dtype=torch.long, device=target.device)  # only the root is kept
+            self.verifier.commit(path, [1])
+
+    def _judge(
+        self,
+        rule: AcceptanceRule,
+        tree: TokenTree,
+        probs: torch.Tensor,
+        sampling: SamplingParams,
+        place: tuple[int, int],
+    ) -> list[StepRecord]:
+        records = []
+        streams = Streams([[self.seed, *place]], sampling, probs.device)
+        for repeat in range(self.draws):
+            draws = streams.draws([repeat], Streams.ACCEPT, tree.nodes)
+            begun = time.perf_counter()
+            verdict = rule.accept(tree, probs, draws)
+            outcome = Outcome.read(tree, verdict)
+            ms = {"draft": 0.0, "verify": 0.0, "accept": 1e3 * (time.perf_counter() - begun), "commit": 0.0}
+            records += outcome.records(place[1], [0], outcome.blocks, ms)
+        return records
+
+    @staticmethod
+    def _figures(
+        rule: AcceptanceRule, trees: Trees, sampling: SamplingParams, judged: Sequence[Sequence[StepRecord]]
+    ) -> dict[str, Any]:
+        metrics = StepMetrics.of([record for of_prompt in judged for record in of_prompt])
+        emitted = [sum(record.emitted for record in of_prompt) for of_prompt in judged]
+        tau, interval = bootstrap_tau(emitted, [len(of_prompt) for of_prompt in judged])
+        return {
+            "trees": trees.name,
+            "rule": rule.name,
+            "lossless": rule.lossless,
+            "temperature": sampling.temperature,
+            "tokens_per_step": tau,
+            "tokens_per_step_ci95": interval,
+            "acceptance_at_depth": metrics.acceptance_at_depth,
+            "accept_ms": metrics.phase_ms["accept"],
+            "judgements": metrics.steps,
+        }

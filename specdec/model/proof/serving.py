@@ -1,0 +1,110 @@
+"""Which products and which attention kernel serve each layer of a model, observed during one forward."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface
+
+from specdec.model.attention import ATTENTION_NAME
+from specdec.model.attention.tree_attention import tree_attention
+from specdec.model.runtime.few_rows import FewRowLinear
+from specdec.model.runtime.quantised import QuantisedLinear
+from specdec.trees.tree import TokenTree
+
+if TYPE_CHECKING:
+    from specdec.model.target import TargetModel
+
+_OBSERVER = "specdec_observer"
+
+
+@dataclass(frozen=True)
+class Serving:
+    """What one layer runs on.
+
+    Args:
+        layer: its number, from 0.
+        attention: the kernel that served it; `fused` if all layers are one call.
+        products: what multiplies by its weights.
+        feature: why a flash kernel did not serve it; "" if one did.
+    """
+
+    layer: int
+    attention: str
+    products: str
+    feature: str = ""
+
+
+@torch.inference_mode()
+def served(target: TargetModel) -> list[Serving]:
+    """Each layer, in a forward over a small tree behind a short prefix."""
+    if target.fused is not None:
+        return [Serving(layer, "fused", _products(target.model)) for layer in range(len(target.layers))]
+    seen: dict[int, tuple[str, str]] = {}
+    calls: list[str] = []
+    kernel, graphs, plain = target.kernel, target.graphs, tree_attention
+
+    def observe(module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, **kwargs: Any) -> Any:
+        calls.clear()
+        out = plain(module, query, key, value, mask, **kwargs)
+        layer = getattr(module, "layer_idx", None)
+        number = layer if isinstance(layer, int) else len(seen)
+        seen[number] = (calls[0], "") if calls else ("dense", _feature(query, key, value, mask, kwargs))
+        return out
+
+    AttentionInterface.register(_OBSERVER, observe)
+    AttentionMaskInterface.register(_OBSERVER, AttentionMaskInterface()[ATTENTION_NAME])
+    target.kernel, target.graphs = _Watched(kernel, calls), None  # a graph that is replayed would show nothing
+    target.model.set_attn_implementation(_OBSERVER)
+    try:
+        cache = target.new_cache(1, 8)
+        tree = TokenTree.from_rows([[1, 1, 1]], [[-1, 0, 0]], target.device)
+        target.prefill(cache, [[1]])
+        seen.clear()
+        target.forward_tree(cache, tree)
+    finally:
+        target.kernel, target.graphs = kernel, graphs
+        target.model.set_attn_implementation(ATTENTION_NAME)
+    products = _products(target.model)
+    return [Serving(layer, *seen[layer][:1], products, seen[layer][1]) for layer in sorted(seen)]
+
+
+class _Watched:
+    """A kernel that notes when it is used."""
+
+    def __init__(self, kernel: Any, calls: list[str]) -> None:
+        self._kernel, self._calls, self.name, self.on_host = kernel, calls, kernel.name, kernel.on_host
+
+    def supports(self, *args: Any) -> bool:
+        return bool(self._kernel.supports(*args))
+
+    def prefix(self, *args: Any) -> Any:
+        self._calls.append(self.name)
+        return self._kernel.prefix(*args)
+
+    def causal(self, *args: Any) -> Any:
+        self._calls.append(self.name)
+        return self._kernel.causal(*args)
+
+
+def _feature(query: Tensor, key: Tensor, value: Tensor, mask: Any, kwargs: dict[str, Any]) -> str:
+    """The first thing about this call that flash kernels do not do."""
+    features = {
+        "attention sinks": kwargs.get("s_aux") is not None,
+        "a soft cap": kwargs.get("softcap") is not None,
+        "a window or a mask of its own": mask is not None,
+        "keys and values of two sizes": key.shape[-1] != value.shape[-1],
+        f"heads of size {query.shape[-1]} in {str(query.dtype).removeprefix('torch.')}": True,
+    }
+    return next(name for name, there in features.items() if there)
+
+
+def _products(model: torch.nn.Module) -> str:
+    modules = list(model.modules())
+    forms = sorted({module.weights for module in modules if isinstance(module, QuantisedLinear)})
+    if forms:
+        return f"few-row kernels, weights in {', '.join(forms)}"
+    return "few-row kernels" if any(isinstance(module, FewRowLinear) for module in modules) else "PyTorch"

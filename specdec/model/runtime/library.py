@@ -1,0 +1,112 @@
+"""The compiled kernels (`kernels/`) and the structs they take."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, float32, strided
+from torch.nn import Parameter
+
+from specdec.model.runtime.build import load_library
+
+FLOAT32, BFLOAT16, INT8, INT4 = range(4)  # how a matrix keeps its weights
+
+_pointer, _number = ctypes.c_void_p, ctypes.c_int64
+
+
+class Matrix(ctypes.Structure):
+    _fields_ = [("w", _pointer), ("scale", _pointer), ("bias", _pointer), ("n", _number), ("kind", _number)]
+
+
+class Norm(ctypes.Structure):
+    _fields_ = [("weight", _pointer), ("eps", ctypes.c_float)]
+
+
+class Layer(ctypes.Structure):
+    _fields_ = [
+        *[(name, Norm) for name in ("before", "q_norm", "k_norm", "between")],
+        ("qkv", Matrix * 3),
+        ("o", Matrix),
+        ("gate_up", Matrix * 2),
+        ("down", Matrix),
+        ("rotates", _number),
+    ]
+
+
+class Heads(ctypes.Structure):
+    _fields_ = [("heads", _number), ("kv_heads", _number), ("dim", _number), ("scale", ctypes.c_float)]
+
+
+class Decoder(ctypes.Structure):
+    _fields_ = [
+        ("dim", _number),
+        ("inner", _number),
+        ("rotary", _number),
+        ("heads", Heads),
+        ("final", Norm),
+        ("output", Matrix),
+        ("layers", ctypes.POINTER(Layer)),
+    ]
+
+
+class Texts(ctypes.Structure):
+    _fields_ = [
+        ("batch", _number),
+        ("block", _number),
+        ("nodes", _number),
+        ("lengths", _pointer),
+        ("mask", _pointer),
+        ("capacity", _number),
+        ("rows", _number),
+        ("at", _pointer),
+    ]
+
+
+class Forward(ctypes.Structure):
+    _fields_ = [
+        ("texts", Texts),
+        ("first", _number),
+        ("last", _number),
+        ("x", _pointer),
+        ("cos", _pointer),
+        ("sin", _pointer),
+        ("cache", _pointer),
+        ("hidden", _pointer),
+        ("kept", _number),
+        ("keep", _pointer),
+        ("logits", _pointer),
+    ]
+
+
+@functools.cache
+def kernels() -> ctypes.CDLL:
+    """The compiled library; built at the first call.
+
+    Raises:
+        BuildError: see `load_library`.
+    """
+    library = load_library(Path(__file__).with_name("kernels") / "decoder.cpp")
+    library.few_rows.argtypes = [_pointer, _number, _number, _pointer, ctypes.POINTER(Matrix)]
+    library.decode.argtypes = [ctypes.POINTER(Decoder), ctypes.POINTER(Forward)]
+    library.few_rows.restype = library.decode.restype = None
+    library.lanes.restype = _number
+    return library
+
+
+def plain(tensor: Any) -> bool:
+    """Whether the kernels may read its memory: fp32 numbers of this process, as they are. A subclass (a DTensor) keeps
+    them elsewhere, a sparse layout otherwise, and a negative view turns their signs when it is read."""
+    return (
+        type(tensor) in (Tensor, Parameter)
+        and tensor.dtype is float32
+        and tensor.is_cpu
+        and tensor.layout is strided
+        and not tensor.is_neg()
+    )
+
+
+def address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()

@@ -1,0 +1,191 @@
+"""Weights in lower precision: bf16, int8 or int4, widened to fp32 in the first-level cache as they are used.
+
+A decode step reads a half, a quarter or less than a sixth of the bytes; activations stay in fp32. The
+quantised model is then the target: lossless means with respect to it, and references run it too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from specdec.errors import InputError
+from specdec.model.runtime import library as lib
+from specdec.model.runtime.build import BuildError
+from specdec.model.runtime.experts import Experts, as_linear
+
+STORED = "stored"
+WEIGHTS = (STORED, "bf16", "int8", "int4")
+GROUP = 32  # int4 weights that share a scale, as in kernels/product.hpp
+
+
+class QuantisedLinear(nn.Module):
+    """An `nn.Linear` on a CPU whose weights are kept as `weights` says; `linear` itself is not changed.
+
+    int8: one scale per output. int4: one scale per 32 inputs, two weights a byte. Both round to the nearest of a
+    symmetric grid.
+    """
+
+    codes: Tensor
+    scale: Tensor | None
+    bias: Tensor | None
+    _whole: lib.Matrix | None
+    _where: tuple[int, int | None, int | None]
+
+    def __init__(self, linear: nn.Linear, weights: str) -> None:
+        super().__init__()
+        self.in_features, self.out_features, self.weights = linear.in_features, linear.out_features, weights
+        w = linear.weight.detach().float()
+        scale = None
+        if weights == "bf16":
+            self.kind, codes = lib.BFLOAT16, w.bfloat16()
+        elif weights == "int8":
+            scale = _scale(w, 127)
+            self.kind, codes = lib.INT8, (w / scale).round().to(torch.int8)
+        else:
+            grouped = F.pad(w, (0, -self.in_features % GROUP)).unflatten(1, (-1, GROUP))
+            scale = _scale(grouped, 7)
+            low, high = ((grouped / scale).round() + 8).to(torch.uint8).chunk(2, -1)
+            self.kind, codes = lib.INT4, low | high << 4
+        self.register_buffer("codes", codes.contiguous())
+        self.register_buffer("scale", None if scale is None else scale.squeeze(-1).contiguous())
+        self.register_buffer("bias", None if linear.bias is None else linear.bias.detach().float())
+        self._sizes = [None if part is None else part.shape for part in (self.codes, self.scale, self.bias)]
+        self._stored, self._where = self.codes.dtype, (0, None, None)
+        self._kernel, self._whole = lib.kernels().few_rows, None
+
+    @property
+    def weight(self) -> Float[Tensor, "outputs features"]:
+        """The weights that are computed with, in fp32 (a copy)."""
+        if self.scale is None:
+            return self.codes.float()
+        if self.kind == lib.INT8:
+            return self.codes * self.scale[:, None]
+        values = torch.cat([self.codes & 15, self.codes >> 4], -1).float() - 8
+        return (values * self.scale[..., None]).flatten(1)[:, : self.in_features]
+
+    def matrix(self, start: int = 0, size: int | None = None) -> lib.Matrix:
+        scale, bias = (None if tensor is None else tensor[start:] for tensor in (self.scale, self.bias))
+        return lib.Matrix(
+            self.codes[start:].data_ptr(),
+            lib.address(scale),
+            lib.address(bias),
+            size or self.out_features,
+            self.kind,
+        )
+
+    def forward(self, x: Float[Tensor, "*batch features"]) -> Float[Tensor, "*batch outputs"]:
+        rows = math.prod(x.shape[:-1])
+        if not rows or (torch.is_grad_enabled() and x.requires_grad) or not self._takes(x):
+            return F.linear(x, self.weight, self.bias)  # it raises what `nn.Linear` raises
+        x = x.contiguous()
+        y = torch.empty(*x.shape[:-1], self.out_features)
+        self._kernel(x.data_ptr(), rows, self.in_features, y.data_ptr(), self._whole)
+        return y
+
+    def _takes(self, x: Tensor) -> bool:
+        """Whether the kernel may read the input and the weights; makes their matrix anew where they have moved."""
+        parts = self._buffers  # an attribute of a module costs as much as all checks of a tensor
+        codes, scale, bias = parts["codes"], parts["scale"], parts["bias"]
+        readable = (
+            lib.plain(x)
+            and x.dim() > 0
+            and x.shape[-1] == self.in_features
+            and type(codes) is Tensor
+            and codes.is_cpu
+            and codes.shape == self._sizes[0]
+            and codes.dtype is self._stored
+            and codes.is_contiguous()
+            and _fits(scale, self._sizes[1])
+            and _fits(bias, self._sizes[2])
+        )
+        if not readable:
+            return False
+        where = (codes.data_ptr(), lib.address(scale), lib.address(bias))  # type: ignore[union-attr]
+        if where != self._where:
+            self._whole, self._where = self.matrix(), where
+        return True
+
+
+def _fits(part: Tensor | None, size: torch.Size | None) -> bool:
+    """Whether a scale or bias is what it was, and can be read; None fits None."""
+    if part is None or size is None:
+        return part is None and size is None
+    return lib.plain(part) and part.shape == size and part.is_contiguous()
+
+
+def quantise(model: PreTrainedModel, weights: str) -> str | None:
+    """Exchange every product of `model` with its weights (`nn.Linear`, GPT-2's `Conv1D`, experts that transformers
+    keeps in one tensor) for one with weights of lower precision, and let the originals go.
+
+    weights: `stored` (nothing is done), `bf16`, `int8` or `int4`. Embeddings stay; an output layer that
+    shared their weights has its own from then on. Returns a line that says what stays in fp32.
+
+    Raises:
+        InputError: an unknown name, a model that is not in fp32 on a CPU, or no compiler.
+    """
+    require_weights(weights, "target.weights")
+    if weights == STORED:
+        return None
+    if model.device.type != "cpu" or model.dtype is not torch.float32:
+        raise InputError(
+            "target.weights",
+            expected=f"a model in float32 on a CPU for weights={weights}",
+            got=f"{model.dtype} on {model.device}",
+            fix="use device=cpu dtype=float32, or a checkpoint that is quantised for your device",
+        )
+    try:
+        lib.kernels()
+    except BuildError as error:
+        raise InputError(
+            "target.weights", expected=f"a compiler for weights={weights}", got=str(error), fix="use weights=stored"
+        ) from error
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if (made := in_lower_precision(child, weights)) is not None:
+                setattr(parent, name, made)
+    return _what_stays(model, weights)
+
+
+def in_lower_precision(module: nn.Module, weights: str) -> nn.Module | None:
+    """The same products with such weights; None for a module that is none of those `quantise` knows."""
+    if type(module) is nn.Linear:
+        return QuantisedLinear(module, weights)
+    if type(module) is Conv1D:
+        return QuantisedLinear(as_linear(module.weight.T, module.bias), weights)
+    experts = Experts.of(module)
+    return None if experts is None else experts.in_lower_precision(lambda linear: QuantisedLinear(linear, weights))
+
+
+def _what_stays(model: PreTrainedModel, weights: str) -> str:
+    """One line: how many weights are kept so, and how many in fp32, where."""
+    kept: Counter[str] = Counter()
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            kept[type(module).__name__] += parameter.numel()
+    small = sum(m.in_features * m.out_features for m in model.modules() if isinstance(m, QuantisedLinear))
+    where = ", ".join(f"{name} {count / 1e6:,.2f}M" for name, count in kept.most_common() if count)
+    return f"weights={weights}: {small / 1e6:,.2f}M weights are kept so; in fp32 stay {where or 'none'}"
+
+
+def require_weights(weights: str, what: str) -> None:
+    """Refuse an unknown way of keeping weights.
+
+    Raises:
+        InputError: and names those there are.
+    """
+    if weights not in WEIGHTS:
+        expected, fix = f"one of {', '.join(WEIGHTS)}", "use weights=stored"
+        raise InputError(what, expected=expected, got=repr(weights), fix=fix)
+
+
+def _scale(w: Tensor, largest: int) -> Tensor:
+    """Of each last dimension: the step of a grid that reaches its largest value."""
+    return (w.abs().amax(-1, keepdim=True) / largest).clamp(min=torch.finfo(torch.float32).tiny)

@@ -1,0 +1,173 @@
+"""Smaller models made of a target's own layers: what is trained to guess its text.
+
+A student is an ordinary model of the same class, so that everything that runs the target runs it too. Its layers and
+its final norm are copies; embeddings and output layer are the target's own tensors.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from specdec.errors import InputError
+from specdec.model.layers import DecoderLayers
+from specdec.model.runtime import linear
+from specdec.model.runtime.quantised import STORED, QuantisedLinear, quantise, require_weights
+from specdec.model.target import TargetModel
+
+
+def student_of(target: TargetModel, layers: Sequence[int], what: str = "recipe.layers") -> PreTrainedModel:
+    """A model with copies (fp32) of the given layers of the target, counted from 0, in that order. They and the final
+    norm can be trained; everything else is frozen, and shared with the target.
+
+    Raises:
+        InputError: no layers, one the target does not have, or weights in a form that cannot be trained.
+    """
+    count, parts = len(target.layers), target.parts
+    if not layers or not all(0 <= layer < count for layer in layers):
+        expected = f"layers of the target {target.name}, counted from 0 to {count - 1}"
+        raise InputError(what, expected=expected, got=list(layers), fix="name at least one that it has")
+    if any(isinstance(module, QuantisedLinear) for module in target.model.modules()):
+        expected, fix = "weights that can be trained", "use target.weights=stored"
+        raise InputError("target.weights", expected=expected, got="quantised ones", fix=fix)
+
+    def source(name: str) -> str:
+        """The target's name of what becomes the student's `name`."""
+        place = name.removeprefix(f"{parts.path}.")
+        number, _, rest = place.partition(".")
+        return name if place == name else f"{parts.path}.{layers[int(number)]}.{rest}"
+
+    frozen: dict[int, nn.Parameter] = {}  # tied tensors stay one
+    with target.stock() as model:
+        with torch.device("meta"):
+            student: PreTrainedModel = type(model)(_config(model, layers, count))
+        tensors = dict(model.named_parameters(remove_duplicate=False))
+        for name, _ in list(student.named_parameters(remove_duplicate=False)):
+            if source(name) not in tensors:
+                expected = "layers of the kind that the target's config gives to their new places"
+                raise InputError(what, expected=expected, got=list(layers), fix="name layers of one kind, in order")
+            tensor = tensors[source(name)].detach()
+            if name.startswith((f"{parts.path}.", f"{parts.norm}.")):
+                _put(
+                    student, name, nn.Parameter(tensor.to(torch.promote_types(tensor.dtype, torch.float32), copy=True))
+                )
+            else:
+                _put(student, name, frozen.setdefault(tensor.data_ptr(), nn.Parameter(tensor, requires_grad=False)))
+        buffers = dict(model.named_buffers())
+        for name, _ in list(student.named_buffers()):
+            _put(student, name, buffers[source(name)].clone())
+    student.generation_config = copy.deepcopy(model.generation_config)
+    return student.eval()
+
+
+class Student(nn.Module):
+    """What is trained of a student: its layers and its norm. vocabulary [rows] or None: the target's ids of the tokens
+    it may guess, ascending."""
+
+    vocabulary: Tensor | None  # a buffer: moves with the module, is never trained
+
+    def __init__(
+        self, model: PreTrainedModel, parts: DecoderLayers, vocabulary: Int[Tensor, " rows"] | None = None
+    ) -> None:
+        super().__init__()
+        assert parts.norm is not None
+        self.layers, self.norm = parts.of(model), model.get_submodule(parts.norm)
+        self.register_buffer("vocabulary", vocabulary)
+        self._model, self._parts = (model,), parts  # in a tuple: what the target has is no part of the module
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The whole model, with what it shares with the target."""
+        return self._model[0]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.norm.parameters()).dtype
+
+    def forward(
+        self,
+        tokens: Int[Tensor, "batch seq"],
+        entering: Float[Tensor, "batch seq dim"] | None = None,
+        use_cache: bool = False,
+        **options: Any,
+    ) -> Float[Tensor, "batch seq dim"]:
+        """What the output layer reads, of texts from their first token on; `entering` takes the place of what the
+        tokens' embeddings give. options: the model's own."""
+        if entering is None:
+            states: Tensor = self.model.base_model(input_ids=tokens, use_cache=use_cache, **options).last_hidden_state
+            return states
+        part: Any = self._parts.upper(self.model, 0).base_model
+        states = part(input_ids=tokens, use_cache=use_cache, entering=entering, **options).last_hidden_state
+        return states
+
+    def as_model(self, target: TargetModel, weights: str = STORED) -> PreTrainedModel:
+        """For the decoding path: a model whose output layer has the rows of the draft vocabulary. Tensors are shared;
+        the modules are others, since a runtime may exchange them. weights: as in `specdec.model.runtime.linear`."""
+        model = sharing(self.model)
+        model.set_output_embeddings(linear(*output_rows(target, self.vocabulary), fast=False))
+        require_weights(weights, "drafter.weights")
+        if target.runtime is not None and target.dtype is torch.float32:
+            quantise(model, weights)
+        return model
+
+    def in_precision_of(self, target: TargetModel) -> Student:
+        """Itself, or a copy where the target is not in fp32, in which students are trained."""
+        if target.dtype is torch.float32:
+            return self
+        frozen = {id(p): p for p in self.model.parameters() if not p.requires_grad}
+        return copy.deepcopy(self, frozen).to(target.dtype)
+
+
+def new_student(
+    target: TargetModel,
+    layers: Sequence[int],
+    vocabulary: Int[Tensor, " rows"] | None = None,
+    what: str = "recipe.layers",
+) -> Student:
+    """See `student_of`; negative numbers count from the target's last layer.
+
+    Raises:
+        InputError: as there.
+    """
+    count = len(target.layers)
+    model = student_of(target, [layer + count if layer < 0 else layer for layer in layers], what)
+    return Student(model, DecoderLayers(model, len(layers), target.parts.path), vocabulary)
+
+
+def output_rows(
+    target: TargetModel, vocabulary: Int[Tensor, " rows"] | None
+) -> tuple[Float[Tensor, "rows dim"], Float[Tensor, " rows"] | None]:
+    """Weight and bias of the target's output layer: themselves, or the rows of a draft vocabulary."""
+    output: Any = target.model.get_output_embeddings()
+    weight, bias = output.weight.detach(), getattr(output, "bias", None)
+    bias = None if bias is None else bias.detach()
+    if vocabulary is None:
+        return weight, bias
+    return weight[vocabulary], None if bias is None else bias[vocabulary]
+
+
+def sharing(model: PreTrainedModel) -> PreTrainedModel:
+    """The same model in modules of its own, with the very same tensors."""
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})
+
+
+def _config(model: PreTrainedModel, layers: Sequence[int], count: int) -> PreTrainedConfig:
+    """The model's, for these layers: what it lists layer by layer, too."""
+    config = copy.deepcopy(model.config)
+    text: Any = config.get_text_config()
+    for name, value in list(vars(text).items()):
+        if isinstance(value, list) and len(value) == count:
+            setattr(text, name, [value[layer] for layer in layers])
+    text.num_hidden_layers = len(layers)
+    return config
+
+
+def _put(model: nn.Module, name: str, tensor: Tensor) -> None:
+    place, _, last = name.rpartition(".")
+    setattr(model.get_submodule(place), last, tensor)

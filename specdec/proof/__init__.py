@@ -1,5 +1,0 @@
-"""Proof at the door: a model is let in only if our forward gives what transformers' own gives."""
-
-from specdec.proof.admission import Path, Proof, admitted
-
-__all__ = ["Path", "Proof", "admitted"]

@@ -1,0 +1,400 @@
+"""What a run leaves behind. JSON lines are the truth; a tracker (W&B) mirrors them.
+
+steps.jsonl        one record per step and row
+generations.jsonl  one record per prompt, turn and repeat: the text, and how long each method took
+train.jsonl        a training run's figures, one line per report (instead of steps and generations)
+summary.json       the figures, written last
+report.html        the pictures of it, on one page (drawn by `experiments.report` from the files above)
+provenance.json    command, commit, uncommitted changes, versions, machine, and how the run ended
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+import psutil
+import torch
+from filelock import BaseFileLock
+
+from specdec.files.checked import parse_json, read_bounded
+from specdec.files.claims import HYDRA, claim
+from specdec.files.durable import Lines, write_bytes, write_json
+from specdec.metrics import StepRecord
+from specdec.model.runtime.build import loaded
+
+KEEP_DIFF = "SPECDEC_PROVENANCE_DIFF"  # set by `provenance.diff=true`, also for the processes of a sweep
+DISTRIBUTION = "specdec-lab"
+ROOT = Path(__file__).resolve().parents[2]
+CARD = "README.md"  # of a trained drafter's folder, as model hubs show it
+PACKAGES = ("torch", "transformers", "accelerate", "hydra-core", "wandb", "numpy", "flash-attn")
+
+
+class Label(NamedTuple):
+    """How a run is called elsewhere. group: the sweep that it is a job of."""
+
+    name: str
+    group: str | None = None
+
+
+Artifacts = Mapping[str, Path]  # a file or a folder by its kind: report, drafter
+
+
+@runtime_checkable
+class Tracker(Protocol):
+    """Mirrors a run elsewhere. May fail: `RunLog` then warns and goes on without it."""
+
+    def start(self, folder: Path, config: Mapping[str, Any], label: Label) -> None: ...
+    def steps(self, records: Sequence[Mapping[str, Any]]) -> None: ...
+    def training(self, record: Mapping[str, Any]) -> None: ...
+    def finish(self, summary: Mapping[str, Any], artifacts: Artifacts) -> None: ...
+
+
+class NoTracker:
+    """Leaves the JSON files alone."""
+
+    def start(self, folder: Path, config: Mapping[str, Any], label: Label) -> None: ...
+    def steps(self, records: Sequence[Mapping[str, Any]]) -> None: ...
+    def training(self, record: Mapping[str, Any]) -> None: ...
+    def finish(self, summary: Mapping[str, Any], artifacts: Artifacts) -> None: ...
+
+
+class StepFigures:
+    """The figures of a step as trackers chart them; tokens/s are those of all steps so far."""
+
+    def __init__(self) -> None:
+        self._tokens, self._ms = 0, 0.0
+
+    def of(self, record: Mapping[str, Any]) -> dict[str, float]:
+        """record: a line of `steps.jsonl`."""
+        self._tokens += record["emitted"]
+        self._ms += sum(record["ms"].values()) / record["live"]
+        return {
+            **{f"step/{name}": record[name] for name in ("accepted", "offered", "emitted", "nodes")},
+            "step/tokens_per_second": 1e3 * self._tokens / self._ms,
+            **{f"step/{phase}_ms": ms for phase, ms in record["ms"].items()},
+        }
+
+
+class WandbTracker:
+    """Weights & Biases; offline unless `mode` or the environment variable WANDB_MODE says otherwise."""
+
+    def __init__(self, project: str = "specdec", mode: str | None = None, group: str | None = None) -> None:
+        mode = mode or os.environ.get("WANDB_MODE") or "offline"
+        self._options: dict[str, Any] = {"project": project, "group": group, "mode": mode}
+        self._run: Any = None
+        self._figures = StepFigures()
+
+    def start(self, folder: Path, config: Mapping[str, Any], label: Label) -> None:
+        os.environ.setdefault("WANDB_SILENT", "true")  # also for its service, which reads no settings
+        import wandb
+
+        settings = wandb.Settings(silent=True, console="off")
+        options = {**self._options, "group": self._options["group"] or label.group, "name": label.name}
+        self._run = wandb.init(dir=folder, config=dict(config), settings=settings, **options)
+
+    def steps(self, records: Sequence[Mapping[str, Any]]) -> None:
+        for record in records:
+            self._run.log(self._figures.of(record))
+
+    def training(self, record: Mapping[str, Any]) -> None:
+        self._run.log({name: value for name, value in record.items() if name != "step"}, step=record["step"])
+
+    def finish(self, summary: Mapping[str, Any], artifacts: Artifacts) -> None:
+        """Log the summary, its charts and the artifacts: docs/wandb-board.md builds a board of them."""
+        import wandb
+
+        scalars: dict[str, Any] = {}
+        for name, (columns, rows) in _tables(summary).items():
+            table = wandb.Table(columns=list(columns), data=rows)
+            label, value = columns[:2]
+            self._run.log({name: wandb.plot.bar(table, label, value, name.replace("_", " "))})
+            if name != "by_category":
+                scalars |= {f"{name}/{row[0]}": row[1] for row in rows}
+        if counts := summary.get("emitted_histogram"):
+            histogram = np.array(counts), np.arange(len(counts) + 1) + 0.5
+            self._run.log({"emitted_tokens_per_step": wandb.Histogram(np_histogram=histogram)})
+        for kind, path in artifacts.items():
+            card = path / CARD
+            described = card.read_text("utf-8") if card.is_file() else None
+            artifact = wandb.Artifact(f"{kind}-{self._run.id}", type=kind, description=described)
+            (artifact.add_dir if path.is_dir() else artifact.add_file)(str(path))
+            self._run.log_artifact(artifact)
+        self._run.summary.update({**summary, **scalars})
+        self._run.finish()
+
+
+def _tables(summary: Mapping[str, Any]) -> dict[str, tuple[list[str], list[list[Any]]]]:
+    """What is charted of a summary: columns and rows by name; the first column is the bar's label, the second its
+    length."""
+    tables = {
+        "acceptance_at_depth": (
+            ["depth", "acceptance"],
+            [list(row) for row in enumerate(summary.get("acceptance_at_depth", []), 1)],
+        ),
+        "phase_ms": (["phase", "ms per step"], [list(row) for row in summary.get("phase_ms", {}).items()]),
+        "by_category": (
+            ["category", "speedup", "tokens per step", "acceptance rate", "tokens/s"],
+            [
+                [name, *(c[key] for key in ("speedup", "tokens_per_step", "acceptance_rate", "tokens_per_second"))]
+                for name, c in summary.get("by_category", {}).items()
+            ],
+        ),
+    }
+    return {name: table for name, table in tables.items() if table[1]}
+
+
+class Mirror:
+    """A tracker that may fail: the first failure is a warning, and the run goes on without it."""
+
+    def __init__(self, tracker: Tracker) -> None:
+        self.tracker: Tracker | None = tracker
+
+    def __call__(self, call: str, *args: Any) -> None:
+        if self.tracker is None:
+            return
+        try:
+            getattr(self.tracker, call)(*args)
+        except Exception as error:  # a tracker must never kill a run
+            self.tracker = None
+            warnings.warn(f"the tracker failed and is switched off, the JSON files go on: {error!r}", stacklevel=3)
+
+
+class RunLog:
+    """The files of one run, and its tracker.
+
+    The folder is claimed until the run ends; an earlier run in it is set aside (`claims.py`).
+
+    Raises:
+        InputError: a run in the folder lives, or the folder cannot be written.
+    """
+
+    def __init__(self, folder: Path, tracker: Tracker, config: Mapping[str, Any], label: Label | None = None) -> None:
+        self.folder = folder
+        self._mirror = Mirror(tracker)
+        self.steps_written = 0
+        self._lock = claim(folder, keep=HYDRA)
+        self._steps = Lines(folder / "steps.jsonl", fresh=True)
+        self._generations = Lines(folder / "generations.jsonl", fresh=True)
+        self._provenance = {**provenance(), "names": config.get("names", {}), "status": "running"}
+        with _stopped_at_once(self.stop):
+            write_json(folder / "provenance.json", self._provenance)
+            self._mirror("start", folder, config, label or Label(folder.name))
+
+    def steps(self, records: Sequence[StepRecord], context: Sequence[Mapping[str, Any]]) -> None:
+        """Append step records; `context` holds a dict per row (prompt, category, turn ...)."""
+        lines = [{**context[record.row], **asdict(record)} for record in records]
+        self._steps.append(lines)
+        self.steps_written += len(lines)
+        self._mirror("steps", lines)
+
+    def generations(self, records: Sequence[Mapping[str, Any]]) -> None:
+        self._generations.append(records)
+
+    def finish(self, summary: Mapping[str, Any], report: Callable[[Path], Path] | None = None) -> None:
+        """Write the summary: the run is complete. report: draws its pictures, now that its files are whole, and returns
+        their file; where it fails the run is complete all the same."""
+        for lines in (self._steps, self._generations):
+            lines.sync()
+        write_json(self.folder / "summary.json", summary)
+        self._end("finished")
+        artifacts: dict[str, Path] = {}
+        if report is not None:
+            try:
+                artifacts["report"] = report(self.folder)
+            except Exception as error:
+                warnings.warn(f"the report could not be drawn, the JSON files are whole: {error!r}", stacklevel=2)
+        self._mirror("finish", summary, artifacts)
+
+    def stop(self, status: str) -> None:
+        """The run ended early: what was written stays, and says so if it can be written."""
+        _if_it_can_be(lambda: self._end(status))
+        self._mirror("finish", {"status": status}, {})
+
+    def _end(self, status: str) -> None:
+        ended = {"status": status, "ended": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "steps": self.steps_written}
+        with releasing(self._lock, self._steps, self._generations):
+            write_json(self.folder / "provenance.json", {**self._provenance, **ended})
+
+
+class TrainLog:
+    """The files of a training run, and its tracker. A run that is resumed at `step` goes on in the same files; what
+    they say of later steps, which are made again, is dropped. provenance: what its file says.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+
+    def __init__(
+        self, folder: Path, tracker: Tracker, config: Mapping[str, Any], step: int = 0, label: Label | None = None
+    ) -> None:
+        self.folder, self._mirror = folder, Mirror(tracker)
+        self._lock = claim(folder, resume=True)
+        file = folder / "train.jsonl"
+        write_bytes(file, b"".join(_reports(file, step)) if step else b"")
+        self._lines = Lines(file)
+        self.provenance = {**provenance(), "names": config.get("names", {}), "resumed_at": step}
+        with _stopped_at_once(self.stop):
+            write_json(folder / "provenance.json", {**self.provenance, "status": "running"})
+            self._mirror("start", folder, config, label or Label(folder.name))
+
+    def report(self, step: int, figures: Mapping[str, Any]) -> None:
+        """Append a line of figures."""
+        record = {"step": step, **figures}
+        self._lines.append([record])
+        self._mirror("training", record)
+
+    def finish(self, summary: Mapping[str, Any], artifacts: Artifacts | None = None) -> None:
+        """Write the summary: the run is complete. artifacts: for the tracker, such as the trained drafter's folder."""
+        self._lines.sync()
+        write_json(self.folder / "summary.json", summary)
+        self._end("finished")
+        self._mirror("finish", summary, artifacts or {})
+
+    def stop(self, status: str) -> None:
+        """The run ended early, and says so if it can be written; it can be resumed."""
+        _if_it_can_be(lambda: self._end(status))
+        self._mirror("finish", {"status": status}, {})
+
+    def _end(self, status: str) -> None:
+        ended = {"status": status, "ended": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+        with releasing(self._lock, self._lines):
+            write_json(self.folder / "provenance.json", {**self.provenance, **ended})
+
+
+def _reports(file: Path, step: int) -> Iterator[bytes]:
+    """The lines of earlier reports, up to a step; what is no report is left out."""
+    for line in read_bounded(file).split(b"\n")[:-1] if file.exists() else ():
+        with suppress(ValueError):
+            report = parse_json(line)
+            if isinstance(report, dict) and type(report.get("step")) is int and report["step"] <= step:
+                yield line + b"\n"
+
+
+@contextmanager
+def releasing(lock: BaseFileLock, *files: Lines) -> Iterator[None]:
+    """Close a run's files, then give its folder back, whatever fails."""
+    try:
+        with ExitStack() as stack:
+            for file in files:
+                stack.callback(file.close)
+            yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def _stopped_at_once(stop: Callable[[str], None]) -> Iterator[None]:
+    """Write down an interruption that comes before the caller has the log: a tracker may take its time to start."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        stop("interrupted")
+        raise
+
+
+def _if_it_can_be(write: Callable[[], None]) -> None:
+    try:
+        write()
+    except OSError as error:
+        warnings.warn(f"how the run ended could not be written: {error}", stacklevel=3)
+
+
+def provenance() -> dict[str, Any]:
+    """Command, commit, uncommitted changes, versions, machine and process."""
+    return {
+        "command": [sys.executable, *sys.orig_argv[1:]],
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "version": _version(DISTRIBUTION),
+        "commit": _git("rev-parse", "HEAD"),
+        "changes": changes(),
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "machine": machine(),
+        "process": this_process(),
+        "threads": torch.get_num_threads(),
+        "kernels": dict(loaded),
+    }
+
+
+def changes() -> dict[str, Any] | None:
+    """Uncommitted changes: a hash of the diff and the files; None without any.
+
+    The diff itself, which may hold anything, only if `provenance.diff=true` was typed.
+    """
+    diff = _git("diff", "HEAD")
+    if not diff:
+        return None
+    found = {
+        "sha256": hashlib.sha256(diff.encode("utf-8", "surrogateescape")).hexdigest(),
+        "files": (_git("diff", "HEAD", "--name-only") or "").splitlines(),
+    }
+    return {**found, "diff": diff} if os.environ.get(KEEP_DIFF) == "1" else found
+
+
+def this_process() -> dict[str, Any]:
+    """Where it ran; whether it still does, its folder's lock tells."""
+    return {"host": platform.node(), "pid": os.getpid()}
+
+
+def machine() -> dict[str, Any]:
+    cuda = torch.cuda.is_available()
+    return {
+        "cpu": _cpu_model(),
+        "cores": os.cpu_count(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "gpu": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if cuda else [],
+        "system": platform.platform(),
+    }
+
+
+def _git(*args: str) -> str | None:
+    """What git says of this repository; None for a copy that was installed, whatever repository it lies in."""
+    if not _is_checkout(ROOT):
+        return None
+    try:
+        return subprocess.run(["git", *args], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+@cache
+def _is_checkout(folder: Path) -> bool:
+    """Whether a folder is the top of a repository, and the repository this project's: it tracks this very file."""
+    file = str(Path(__file__).resolve().relative_to(folder))
+    try:
+        for command in (["rev-parse", "--show-prefix"], ["ls-files", "--error-unmatch", "--", file, "pyproject.toml"]):
+            done = subprocess.run(["git", *command], cwd=folder, capture_output=True, text=True, check=True)
+            if command[0] == "rev-parse" and done.stdout.strip():
+                return False  # below the top of another repository
+        return f'name = "{DISTRIBUTION}"' in (folder / "pyproject.toml").read_text("utf-8")
+    except (OSError, subprocess.CalledProcessError):
+        return False
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())

@@ -1,0 +1,186 @@
+"""Generation for throughput: a fixed number of places, and the next prompt takes the place of a finished text.
+
+The same forward, sampling and stopping as `specdec.decoding.generate.autoregressive`, whose text each row's equals; only who
+travels together differs. Token ids only.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from specdec.decoding.generate import longest_text
+from specdec.decoding.sampling import SamplingParams, Streams
+from specdec.decoding.stopping import StopRule
+from specdec.model.target import TargetModel
+
+
+@dataclass(frozen=True)
+class Request:
+    """A prompt to be continued. seed: of its random draws; tag: the caller's own."""
+
+    prompt: list[int]
+    sampling: SamplingParams
+    seed: Sequence[int]
+    tag: object = None
+
+
+@dataclass(frozen=True)
+class Finished:
+    """answer: the new token ids; hidden: the target's last hidden state at every token of prompt and answer, on the
+    CPU, in the dtype asked for (None when not asked for)."""
+
+    request: Request
+    answer: list[int]
+    hidden: Float[Tensor, "seq dim"] | None
+
+
+@dataclass
+class _Text:
+    request: Request
+    sampling: SamplingParams  # the request's, bound to its prompt
+    answer: list[int]
+    ended: bool = False  # complete; its last token is still to be read, for its hidden state
+
+    @property
+    def length(self) -> int:
+        return len(self.request.prompt) + len(self.answer)
+
+
+TOGETHER = {"cuda": 16}  # prompts read in one forward, by device: launching its kernels takes as long as a single one's
+
+
+class Refill:
+    """Generates many texts with `target`, `places` at a time.
+
+    stop: ends a text; longest: tokens of the longest prompt that will come; hidden: the dtype to keep hidden states in,
+    or None; shared: what prompts begin with (a chat template's opening), read only once; together: how many places must
+    be free before new prompts are read, all at once (None: what suits the device).
+
+    Raises:
+        InputError: prompts that do not fit the context window, or places that do not fit memory.
+    """
+
+    def __init__(
+        self,
+        target: TargetModel,
+        stop: StopRule,
+        places: int,
+        longest: int,
+        hidden: torch.dtype | None = None,
+        shared: Sequence[int] = (),
+        together: int | None = None,
+    ) -> None:
+        self._target, self._stop, self._shared = target, stop, list(shared)
+        capacity = longest_text([[0] * longest], stop, target.context_window)
+        self._cache = target.new_cache(places, capacity)
+        self._together = min(together or TOGETHER.get(target.device.type, 1), places)
+        # where prompts are read before they take their places
+        self._entrance = target.new_cache(self._together, max(longest, len(shared)))
+        self._places: list[_Text | None] = [None] * places
+        dim = target.model.config.get_text_config().hidden_size if hidden is not None else 0
+        self._hidden = torch.empty(places, capacity, dim, dtype=hidden or target.dtype, device=target.device)
+        self._opened = bool(self._shared)  # whether the entrance holds the opening
+        if self._shared:
+            opening = target.prefill(self._entrance, [self._shared] * self._together).hidden[0]
+            self._opening_hidden = opening[:, :dim].to(self._hidden.dtype)
+
+    @torch.inference_mode()
+    def run(
+        self,
+        requests: Iterable[Request],
+        finished: Callable[[Finished], Request | None],
+        step: Callable[[int], None] = lambda tokens: None,
+    ) -> None:
+        """Answer all requests; they are taken from the iterable as places become free.
+
+        finished: called with each text as it ends; may return a request that goes first (a conversation's next
+        turn). step: called after each forward with the number of texts in it.
+        """
+        waiting, source = deque[Request](), iter(requests)
+
+        def following() -> Request | None:
+            return waiting.popleft() if waiting else next(source, None)
+
+        while True:
+            free = [place for place, text in enumerate(self._places) if not text]
+            for begin in range(0, len(free) - self._together + 1, self._together):
+                places = free[begin : begin + self._together]
+                self._admit({place: request for place in places if (request := following()) is not None})
+            live = [place for place, text in enumerate(self._places) if text]
+            if not live:
+                return
+            self._step(live)
+            for place in live:
+                text = self._places[place]
+                assert text is not None
+                if text.length == self._cache.host_lengths[place]:  # all of it is read
+                    self._places[place] = None
+                    hidden = self._hidden[place, : text.length].to("cpu", copy=True) if self._hidden.shape[-1] else None
+                    if more := finished(Finished(text.request, text.answer, hidden)):
+                        waiting.append(more)
+            self._cache.crop([n if text else 0 for n, text in zip(self._cache.host_lengths, self._places, strict=True)])
+            step(len(live))
+
+    def _admit(self, requests: Mapping[int, Request]) -> None:
+        """Read prompts, give each its place, and choose its first token."""
+        if not requests:
+            return
+        prompts, opening = [request.prompt for request in requests.values()], len(self._shared)
+        prompts += prompts[:1] * (self._together - len(prompts))  # rows of the entrance that nobody takes
+        known = opening if all(len(p) > opening and p[:opening] == self._shared for p in prompts) else 0
+        self._entrance.crop([known if self._opened else 0] * self._together)
+        if known and not self._opened:  # a prompt that begins otherwise came between
+            self._target.prefill(self._entrance, [self._shared] * self._together)
+        self._opened = known > 0
+        out = self._target.prefill(self._entrance, [prompt[known:] for prompt in prompts])
+        texts = [
+            _Text(request, request.sampling.bound(self._target.model, [request.prompt], self._stop), [])
+            for request in requests.values()
+        ]
+        for row, (place, text) in enumerate(zip(requests, texts, strict=True)):
+            self._cache.adopt(place, self._entrance, row)
+            self._places[place] = text
+            if self._hidden.shape[-1]:
+                length = len(text.request.prompt)
+                self._hidden[place, :known] = self._opening_hidden[:known]
+                self._hidden[place, known:length] = out.hidden[row, : length - known].to(self._hidden.dtype)
+        self._choose(texts, out.logits[: len(texts), 0])
+
+    def _step(self, live: Sequence[int]) -> None:
+        """One forward over all places; the next token of every text that goes on."""
+        texts = [text for place in live if (text := self._places[place])]
+        tokens = torch.full((len(self._places), 1), -1)  # free places are padding
+        tokens[list(live), 0] = torch.tensor([text.answer[-1] for text in texts])
+        lengths = self._cache.lengths
+        out = self._target.forward(self._cache, tokens.to(lengths.device), lengths[:, None], mask=None)
+        if self._hidden.shape[-1]:
+            every = torch.arange(len(self._places), device=lengths.device)
+            self._hidden[every, lengths] = out.hidden[:, 0].to(self._hidden.dtype)
+        self._cache.advance([1 if text else 0 for text in self._places])
+        going = [i for i, text in enumerate(texts) if not text.ended]
+        self._choose([texts[i] for i in going], out.logits[[live[i] for i in going], 0])
+
+    def _choose(self, texts: Sequence[_Text], logits: Float[Tensor, "texts vocab"]) -> None:
+        """Append a token to each text; those with the same sampling are drawn together, unless it looks at the text."""
+        alike: dict[object, list[int]] = {}
+        for i, text in enumerate(texts):
+            alike.setdefault(i if text.sampling.needs_history else text.request.sampling, []).append(i)
+        for index in alike.values():
+            some = [texts[i] for i in index]
+            sampling = some[0].sampling
+            histories = [[*text.request.prompt, *text.answer] for text in some] if sampling.needs_history else None
+            if sampling.greedy:
+                chosen = sampling.scores(logits[index], histories).argmax(-1)
+            else:
+                streams = Streams([text.request.seed for text in some], sampling, logits.device)
+                draws = streams.draws([text.length for text in some], Streams.ACCEPT, 1)
+                chosen = draws.categorical(sampling.probabilities(logits[index], histories), 0)
+            for text, token in zip(some, chosen.tolist(), strict=True):
+                block, text.ended = self._stop.cut(text.answer, [token])
+                text.answer += block

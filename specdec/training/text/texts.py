@@ -1,0 +1,122 @@
+"""A sequence of the target's own text, and whose text it is."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from specdec.errors import InputError
+from specdec.model.target import TargetModel
+from specdec.prompts.sets import PromptEncoder
+
+VALIDATION_SHARE = 1 / 25  # of the prompts, by their hash: the same prompts in every folder
+TOKEN_BYTES, FEATURE_BYTES = 4, 2
+HIDDEN = "hidden"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Whose text a folder holds. weights, chat_template: fingerprints; dtype: of the features."""
+
+    target: str
+    weights: str
+    chat_template: str
+    vocab_size: int
+    dim: int
+    dtype: str
+
+    @classmethod
+    def of(cls, target: TargetModel) -> Origin:
+        template = PromptEncoder.of(target).template if target.tokenizer is not None else "None"
+        dim = target.model.config.get_text_config().hidden_size
+        dtype = "bfloat16" if target.dtype is torch.bfloat16 else "float16"
+        return cls(target.name, fingerprint(target), digest(template), target.vocab_size, dim, dtype)
+
+    @property
+    def feature_dtype(self) -> torch.dtype:
+        return torch.bfloat16 if self.dtype == "bfloat16" else torch.float16
+
+    def require_same(self, other: Origin, where: Path) -> None:
+        """Refuse a folder made with another target or chat template.
+
+        Raises:
+            InputError: says which of the two differs.
+        """
+        for field, what in (("weights", "target"), ("chat_template", "chat template")):
+            ours, theirs = getattr(self, field), getattr(other, field)
+            if ours != theirs:
+                raise InputError(
+                    str(where),
+                    expected=f"text made with the {what} of {other.target} ({theirs})",
+                    got=f"text of {self.target} made with another {what} ({ours})",
+                    fix="choose the target it was made with, or another folder",
+                )
+
+
+@dataclass(frozen=True)
+class Text:
+    """One sequence: a conversation, or its beginning. key: hash of the prompt's turns; sample: tells several answers to
+    one prompt apart; start, tokens: its place in the shard's files; answers: [begin, end) of each answer in it."""
+
+    key: str
+    sample: int
+    id: str
+    category: str
+    temperature: float
+    start: int
+    tokens: int
+    answers: list[list[int]]
+    shard: int = 0
+
+    def require_sound(self, ids: int | None = None) -> None:
+        """Check what a file says of a sequence; `ids`: how many there are.
+
+        Raises:
+            ValueError: spans outside the sequence, a sequence outside the ids, values of other types.
+        """
+        numbers = [self.sample, self.start, self.tokens, *(edge for span in self.answers for edge in span)]
+        if not all(type(number) is int for number in numbers) or not isinstance(self.temperature, float | int):
+            raise ValueError(f"{self.id!r}: numbers that are none")
+        if not all(isinstance(text, str) for text in (self.key, self.id, self.category)):
+            raise ValueError(f"{self.id!r}: texts that are none")
+        if self.start < 0 or self.tokens < 1 or (ids is not None and self.start + self.tokens > ids):
+            raise ValueError(f"{self.id!r}: {self.tokens} tokens from {self.start} on")
+        for span in self.answers:
+            if len(span) != 2 or not 0 <= span[0] < span[1] <= self.tokens:
+                raise ValueError(f"{self.id!r}: an answer at {span} of {self.tokens} tokens")
+        int(self.key, 16)
+
+    @property
+    def answer_tokens(self) -> int:
+        return self.answer_tokens_within(self.tokens)
+
+    def answer_tokens_within(self, longest: int) -> int:
+        """Those among its first `longest` tokens."""
+        return sum(min(end, longest) - min(begin, longest) for begin, end in self.answers)
+
+
+def file_suffix(feature: str) -> str:
+    """`layer:8` -> `layer-8`: a colon is no character for file names everywhere."""
+    return feature.replace(":", "-")
+
+
+def is_validation(key: str) -> bool:
+    return int(key[:8], 16) < VALIDATION_SHARE * 2**32
+
+
+def digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def fingerprint(target: TargetModel) -> str:
+    """Of a model's weights: names, shapes and a few values of each, rounded to bfloat16, so that a model is the same in
+    whatever precision it was loaded."""
+    state = hashlib.sha256()
+    for name, weight in target.model.named_parameters():
+        flat = weight.detach().flatten()
+        some = flat[:: max(len(flat) // 16, 1)][:16].to(torch.bfloat16).cpu()
+        state.update(f"{name} {tuple(weight.shape)} {some.view(torch.uint16).tolist()}".encode())
+    return state.hexdigest()[:16]

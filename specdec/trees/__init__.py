@@ -1,0 +1,6 @@
+"""Trees of tokens, without any model.
+
+tree.py       TokenTree: tokens and parents of a batch; mask, depth and paths from them
+topology.py   static trees from index paths; the best tree for measured accuracies
+files.py      static trees on disk
+"""
