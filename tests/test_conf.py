@@ -63,7 +63,7 @@ def test_self_distillation_composes() -> None:
 
 
 def test_training_composes_with_the_drafters_recipe() -> None:
-    search = f"hydra.searchpath=[file://{Path(__file__).parent / 'training' / 'conf'}]"
+    search = f"hydra.searchpath=[file://{Path(__file__).parent / 'specdec' / 'training' / 'conf'}]"
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose(
             "train",

@@ -7,7 +7,7 @@ from pathlib import Path
 from specdec.errors import InputError
 from specdec.model.target import TargetModel
 
-WEIGHTS = Path(__file__).parent / "weights"
+WEIGHTS = Path(__file__).parents[1] / "weights"
 
 
 def shipped_folder(target: TargetModel, drafter: str, what: str) -> Path:

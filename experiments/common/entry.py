@@ -55,7 +55,7 @@ def one_line_errors() -> Iterator[None]:
     """Bad input and faults of the disk become one line and status 2, signals their status (Ctrl-C 130, SIGTERM 143,
     SIGHUP 129); a bug keeps its traceback.
 
-    Around a job too (`experiments.common.task`), not only around Hydra: it announces a job's exceptions in lines of its own.
+    Jobs are wrapped as well (`task.py`), not only Hydra, which announces a job's exceptions in lines of its own.
     """
     try:
         with stopping():

@@ -1,7 +1,7 @@
 """Generation for throughput: a fixed number of places, and the next prompt takes the place of a finished text.
 
-The same forward, sampling and stopping as `specdec.decoding.generate.autoregressive`, whose text each row's equals; only who
-travels together differs. Token ids only.
+Each text equals that of `specdec.decoding.generate.autoregressive` (same forward, sampling and stopping); only
+the batch composition differs. Token ids only.
 """
 
 from __future__ import annotations

@@ -16,7 +16,10 @@ import pytest
 from specdec.errors import InputError
 from specdec.files.claims import CLAIM, LOCK, claim, claim_new, lives
 
-START = "import sys; from pathlib import Path; from specdec.files.claims import claim, claim_new; folder = Path(sys.argv[1]);"
+START = (
+    "import sys; from pathlib import Path; from specdec.files.claims import claim, claim_new; "
+    "folder = Path(sys.argv[1]);"
+)
 HOLD = START + " lock = claim(folder); print('held', flush=True); sys.stdin.read()"
 NEW = START + " print(claim_new(folder)[0].name)"
 NAMED = START + " claim(folder)"

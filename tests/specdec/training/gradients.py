@@ -1,5 +1,7 @@
-"""Writes the gradients of a training step: python -m tests.specdec.training.gradients DATA OUT BATCH ACCUMULATION, under a
-launcher or alone."""
+"""Write the gradients of a training step, alone or under a launcher.
+
+python -m tests.specdec.training.gradients DATA OUT BATCH ACCUMULATION
+"""
 
 from __future__ import annotations
 
