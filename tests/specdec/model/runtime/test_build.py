@@ -94,8 +94,8 @@ def test_a_kill_while_compiling_leaves_no_compiler_and_the_next_start_cleans_up(
 ) -> None:
     script = f'test "$1" = --version && exit; touch "$TMPDIR/litter"; echo $$ > {tmp_path}/pid; sleep 600'
     compiler(tmp_path, monkeypatch, script)
-    code = "from pathlib import Path; from specdec.model.runtime.build import load_library; "
-        f"load_library(Path({str(source)!r}))"
+    load = f"load_library(Path({str(source)!r}))"
+    code = f"from pathlib import Path; from specdec.model.runtime.build import load_library; {load}"
     with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL) as process:
         until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text().strip() != "")
         compiling = int((tmp_path / "pid").read_text())
