@@ -106,8 +106,9 @@ def _machine(run: Run) -> str:
 def _prompts(run: Run) -> str:
     """The set and how many of it; sets of files are called by the file's name."""
     options = run.options
-    source = options.get("prompts.path") or options.get("prompts.name") or options.get("prompts._target_", "")
-    name = Path(str(source)).name.removeprefix("specdec.prompts.sets.") or "unknown"
+    source = options.get("prompts.path") or options.get("prompts.name")
+    made_by = str(options.get("prompts._target_", "unknown"))
+    name = Path(str(source)).name if source else made_by.rpartition(".")[2]
     return f"{name}, {run.head.get('prompts', '?')} prompts, {run.head.get('max_new_tokens', '?')} tokens"
 
 
