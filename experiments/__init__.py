@@ -1,7 +1,7 @@
-"""Entry points: `python -m experiments.<name>` from the project's root. Compose, instantiate, call, log."""
+"""Entry points: `python -m experiments` lists them. Compose, instantiate, call, log."""
 
 import os
-from pathlib import Path
+import sys
 
 # Before torch loads OpenMP: its threads spin at every barrier, and beside a busy neighbour each of the hundreds of
 # barriers in a forward then costs a time slice. Ten thousand rounds bridge the gaps in a forward, no more.
@@ -11,12 +11,14 @@ import drafters
 import specdec
 import verifiers
 
-_root = Path(__file__).resolve().parents[1]
-for _package in (specdec, drafters, verifiers):
-    # Other projects on the package index use these names too; importing one of theirs would fail much later.
-    _found = Path(str(_package.__file__)).resolve().parents[1]
-    if _found != _root:
-        raise ImportError(
-            f"the package '{_package.__name__}' was imported from {_found}, expected {_root}; "
-            f"run from the project's root, and `pip uninstall {_package.__name__}` if another project installed it"
-        )
+try:
+    from specdec.components import require_ours
+except ImportError as _error:
+    raise ImportError(
+        f"the package 'specdec' at {specdec.__file__} is another project's; run from the project's root, "
+        "and `pip uninstall specdec` if another project installed it"
+    ) from _error
+
+# Other projects on the package index use these names too; importing one of theirs would fail much later.
+for _package in (drafters, verifiers, sys.modules[__name__]):
+    require_ours(_package)

@@ -7,7 +7,6 @@ own signature says (`components.py`). So a new YAML file needs no list.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from functools import partial
 from typing import Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
@@ -15,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from experiments.common.components import check_options, instantiate
 from experiments.common.objective import BOUNDS
 from specdec.decoding.sampling import SamplingParams
-from specdec.decoding.stopping import StopRule, require_stop_strings
+from specdec.decoding.stopping import StopRule, require_stop_strings, stop_rule
 from specdec.errors import InputError
 from specdec.measure.worth import FIGURES
 from specdec.model.target import TargetModel
@@ -67,14 +66,7 @@ class Settings:
         return SamplingParams(g.temperature, g.top_k, g.top_p, g.repetition_penalty, g.min_p, tuple(g.processors))
 
     def stop_rule(self, target: TargetModel) -> StopRule:
-        """Also what the model's generation config asks for: its EOS ids and stop strings."""
-        config = target.model.generation_config
-        decode: Any = None
-        if target.tokenizer is not None:
-            decode = partial(target.tokenizer.decode, clean_up_tokenization_spaces=False)  # as `generate` matches them
-        own = (config.stop_strings if config is not None else None) or []
-        stop = (*self.generation.stop, *([own] if isinstance(own, str) else own))
-        return StopRule(self.generation.max_new_tokens, target.eos, stop, decode)
+        return stop_rule(target, self.generation.max_new_tokens, self.generation.stop)
 
 
 def settings(cfg: DictConfig) -> Settings:

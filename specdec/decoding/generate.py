@@ -7,7 +7,7 @@ like. Token ids only: no tokenizer, no files.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -34,11 +34,19 @@ from specdec.model.runtime.graphs import captures_postponed
 from specdec.model.target import TargetModel, TargetOutput
 from specdec.trees.tree import PAD, TokenTree
 
+Blocks = Sequence[Sequence[int]]  # per row, the tokens that a step appended
+
 
 @dataclass(frozen=True)
 class Generation:
-    """texts: the new token ids of each row; seconds: wall time of the batch, prompts included;
-    prefill_seconds: of that, until the first tokens; steps: one record per step and live row."""
+    """The texts of a batch.
+
+    Args:
+        texts: new token ids of each row.
+        seconds: wall time of the batch, prompts included.
+        prefill_seconds: the part of `seconds` until the first tokens.
+        steps: one record per step and live row.
+    """
 
     texts: list[list[int]]
     seconds: float
@@ -58,6 +66,7 @@ def speculative(
     seeds: Sequence[Sequence[int]] | RandomStreams,
     steps: list[StepRecord] | None = None,
     validate: bool = False,
+    on_blocks: Callable[[Blocks], None] | None = None,
 ) -> Generation:
     """Generate a batch with a drafter.
 
@@ -72,6 +81,7 @@ def speculative(
         seeds: a sequence of integers per row; or the streams that the draws come from.
         steps: a list to which records are appended as they are made, so that they survive an interrupt.
         validate: check every proposed tree (`specdec.decoding.validation`), which waits for the device.
+        on_blocks: called with each row's new tokens, once after the prompts and once after every step.
 
     Raises:
         InputError: an empty prompt, one too long for the context window, a batch too large for memory, or a tree that
@@ -81,7 +91,7 @@ def speculative(
     steps = [] if steps is None else steps
     capacity = longest_text(prompts, stop, target.context_window) + drafter.max_nodes
     target.require_one_rope(prompts, stop.max_new_tokens)
-    progress = Progress(prompts, stop)
+    progress = Progress(prompts, stop, on_blocks)
     sampling = sampling.bound(target.model, prompts, stop)
     streams = seeds if isinstance(seeds, RandomStreams) else Streams(seeds, sampling, target.device)
     clock = PhaseClock(target.device)
@@ -161,8 +171,8 @@ class Progress:
     """Where each row of a batch stands. rows: committed tokens, the root last; texts: the new tokens;
     room: how many tokens each row may still emit, 0 when its text has ended."""
 
-    def __init__(self, prompts: Rows, stop: StopRule) -> None:
-        self._stop = stop
+    def __init__(self, prompts: Rows, stop: StopRule, on_blocks: Callable[[Blocks], None] | None = None) -> None:
+        self._stop, self._on_blocks = stop, on_blocks
         self.rows = [list(prompt) for prompt in prompts]
         self.texts: list[list[int]] = [[] for _ in prompts]
         self.room = [stop.max_new_tokens] * len(self.rows)
@@ -182,6 +192,8 @@ class Progress:
             text += block
             self.room[r] = 0 if ended else self._stop.max_new_tokens - len(text)
             emitted.append(block)
+        if self._on_blocks is not None:
+            self._on_blocks(emitted)
         return emitted
 
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 from specdec.errors import InputError
+from specdec.model.target import TargetModel
 
 # Characters that the beginning of a tail may decode to otherwise than inside its text: bytes of a character that was
 # cut in two, and a space that tokenizers drop in front
@@ -62,6 +65,21 @@ class StopRule:
             size = min(max(2 * size, needed), len(text))
             tail = self.decode(text[-size:])
         return any(string in tail for string in self.stop)
+
+
+def stop_rule(target: TargetModel, max_new_tokens: int, stop: Sequence[str] = ()) -> StopRule:
+    """Return when a target's texts end: at the limit, at `stop`, and as the model's generation config asks (EOS ids,
+    stop strings).
+
+    Raises:
+        InputError: as in `StopRule`.
+    """
+    config = target.model.generation_config
+    decode: Any = None
+    if target.tokenizer is not None:
+        decode = partial(target.tokenizer.decode, clean_up_tokenization_spaces=False)  # as `generate` matches them
+    own = (config.stop_strings if config is not None else None) or []
+    return StopRule(max_new_tokens, target.eos, (*stop, *([own] if isinstance(own, str) else own)), decode)
 
 
 def require_stop_strings(stop: Sequence[str]) -> None:

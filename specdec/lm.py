@@ -1,0 +1,202 @@
+"""A language model with a drafter, for scripts and notebooks.
+
+lm = specdec.load("HuggingFaceTB/SmolLM2-135M-Instruct", drafter="ngram")
+text, = lm.generate(["Why is the sky blue?"], max_new_tokens=64)
+print(text, text.tokens_per_step)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from specdec.components import build
+from specdec.decoding.decoder import Decoder
+from specdec.decoding.generate import Blocks
+from specdec.decoding.protocols import AcceptanceRule, Drafter, Verifier
+from specdec.decoding.sampling import SamplingParams
+from specdec.decoding.stopping import stop_rule
+from specdec.errors import InputError
+from specdec.metrics import StepMetrics, StepRecord
+from specdec.model.load import load as load_target
+from specdec.model.target import TargetModel
+from specdec.prompts.sets import UNFINISHED, PromptEncoder
+
+OnText = Callable[[int, str], None]
+
+
+@dataclass(frozen=True)
+class Text:
+    """One generated text and how it came about.
+
+    Args:
+        text: the new text.
+        tokens: its token ids.
+        pieces: the part of the text that each token adds.
+        steps: one record per step; the first token belongs to none, since the prompt's forward gives it.
+    """
+
+    text: str
+    tokens: list[int]
+    pieces: list[str]
+    steps: list[StepRecord]
+
+    def __str__(self) -> str:
+        return self.text
+
+    @property
+    def writers(self) -> list[str]:
+        """Who wrote each token: `drafted` (by the drafter, accepted by the target), or the target alone: `prompt` (the
+        first token), `recovered` (after a rejection), `bonus` (after a whole accepted path), `undrafted`."""
+        names = ["prompt"]
+        for step in self.steps:
+            names += ["drafted"] * step.accepted + ([step.closing] if step.closing else [])
+        return names
+
+    @property
+    def tokens_per_step(self) -> float | None:
+        """Tokens per forward of the target; plain decoding has 1.0. None without a step."""
+        return StepMetrics.of(self.steps).tokens_per_step
+
+    @property
+    def acceptance_rate(self) -> float | None:
+        """Accepted tokens as a share of the drafted depth; None if nothing was drafted."""
+        return StepMetrics.of(self.steps).acceptance_rate
+
+
+@dataclass(frozen=True)
+class SpeculativeLM:
+    """A target with a drafter. The text has the distribution of the target's own; greedy, it is the target's own.
+
+    Args:
+        drafter: proposes trees of tokens.
+        verifier: checks them; it owns the target.
+        rule: decides which tokens are kept.
+    """
+
+    drafter: Drafter
+    verifier: Verifier
+    rule: AcceptanceRule
+
+    @property
+    def target(self) -> TargetModel:
+        return self.verifier.target
+
+    def generate(
+        self,
+        prompts: str | Sequence[str],
+        max_new_tokens: int = 128,
+        *,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        stop: Sequence[str] = (),
+        seed: int = 0,
+        chat: bool = True,
+        on_text: OnText | None = None,
+    ) -> list[Text]:
+        """Generate one text per prompt, as one batch.
+
+        Args:
+            prompts: one text or several.
+            max_new_tokens: limit per text.
+            temperature, top_k, top_p: see `SamplingParams`; temperature 0 is greedy.
+            stop: strings that end a text, besides the model's EOS.
+            seed: of sampled texts; each prompt of a batch has its own draws.
+            chat: write the prompt with the tokenizer's chat template, if it has one; False: as it is.
+            on_text: called with (number of the prompt, new piece of its text) while texts grow.
+
+        Raises:
+            InputError: no prompt, an empty one, one too long for the context window, or a value out of range.
+        """
+        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        if not prompts:
+            raise InputError("prompts", expected="at least one text", got="an empty list", fix="pass one")
+        encoder = PromptEncoder.of(self.target)
+        tokenizer = encoder.tokenizer
+        rows = [encoder.encode([p], []) if chat else list(tokenizer.encode(p)) for p in prompts]
+        sampling = SamplingParams(temperature, top_k, top_p)
+        decoder = Decoder(
+            self.drafter, self.verifier, self.rule, sampling, stop_rule(self.target, max_new_tokens, stop)
+        )
+        growing = None if on_text is None else _Growing(encoder, len(rows), on_text)
+        done = decoder.speculative(rows, [[seed, row] for row in range(len(rows))], on_blocks=growing)
+        if growing is not None:
+            growing.flush()
+        steps = [[step for step in done.steps if step.row == row] for row in range(len(rows))]
+        return [
+            Text(encoder.decode(ids), ids, encoder.pieces(ids), own) for ids, own in zip(done.texts, steps, strict=True)
+        ]
+
+
+def load(
+    model: str | PreTrainedModel | TargetModel,
+    drafter: str | Drafter = "ngram",
+    *,
+    acceptance: str | AcceptanceRule = "exact",
+    verifier: str | Verifier = "tree_attention",
+    drafter_options: Mapping[str, Any] | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    **target_options: Any,
+) -> SpeculativeLM:
+    """Load a model and a drafter for it.
+
+    Args:
+        model: hub id, folder, `smollm2_135m` (embedded, needs no network), `tiny`; or a loaded causal LM.
+        drafter: a name of `conf/drafter/`, or an object.
+        acceptance: a name of `conf/acceptance/`, or an object.
+        verifier: a name of `conf/verifier/`, or an object.
+        drafter_options: replace values of the drafter's YAML, such as {"nodes": 31}.
+        tokenizer: of a loaded model.
+        target_options: dtype, device, kernel, runtime ... as in `specdec.model.load.load_hub`.
+
+    Raises:
+        InputError: no such model or name, an option that does not exist, or a model that is not proven.
+    """
+    target = _target(model, tokenizer, target_options)
+    if not isinstance(drafter, str) and drafter_options:
+        fix = "pass options to the object itself"
+        raise InputError("drafter_options", expected="the name of a drafter", got="an object", fix=fix)
+    made: Drafter = build("drafter", drafter, drafter_options) if isinstance(drafter, str) else drafter
+    judge: Verifier = build("verifier", verifier, target=target) if isinstance(verifier, str) else verifier
+    rule: AcceptanceRule = build("acceptance", acceptance) if isinstance(acceptance, str) else acceptance
+    return SpeculativeLM(made, judge, rule)
+
+
+def _target(
+    model: str | PreTrainedModel | TargetModel, tokenizer: PreTrainedTokenizerBase | None, options: Mapping[str, Any]
+) -> TargetModel:
+    if isinstance(model, str):
+        return load_target(model, **options)
+    if isinstance(model, TargetModel):
+        return model
+    name = getattr(model.config, "_name_or_path", "") or type(model).__name__
+    return TargetModel(model, name=name, tokenizer=tokenizer, **options)
+
+
+class _Growing:
+    """Hand out the text of each row as its tokens come; a character that is not whole waits for its last token."""
+
+    def __init__(self, encoder: PromptEncoder, rows: int, on_text: OnText) -> None:
+        self._encoder, self._on_text = encoder, on_text
+        self._ids: list[list[int]] = [[] for _ in range(rows)]
+        self._shown = [0] * rows
+
+    def __call__(self, blocks: Blocks) -> None:
+        for row, block in enumerate(blocks):
+            self._ids[row] += block
+            if block:
+                self._show(row, whole=False)
+
+    def flush(self) -> None:
+        for row in range(len(self._ids)):
+            self._show(row, whole=True)
+
+    def _show(self, row: int, *, whole: bool) -> None:
+        text = self._encoder.decode(self._ids[row])
+        if (whole or not text.endswith(UNFINISHED)) and len(text) > self._shown[row]:
+            self._on_text(row, text[self._shown[row] :])
+            self._shown[row] = len(text)
