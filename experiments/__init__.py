@@ -1,11 +1,6 @@
 """Entry points: `python -m experiments` lists them. Compose, instantiate, call, log."""
 
-import os
 import sys
-
-# Before torch loads OpenMP: its threads spin at every barrier, and beside a busy neighbour each of the hundreds of
-# barriers in a forward then costs a time slice. Ten thousand rounds bridge the gaps in a forward, no more.
-os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 import drafters
 import specdec

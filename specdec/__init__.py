@@ -9,8 +9,13 @@ they are first used. This package knows no drafter, no verifier and no Hydra; th
 `experiments`, which import this one.
 """
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+# Before torch loads OpenMP: its threads spin at every barrier, and beside a busy neighbour each of the hundreds of
+# barriers in a forward then costs a time slice. Ten thousand rounds bridge the gaps in a forward, no more.
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 if TYPE_CHECKING:
     from specdec.decoding.decoder import Decoder

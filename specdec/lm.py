@@ -7,10 +7,13 @@ print(text, text.tokens_per_step)
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
+import huggingface_hub
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from specdec.components import build
@@ -22,9 +25,13 @@ from specdec.decoding.stopping import stop_rule
 from specdec.errors import InputError
 from specdec.metrics import StepMetrics, StepRecord
 from specdec.model.load import load as load_target
+from specdec.model.load import load_embedded
 from specdec.model.target import TargetModel
+from specdec.notes import note
 from specdec.prompts.sets import UNFINISHED, PromptEncoder
 
+EMBEDDED_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"  # the embedded model's name on the hub
+HUB_SECONDS = 3  # to wait for the hub's answer
 OnText = Callable[[int, str], None]
 
 
@@ -169,12 +176,27 @@ def load(
 def _target(
     model: str | PreTrainedModel | TargetModel, tokenizer: PreTrainedTokenizerBase | None, options: Mapping[str, Any]
 ) -> TargetModel:
+    if model == EMBEDDED_ID and not _to_be_had(EMBEDDED_ID):
+        note(f"{model}: the hub cannot be reached; the embedded copy stands in, made from a 4-bit file")
+        return load_embedded(**options)
     if isinstance(model, str):
         return load_target(model, **options)
     if isinstance(model, TargetModel):
         return model
     name = getattr(model.config, "_name_or_path", "") or type(model).__name__
     return TargetModel(model, name=name, tokenizer=tokenizer, **options)
+
+
+def _to_be_had(name: str) -> bool:
+    """Whether a hub id is cached, or the hub answers within a few seconds."""
+    if huggingface_hub.try_to_load_from_cache(name, "config.json") is not None:
+        return True
+    host = urlsplit(huggingface_hub.constants.ENDPOINT)
+    try:
+        with socket.create_connection((host.hostname, host.port or 443), timeout=HUB_SECONDS):
+            return True
+    except OSError:
+        return False
 
 
 class _Growing:
