@@ -6,26 +6,25 @@ python -m experiments.bench -m drafter=none,ngram prompts=jsonl prompts.path=pro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
+from experiments.common.assembly import assembled, closing, config
 from experiments.common.components import instantiate
-from experiments.common.entry import CONF, launch, stderr
-from experiments.common.objective import check_objective, objective
+from experiments.common.entry import CONF, stderr
+from experiments.common.objective import objective
 from experiments.common.resources import timed
 from experiments.common.settings import Settings, settings
 from experiments.common.tables import print_path, print_summary, progress_bar
 from experiments.common.task import Task
 from experiments.pictures.page import REPORT, write_page
 from experiments.sweeps.sweep import label
+from experiments.sweeps.launch import launch
 from specdec.measure.benchmark import OURS, Benchmark, Trial, describe
-from specdec.measure.rivals import runnable
 from specdec.replay.record import Recorder
 from specdec.replay.trace import TRACE_FILE
 from specdec.runs.log import RunLog
@@ -84,57 +83,6 @@ def both(advance: Callable[[Trial], None], recorder: Recorder) -> Callable[[Tria
         recorder.add(trial.ids, trial.texts[OURS], **names, **numbers)
 
     return watch
-
-
-def assembled(cfg: DictConfig, options: Settings) -> tuple[Benchmark, dict[str, str], dict[str, str]]:
-    """The benchmark of a config, checked; how its parts are called; and what references miss that cannot run here."""
-    prompts = instantiate(cfg.prompts)
-    target = instantiate(cfg.target)
-    methods = instantiate(cfg.reference.methods, _convert_="all")
-    references, missing = runnable(methods, target, options.sampling())
-    drafter, choices = instantiate(cfg.drafter, _convert_="all"), HydraConfig.get().runtime.choices
-    if options.tree == "adaptive":
-        drafter = instantiate(cfg.adaptive)(drafter)
-    benchmark = Benchmark(
-        drafter=drafter,
-        verifier=instantiate(cfg.verifier, target=target),
-        rule=instantiate(cfg.acceptance),
-        prompts=prompts,
-        sampling=options.sampling(),
-        stop=options.stop_rule(target),
-        batch_size=options.generation.batch_size,
-        repeats=options.repeats,
-        seeds=options.seeds or [options.seed],
-        references=references,
-        validate=options.validate,
-        repeat_disturbed=options.repeat_disturbed,
-    ).fitting()
-    benchmark.check()
-    samples = -(-len(prompts) // benchmark.batch_size) * len(benchmark.seeds)
-    check_objective(options.objective, options.objective_bound, samples)
-    names = {
-        "target": target.name,
-        **{group: choices[group] for group in ("drafter", "verifier")},
-        "tree": options.tree,
-    }
-    return benchmark, names, missing
-
-
-@contextmanager
-def closing(log: RunLog) -> Iterator[None]:
-    """A run that dies keeps the steps it made, and says so."""
-    try:
-        yield
-    except BaseException as error:
-        status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-        log.stop(status)
-        stderr.print(f"{status}: {log.steps_written} steps are kept in {log.folder / 'steps.jsonl'}", soft_wrap=True)
-        raise
-
-
-def config(cfg: DictConfig, names: dict[str, str]) -> dict[str, Any]:
-    """The run's configuration for trackers, with the choices of the groups."""
-    return {"names": names, **OmegaConf.to_container(cfg, resolve=True)}  # type: ignore[dict-item]
 
 
 if __name__ == "__main__":

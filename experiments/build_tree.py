@@ -21,11 +21,12 @@ from torch import Tensor
 from drafters.medusa.drafter import load_heads
 from drafters.medusa.measure import Accuracy, accuracies
 from experiments.common.components import instantiate
-from experiments.common.entry import CONF, launch
+from experiments.common.entry import CONF
 from experiments.common.progress import progress
 from experiments.common.settings import Settings, settings, typed
 from experiments.common.tables import stdout
 from experiments.common.task import Task
+from experiments.sweeps.launch import launch
 from specdec.decoding.generate import autoregressive
 from specdec.errors import InputError
 from specdec.files.durable import write_json

@@ -18,10 +18,11 @@ from omegaconf import DictConfig
 from rich.table import Table
 
 from experiments.common.components import instantiate
-from experiments.common.entry import CONF, launch
+from experiments.common.entry import CONF
 from experiments.common.settings import typed
 from experiments.common.tables import print_path, stdout
 from experiments.common.task import Task
+from experiments.sweeps.launch import launch
 from specdec.decoding.processors import not_used, obeyed
 from specdec.decoding.sampling import SamplingParams
 from specdec.files.durable import write_json

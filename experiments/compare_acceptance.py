@@ -4,6 +4,7 @@ Rules that are declared lossless are proven first by a quick enumeration, and at
 verdict on every tree. The command fails if one differs.
 
 python -m experiments.compare_acceptance drafter=ngram_lm target=smollm2_135m
+python -m experiments.compare_acceptance synthetic=true study.widths=[1,1,1] study.rules=[with_replacement/block]
 """
 
 from __future__ import annotations
@@ -13,30 +14,28 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-import plotly.graph_objects as go
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
-from plotly.subplots import make_subplots
 from rich.table import Table
 from rich.text import Text
 
+from experiments.common.acceptance_study import study
 from experiments.common.components import instantiate
-from experiments.common.entry import CONF, launch
-from experiments.common.parts import part
+from experiments.common.entry import CONF
+from experiments.common.parts import rule
 from experiments.common.settings import settings, typed
 from experiments.common.tables import number, progress_bar, stdout
 from experiments.common.task import Task
-from specdec.decoding.protocols import AcceptanceRule
+from experiments.pictures.acceptance import acceptance_plot, study_plot
+from experiments.sweeps.launch import launch
 from specdec.errors import InputError
 from specdec.exactness.rules import require_proven
+from specdec.exactness.synthetic import Study
 from specdec.files.durable import write_json
 from specdec.measure.rules import RuleComparison, Trees
 from specdec.options import Count, NonNegative
 from specdec.prompts.sets import PromptEncoder, first_turns
 from specdec.runs.log import provenance
-
-# Okabe and Ito's palette: told apart by colour-blind readers
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
 
 @dataclass
@@ -54,6 +53,8 @@ class Options:
     temperatures: list[NonNegative]
     draws: Count
     trees: dict[str, Kind]
+    synthetic: bool
+    study: Study
 
 
 @hydra.main(config_path=CONF, config_name="compare_acceptance", version_base="1.3")
@@ -61,6 +62,12 @@ class Options:
 def main(cfg: DictConfig) -> None:
     options = settings(cfg)
     chosen = typed(cfg, Options)
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    if chosen.synthetic:
+        title = f"vocabulary {chosen.study.vocab}, widths {chosen.study.widths}"
+        study_plot(study(chosen.study, folder), title).write_html(folder / "study.html", include_plotlyjs=True)
+        stdout.print(f"run folder: {folder} (plot: study.html)", soft_wrap=True, highlight=False)
+        return
     require_some(chosen)
     samplings = [replace(options.sampling(), temperature=temperature) for temperature in chosen.temperatures]
     prompts = instantiate(cfg.prompts)
@@ -77,7 +84,6 @@ def main(cfg: DictConfig) -> None:
     kinds = [trees(name, cfg) for name in chosen.trees]
     for judge in {judge.name: judge for kind in kinds for judge in kind.rules}.values():
         require_proven(judge)
-    folder = Path(HydraConfig.get().runtime.output_dir)
     results = []
     with progress_bar(len(kinds) * len(samplings)) as advance:
         for kind in kinds:
@@ -86,7 +92,7 @@ def main(cfg: DictConfig) -> None:
                 advance(kind)
     write_json(folder / "summary.json", {"target": target.name, "prompts": len(prompts), "results": results})
     write_json(folder / "provenance.json", provenance())
-    plot(results).write_html(folder / "acceptance.html", include_plotlyjs=True)
+    acceptance_plot(results).write_html(folder / "acceptance.html", include_plotlyjs=True)
     stdout.print(table(results, f"acceptance rules on {target.name}, {len(prompts)} prompts, the same trees"))
     stdout.print(f"run folder: {folder} (plot: acceptance.html)", soft_wrap=True, highlight=False)
 
@@ -108,12 +114,6 @@ def trees(name: str, cfg: DictConfig) -> Trees:
     kind = cfg.trees[name]
     drafter = instantiate(OmegaConf.merge(cfg.drafter, kind.drafter), _convert_="all")
     return Trees(name, drafter, [rule(choice) for choice in kind.rules])
-
-
-def rule(choice: str) -> AcceptanceRule:
-    """The rule that `acceptance=choice` means."""
-    made: AcceptanceRule = instantiate(part("acceptance", choice, "rules"))
-    return made
 
 
 def table(results: list[dict[str, Any]], title: str) -> Table:
@@ -143,46 +143,6 @@ def table(results: list[dict[str, Any]], title: str) -> Table:
 def spread(result: dict[str, Any]) -> str:
     interval = result["tokens_per_step_ci95"]
     return f"\n[{interval[0]:.2f}, {interval[1]:.2f}]" if interval else ""
-
-
-def plot(results: list[dict[str, Any]]) -> go.Figure:
-    """Tokens per step over temperature, one panel per kind of trees, one line per rule."""
-    kinds = list(dict.fromkeys(r["trees"] for r in results))
-    rules = list(dict.fromkeys(r["rule"] for r in results))
-    figure = make_subplots(cols=len(kinds), subplot_titles=kinds, shared_yaxes=True)
-    shown = set()
-    for column, kind in enumerate(kinds, 1):
-        for name in dict.fromkeys(r["rule"] for r in results if r["trees"] == kind):
-            points = [r for r in results if r["trees"] == kind and r["rule"] == name]
-            figure.add_scatter(
-                x=[r["temperature"] for r in points],
-                y=[r["tokens_per_step"] for r in points],
-                error_y=error_bars(points),
-                name=name if points[0]["lossless"] else f"{name} (lossy)",
-                legendgroup=name,
-                showlegend=name not in shown,
-                line={
-                    "color": COLOURS[rules.index(name) % len(COLOURS)],
-                    "dash": "solid" if points[0]["lossless"] else "dot",
-                },
-                row=1,
-                col=column,
-            )
-            shown.add(name)
-    figure.update_xaxes(title="temperature")
-    figure.update_yaxes(title="tokens per step τ", col=1)
-    return figure.update_layout(title="Acceptance rules on the same trees", template="plotly_white")
-
-
-def error_bars(points: list[dict[str, Any]]) -> dict[str, list[float]] | None:
-    if any(r["tokens_per_step_ci95"] is None for r in points):
-        return None
-    low, high = zip(*(r["tokens_per_step_ci95"] for r in points), strict=True)
-    taus = [r["tokens_per_step"] for r in points]
-    return {
-        "array": [bound - tau for bound, tau in zip(high, taus, strict=True)],
-        "arrayminus": [tau - bound for bound, tau in zip(low, taus, strict=True)],
-    }
 
 
 if __name__ == "__main__":

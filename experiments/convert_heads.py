@@ -17,10 +17,11 @@ from rich.table import Table
 
 from drafters.medusa.formats import HeadsFile, read_heads, write_official, write_vllm
 from experiments.common.components import instantiate
-from experiments.common.entry import CONF, launch, stderr
+from experiments.common.entry import CONF, stderr
 from experiments.common.settings import typed
 from experiments.common.tables import stdout
 from experiments.common.task import Task
+from experiments.sweeps.launch import launch
 from specdec.errors import InputError
 from specdec.files.durable import replacing, write_json
 from specdec.model.load import resolve_dtype

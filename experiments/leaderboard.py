@@ -14,7 +14,7 @@ from experiments.common.entry import one_line_errors
 from experiments.common.tables import print_path, stdout
 from experiments.pictures.leaderboard import FILTERED, LEADERBOARD, Leaderboard, write_leaderboard
 from experiments.pictures.picture import Table
-from experiments.report import rich
+from experiments.pictures.text import rich
 from specdec.runs.read import find_runs
 
 SHOWN = (*FILTERED, "speedup", "95 % from", "to", "τ (tokens per step)", "started")

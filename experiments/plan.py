@@ -21,11 +21,12 @@ from rich.table import Table
 
 from experiments.common.components import instantiate
 from experiments.common.cost_model import Modelled, where
-from experiments.common.entry import CONF, launch, stderr
+from experiments.common.entry import CONF, stderr
 from experiments.common.settings import typed
 from experiments.common.tables import stdout
 from experiments.common.task import Task
 from experiments.pictures.plan import picture
+from experiments.sweeps.launch import launch
 from specdec.errors import InputError
 from specdec.files.checked import read_yaml
 from specdec.files.durable import write_json

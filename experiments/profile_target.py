@@ -22,12 +22,13 @@ from rich.table import Table
 from rich.text import Text
 
 from experiments.common.components import instantiate
-from experiments.common.entry import CONF, launch, stderr
+from experiments.common.entry import CONF, stderr
 from experiments.common.resources import timed
 from experiments.common.settings import typed
 from experiments.common.tables import progress_bar, stdout
 from experiments.common.task import Task
-from experiments.compare_acceptance import COLOURS
+from experiments.pictures.style import COLOURS
+from experiments.sweeps.launch import launch
 from specdec.files.durable import write_json
 from specdec.measure.profiling import Footprint, figures, fitting, profile, sweep
 from specdec.options import Count, Natural, Seed

@@ -19,11 +19,12 @@ from omegaconf import DictConfig
 from rich.table import Table
 
 from experiments.common.components import instantiate
-from experiments.common.entry import CONF, launch
+from experiments.common.entry import CONF
 from experiments.common.parts import choices, part, untrained
 from experiments.common.settings import TREES
 from experiments.common.tables import stdout
 from experiments.common.task import Task
+from experiments.sweeps.launch import launch
 from specdec.decoding.protocols import AcceptanceRule, Drafter, Verifier
 from specdec.errors import InputError
 from specdec.exactness.drafters import DrafterProof

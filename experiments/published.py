@@ -17,10 +17,11 @@ from rich.table import Table
 
 from experiments.common.components import choice_of, instantiate
 from experiments.common.cost_model import Reached
-from experiments.common.entry import CONF, launch
+from experiments.common.entry import CONF
 from experiments.common.settings import typed
 from experiments.common.tables import stdout
 from experiments.common.task import Task
+from experiments.sweeps.launch import launch
 from specdec.files.durable import write_json
 from specdec.hardware import FREE, CostCurve, Machine, ModelShape, Precision, Roofline, load_config
 from specdec.options import Count, Natural, Positive

@@ -18,13 +18,14 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from rich.table import Table
 
-from experiments.bench import assembled, closing, config
+from experiments.common.assembly import assembled, closing, config
 from experiments.common.components import instantiate
-from experiments.common.entry import CONF, launch
+from experiments.common.entry import CONF
 from experiments.common.resources import timed
 from experiments.common.settings import settings, typed
 from experiments.common.tables import identical, progress_bar, stdout
 from experiments.common.task import Task
+from experiments.sweeps.launch import launch
 from specdec.errors import InputError
 from specdec.files.durable import write_json
 from specdec.measure.batch_curve import BatchCurve, BatchSize

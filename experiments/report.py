@@ -11,13 +11,11 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.box import SIMPLE_HEAD
-from rich.table import Table as RichTable
-
 from experiments.common.entry import one_line_errors
 from experiments.common.tables import print_path, stdout
 from experiments.pictures.page import REPORT, Contents, write_page
 from experiments.pictures.picture import Table
+from experiments.pictures.text import rich
 from experiments.sweeps.report import show
 from experiments.sweeps.sweep import is_sweep, read
 from specdec.errors import InputError
@@ -67,24 +65,6 @@ def print_figures(contents: Contents) -> None:
         stdout.print(rich(contents.table, "the runs"))
     for picture in contents.pictures:
         stdout.print(rich(picture.table, picture.title))
-
-
-def rich(table: Table, title: str) -> RichTable:
-    """Turned on its side where that makes it fit better: names of runs and of figures are long."""
-    rows = [list(table.columns), *table.shown()]
-    upright, turned = _rich(rows, title), _rich(list(zip(*rows, strict=True)), title)
-    room = stdout.options.update(width=10_000)
-    width = {made: stdout.measure(made, options=room).maximum for made in (upright, turned)}
-    return upright if width[upright] <= stdout.width else min(width, key=width.__getitem__)
-
-
-def _rich(rows: Sequence[Sequence[str]], title: str) -> RichTable:
-    out = RichTable(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-    for place, column in enumerate(rows[0]):
-        out.add_column(column, justify="right" if place else "left", overflow="fold")
-    for row in rows[1:]:
-        out.add_row(*row)
-    return out
 
 
 if __name__ == "__main__":

@@ -21,11 +21,12 @@ from rich.table import Table
 
 from experiments.common.components import instantiate
 from experiments.common.cost_model import Modelled, where
-from experiments.common.entry import CONF, launch
+from experiments.common.entry import CONF
 from experiments.common.settings import typed
 from experiments.common.tables import stdout
 from experiments.common.task import Task
 from experiments.pictures.style import BLUE, GREEN, GREY, ORANGE, VERMILION, axis, figure
+from experiments.sweeps.launch import launch
 from specdec.files.durable import write_json
 from specdec.hardware import Forward, Roofline
 from specdec.options import Count, Natural

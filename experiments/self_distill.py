@@ -19,10 +19,11 @@ from accelerate import PartialState
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.common.components import instantiate
-from experiments.common.entry import CONF, launch
+from experiments.common.entry import CONF
 from experiments.common.progress import progress, say
 from experiments.common.settings import typed
 from experiments.common.task import Task
+from experiments.sweeps.launch import launch
 from specdec.decoding.sampling import SamplingParams
 from specdec.decoding.stopping import StopRule
 from specdec.errors import InputError

@@ -21,10 +21,11 @@ from rich.table import Table
 from drafters.adaptive.replayed import replay_adaptive
 from experiments.common.components import instantiate
 from experiments.common.cost_model import Modelled
-from experiments.common.entry import CONF, launch
+from experiments.common.entry import CONF
 from experiments.common.settings import typed
 from experiments.common.tables import stdout
 from experiments.common.task import Task
+from experiments.sweeps.launch import launch
 from specdec.decoding.protocols import AcceptanceRule
 from specdec.errors import InputError
 from specdec.files.durable import write_json

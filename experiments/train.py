@@ -22,13 +22,14 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.common.components import instantiate
-from experiments.common.entry import CONF, launch
+from experiments.common.entry import CONF
 from experiments.common.objective import BOUNDS, check_objective, objective
 from experiments.common.progress import progress, say
 from experiments.common.resources import timed
 from experiments.common.settings import typed
 from experiments.common.signals import Stopped, deferred
 from experiments.common.task import Task
+from experiments.sweeps.launch import launch
 from experiments.sweeps.sweep import label
 from specdec.decoding.generate import speculative
 from specdec.decoding.protocols import AcceptanceRule, Drafter, Verifier

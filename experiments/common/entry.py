@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
@@ -20,11 +19,9 @@ from hydra.errors import (
 from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
-from experiments.common.composition import checked_composition
 from experiments.common.escape import SafeConsole, visible
 from experiments.common.faults import explain_fault
 from experiments.common.signals import exit_status, stopping
-from experiments.common.terminal import steady_output
 from specdec.errors import InputError
 
 BAD_INPUT, SOME_FAILED = 2, 3
@@ -32,17 +29,6 @@ LONGEST = 2000  # characters of an error's line
 CONF = str(Path(__file__).resolve().parents[2] / "conf")
 MERGING = "Error merging override"
 stderr = SafeConsole(stderr=True)
-
-
-def launch(main: Callable[[], None]) -> None:
-    """Call a `hydra.main` function; what it or Hydra raises ends the process as `one_line_errors` says."""
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises, and leaves the words to us
-    warnings.formatwarning = lambda message, *_args, **_kwargs: f"warning: {message}\n"  # one line, no source code
-    ignore_schemas_of_launchers()
-    from experiments.sweeps.callbacks import sweep_that_ends  # which imports this module
-
-    with steady_output(), one_line_errors(), checked_composition(), sweep_that_ends():
-        main()
 
 
 def ignore_schemas_of_launchers() -> None:

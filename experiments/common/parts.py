@@ -9,8 +9,9 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.common.components import ALLOW, allowed_by
+from experiments.common.components import ALLOW, allowed_by, instantiate
 from experiments.common.entry import CONF
+from specdec.decoding.protocols import AcceptanceRule
 from specdec.errors import InputError
 
 # instead of weights that are shipped for one target
@@ -36,6 +37,12 @@ def part(group: str, choice: str, option: str | None = None) -> DictConfig:
             raise InputError(option or group, expected=expected, got=repr(choice), fix="check the spelling")
         config: DictConfig = compose(overrides=[f"+{group}={choice}"])[group]
     return config
+
+
+def rule(choice: str) -> AcceptanceRule:
+    """Return the rule that `acceptance=choice` means."""
+    made: AcceptanceRule = instantiate(part("acceptance", choice, "rules"))
+    return made
 
 
 def choices(group: str) -> list[str]:

@@ -19,6 +19,7 @@ BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY = PALETTE = (
     "#E69F00",
     "#56B4E9",
 )
+COLOURS = (*PALETTE, "#000000")  # for as many lines, on white
 GREY = "#8A919C"
 SYMBOLS = ("circle", "diamond", "square", "triangle-up", "x", "star")
 SCALE = "Viridis"  # its order is seen by colour-blind readers, and in grey

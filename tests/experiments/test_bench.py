@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from experiments import bench
-from experiments.common.entry import launch
+from experiments.sweeps.launch import launch
 from specdec.measure import benchmark
 from specdec.metrics import StepMetrics, StepRecord
 

@@ -16,7 +16,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from experiments.common.entry import launch
+from experiments.sweeps.launch import launch
 
 SECONDS = 240.0  # of the slowest machine, for one run
 ENTRIES = ("bench", "convert_heads", "self_distill", "simulate", "train")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.common.entry import launch
+from experiments.sweeps.launch import launch
 
 
 @dataclass

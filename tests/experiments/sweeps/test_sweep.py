@@ -14,7 +14,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from experiments import bench, report, sweep
-from experiments.common.entry import BAD_INPUT, SOME_FAILED, launch
+from experiments.common.entry import BAD_INPUT, SOME_FAILED
+from experiments.sweeps.launch import launch
 from experiments.sweeps.report import show
 from specdec.files.claims import claim
 from specdec.measure import benchmark

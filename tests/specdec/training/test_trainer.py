@@ -16,7 +16,8 @@ import torch
 from safetensors.torch import load_file
 
 from experiments import train
-from experiments.common.entry import SOME_FAILED, launch
+from experiments.common.entry import SOME_FAILED
+from experiments.sweeps.launch import launch
 from specdec.errors import InputError
 from specdec.model.target import TargetModel
 from specdec.training.recipe import Recipe
