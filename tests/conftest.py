@@ -16,7 +16,7 @@ import tests.support.typecheck  # noqa: F401  (the hook finds the checker by its
 if "UNTYPED" not in os.environ:
     install_import_hook(["specdec", "drafters", "verifiers"], "tests.support.typecheck.check")
 
-from experiments.common import entry
+from experiments.sweeps.launch import launch
 from specdec.model.load import load_tiny
 from specdec.model.target import TargetModel
 from specdec.training.recipe import TrainBatch
@@ -81,7 +81,7 @@ def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
         monkeypatch.setattr(sys, "argv", ["entry", f"hydra.run.dir={tmp_path}", *overrides])
         status = 0
         try:
-            entry.launch(main)
+            launch(main)
         except SystemExit as end:
             status = int(end.code or 0)
         captured = capsys.readouterr()

@@ -30,7 +30,7 @@ from specdec.trees.tree import TokenTree
 
 class DraftModel:
     """model: a loaded model, or a name for `specdec.model.load.load` with its options; or a student of the target: a
-    module, a folder that `experiments.distill` wrote, or `auto` for the one shipped.
+    module, a folder that `experiments.train drafter=draft_model` wrote, or `auto` for the one shipped.
 
     nodes: draft the most probable nodes, so many of them, in a tree that follows the draft model's confidence
     (`DynamicTree`; depth, beam, threshold as there; children are the top-k).

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import compare_acceptance, study_acceptance
+from experiments import compare_acceptance
 
 TINY = ["target=tiny", "target.device=cpu", "prompts.limit=2", "generation.max_new_tokens=4", "draws=2"]
 
@@ -26,9 +26,12 @@ def test_rules_are_compared_on_the_same_trees(call: Callable[..., tuple], tmp_pa
 
 
 def test_the_study_is_exact_where_the_answer_is_known(call: Callable[..., tuple]) -> None:
-    options = ["widths=[1,1]", "vocab=3", "cases=2", "distances=[0.0,1.0]"]
+    options = ["study.widths=[1,1]", "study.vocab=3", "study.cases=2", "study.distances=[0.0,1.0]"]
     status, summary, out = call(
-        study_acceptance.main, *options, "rules=[with_replacement/exact,with_replacement/block]"
+        compare_acceptance.main,
+        "synthetic=true",
+        *options,
+        "study.rules=[with_replacement/exact,with_replacement/block]",
     )
     assert status == 0
     for result in summary["results"]:
@@ -42,30 +45,33 @@ def test_the_study_is_exact_where_the_answer_is_known(call: Callable[..., tuple]
 
 def test_one_drafted_token_is_accepted_as_often_as_p_and_q_overlap(call: Callable[..., tuple]) -> None:
     options = [
-        "widths=[1]",
-        "vocab=5",
-        "cases=3",
-        "distances=[0.5]",
-        "rules=[with_replacement/exact,with_replacement/spectr]",
+        "study.widths=[1]",
+        "study.vocab=5",
+        "study.cases=3",
+        "study.distances=[0.5]",
+        "study.rules=[with_replacement/exact,with_replacement/spectr]",
     ]
-    _, summary, _ = call(study_acceptance.main, *options)
+    _, summary, _ = call(compare_acceptance.main, "synthetic=true", *options)
     for result in summary["results"]:
         assert result["accepted"] == pytest.approx(1 - result["total_variation"], abs=1e-12)
 
 
 def test_an_unknown_way_of_drawing_is_named(call: Callable[..., tuple]) -> None:
-    status, _, out = call(study_acceptance.main, "rules=[twins/exact]")
+    status, _, out = call(compare_acceptance.main, "synthetic=true", "study.rules=[twins/exact]")
     assert status == 2
     assert "error: drafter.children: expected one of with_replacement, without_replacement, top_k, got 'twins'" in out
 
 
 def test_an_unknown_rule_is_named(call: Callable[..., tuple]) -> None:
-    status, _, out = call(study_acceptance.main, "rules=[with_replacement/exakt]")
+    status, _, out = call(compare_acceptance.main, "synthetic=true", "study.rules=[with_replacement/exakt]")
     assert status == 2
     assert "error: rules: expected one of block, exact, greedy, " in out
 
 
 def test_a_study_too_large_to_enumerate_is_refused(call: Callable[..., tuple]) -> None:
-    status, summary, out = call(study_acceptance.main, "widths=[4,4]", "vocab=8")
+    status, summary, out = call(compare_acceptance.main, "synthetic=true", "study.widths=[4,4]", "study.vocab=8")
     assert (status, summary) == (2, {})
-    assert "error: widths and vocab: expected at most 300,000 different trees, got 1,152,921,504,606,846,976" in out
+    assert (
+        "error: study.widths and study.vocab: expected at most 300,000 different trees, got 1,152,921,504,606,846,976"
+        in out
+    )

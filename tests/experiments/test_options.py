@@ -15,15 +15,13 @@ from experiments import (
     build_tree,
     compare_acceptance,
     convert_heads,
-    distill,
     plan,
     profile_target,
     published,
+    ratios,
     roofline,
     self_distill,
     simulate,
-    study_acceptance,
-    suite,
     train,
 )
 from specdec.errors import InputError
@@ -84,16 +82,16 @@ OPTIONS: list[tuple[Any, list[str], dict[str, tuple[str, ...]]]] = [
     ),
     (convert_heads.main, ["heads=x", "output=y"], {"heads": TEXT, "output": TEXT, "to": ("true", "''", "x")}),
     (
-        study_acceptance.main,
-        [],
+        compare_acceptance.main,
+        ["synthetic=true"],
         {
-            "widths": ("[]", *COUNTS),
-            "vocab": (*COUNT, "1", "1000000"),
-            "cases": (*COUNT, "1000000000"),
-            "distances": ("[]", "[nan]", "[2]", "[-0.5]", "true"),
-            "sharpness": (*NUMBER, "-1"),
-            "seed": WHOLE,
-            "rules": ("[]", "[with_replacement]", "[with_replacement/../drafter/ngram]", "true"),
+            "study.widths": ("[]", *COUNTS),
+            "study.vocab": (*COUNT, "1", "1000000"),
+            "study.cases": (*COUNT, "1000000000"),
+            "study.distances": ("[]", "[nan]", "[2]", "[-0.5]", "true"),
+            "study.sharpness": (*NUMBER, "-1"),
+            "study.seed": WHOLE,
+            "study.rules": ("[]", "[with_replacement]", "[with_replacement/../drafter/ngram]", "true"),
         },
     ),
     (
@@ -127,7 +125,7 @@ OPTIONS: list[tuple[Any, list[str], dict[str, tuple[str, ...]]]] = [
         {"run": TEXT, "tree": ("true", "1.5", "null"), "nodes": COUNT, "temperature": ("nan", "true", "-1")},
     ),
     (
-        suite.main,
+        ratios.main,
         ["target=tiny"],
         {
             "batch.sizes": COUNTS,
@@ -171,8 +169,8 @@ OPTIONS: list[tuple[Any, list[str], dict[str, tuple[str, ...]]]] = [
         },
     ),
     (
-        distill.main,
-        ["target=tiny", "data=x", "folder=y", "tracker=none"],
+        train.main,
+        ["drafter=draft_model", "target=tiny", "data=x", "folder=y", "tracker=none"],
         {"keep": COUNT[:6], "recipe.depth": ("true", "nan")},
     ),
 ]

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from drafters.draft_model.drafter import DraftModel
 from drafters.draft_model.recipe import DistillRecipe, load_student, save_whole
-from experiments import bench, distill
+from experiments import bench, train
 from specdec.decoding.generate import autoregressive, speculative
 from specdec.decoding.sampling import SamplingParams
 from specdec.decoding.stopping import StopRule
@@ -185,9 +185,15 @@ def test_distill_from_a_shell_then_bench(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
 ) -> None:
-    call = command(distill.main, tmp_path / "run", monkeypatch, capsys)
+    call = command(train.main, tmp_path / "run", monkeypatch, capsys)
     tiny = ["target=tiny", "target.device=cpu", "tracker=none"]
-    options = ["recipe.layers=[0]", "recipe.vocabulary=60", "training.epochs=0.2", "training.batch_size=8"]
+    options = [
+        "drafter=draft_model",
+        "recipe.layers=[0]",
+        "recipe.vocabulary=60",
+        "training.epochs=0.2",
+        "training.batch_size=8",
+    ]
     done = call(*tiny, *options, f"data={data}", f"folder={tmp_path / 'run'}", "recipe.on_policy=0.5")
     assert done.status == 0, done.err
     folder = tmp_path / "run" / "drafter"

@@ -50,8 +50,8 @@ def test_a_module_that_runs_is_imported_by_name() -> None:
     """In the process of `python -m experiments.bench` the module is called `__main__`; elsewhere it is not."""
     script = (
         "import pickle, runpy, sys; sys.argv = ['bench', '--info', 'defaults']\n"
-        "from experiments import entry\n"
-        "entry.launch = lambda main: print(pickle.dumps(main.__wrapped__).hex())\n"
+        "from experiments.sweeps import launch\n"
+        "launch.launch = lambda main: print(pickle.dumps(main.__wrapped__).hex())\n"
         "runpy.run_module('experiments.bench', run_name='__main__', alter_sys=True)\n"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)

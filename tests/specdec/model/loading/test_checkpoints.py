@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, DeepseekV3Config
 
-from experiments.common import entry
+from experiments.sweeps.launch import launch
 from specdec.errors import InputError
 from specdec.model.load import byte_tokenizer, load
 from specdec.model.loading.pretrained import read_model
@@ -281,5 +281,5 @@ def test_old_rope_settings_are_read(edited: Callable[..., str], whole: Path) -> 
 
 def test_entry_points_show_a_warning_as_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # put back afterwards
-    entry.launch(lambda: None)
+    launch(lambda: None)
     assert warnings.formatwarning("not used: x", UserWarning, "file.py", 3) == "warning: not used: x\n"
