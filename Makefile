@@ -5,12 +5,20 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 FLASH  := $(VENV)/flash-attn-sources
 
+# the tests that fail first when the core is broken
+FAST := tests/specdec/trees tests/specdec/decoding tests/specdec/model/test_cache.py tests/specdec/model/test_target.py \
+	tests/specdec/test_metrics.py tests/verifiers tests/test_package.py
+
 # the oldest and the newest transformers that pyproject.toml allows
 ENDS   := 5.21.0 5.24.0
 
-.PHONY: setup demo test test-families test-faults test-launchers test-transformers browser check bench format clean
+.PHONY: help setup demo test test-fast test-families test-faults test-launchers test-transformers browser check ratios bench \
+	format clean
 
-setup: $(READY)
+help:  ## this list
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1|\2/p' Makefile | column -ts '|'
+
+setup: $(READY)  ## .venv with everything, pinned; TORCH_INDEX=... for another build of torch
 
 $(READY): pyproject.toml constraints.txt requirements-embedded.txt Makefile
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -30,6 +38,9 @@ demo: $(READY)  ## a real model, decoded faster with the same text; ends with th
 
 test: $(READY)  ## all tests
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n auto
+
+test-fast: $(READY)  ## the core's tests without the embedded model and subprocesses, in two minutes
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n auto $(FAST)
 
 test-faults: $(READY)  ## kills, full disks, signals and cut files in every entry point; prints the table of docs/reliability.md
 	$(BIN)/python -m tests.faults
@@ -63,12 +74,15 @@ check: $(READY)  ## what CI runs
 	$(BIN)/lint-imports
 	$(MAKE) test
 
-bench: $(READY)  ## ours beside transformers and llama.cpp, as ratios; make bench ARGS="check=benchmarks/ratios.json"
+ratios: $(READY)  ## ours beside transformers and llama.cpp; ARGS="check=benchmarks/ratios.json" fails on a regression
 	$(BIN)/python -m experiments.ratios $(ARGS)
 
-format: $(READY)
+bench:
+	@echo "make bench: expected make ratios, its new name" >&2; exit 2
+
+format: $(READY)  ## ruff
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-clean:
+clean:  ## remove .venv and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -59,44 +59,44 @@ class Forwards:
 
 
 @dataclass
-class Suite:
-    """See conf/suite.yaml."""
+class Ratios:
+    """See conf/ratios.yaml."""
 
     batch: OverBatch
     forward: Forwards
     compare: list[str]
-    targets: dict[str, float]
+    goals: dict[str, float]
     write: str | None
     tolerance: NonNegative
     check: str | None
 
 
-@hydra.main(config_path=CONF, config_name="suite", version_base="1.3")
+@hydra.main(config_path=CONF, config_name="ratios", version_base="1.3")
 @Task
 def main(cfg: DictConfig) -> None:
-    options, suite = settings(cfg), typed(cfg, Suite)
-    expected = read_expectations(suite.check) if suite.check else None
-    if suite.write and not Path(suite.write).parent.is_dir():
-        raise InputError("write", expected="a file in a folder there is", got=repr(suite.write), fix="make the folder")
+    options, chosen = settings(cfg), typed(cfg, Ratios)
+    expected = read_expectations(chosen.check) if chosen.check else None
+    if chosen.write and not Path(chosen.write).parent.is_dir():
+        raise InputError("write", expected="a file in a folder there is", got=repr(chosen.write), fix="make the folder")
     benchmark, names, missing = assembled(cfg, options)
     target = benchmark.verifier.target
-    compared = pairs(suite.compare, names["drafter"], [method.name for method in benchmark.references], missing)
-    points = forwards(suite.forward, target)
+    compared = pairs(chosen.compare, names["drafter"], [method.name for method in benchmark.references], missing)
+    points = forwards(chosen.forward, target)
     parts = (benchmark.drafter, benchmark.verifier, benchmark.rule, benchmark.sampling)
-    over_batch = BatchCurve(batch_prompts(cfg, suite.batch, target), *parts, **asdict(suite.batch))
+    over_batch = BatchCurve(batch_prompts(cfg, chosen.batch, target), *parts, **asdict(chosen.batch))
     folder = Path(HydraConfig.get().runtime.output_dir)
     log = RunLog(folder, NoTracker(), config(cfg, names))
     with closing(log), timed(target.device, options.exclusive, str(folder)):
-        with progress_bar(suite.forward.rounds, "forwards") as advance:
-            ceilings = (suite.forward.buffer_mib, suite.forward.matrix)
-            costs = profile(target, points, suite.forward.rounds, options.seed, *ceilings, advance)
-        with progress_bar(len(suite.batch.sizes) * suite.batch.rounds, "batch sizes") as advance:
+        with progress_bar(chosen.forward.rounds, "forwards") as advance:
+            ceilings = (chosen.forward.buffer_mib, chosen.forward.matrix)
+            costs = profile(target, points, chosen.forward.rounds, options.seed, *ceilings, advance)
+        with progress_bar(len(chosen.batch.sizes) * chosen.batch.rounds, "batch sizes") as advance:
             curve = over_batch.run(advance)
         summary, trials = texts(benchmark, log)
         outside = share_outside_forwards([t.ids for t in trials if t.repeat == 0], *parts, benchmark.stop)
     ratios = [
         *(Ratio(name, *speedup_over(other, method, trials)) for name, (method, other) in compared.items()),
-        *of_forwards(costs, suite.forward),
+        *of_forwards(costs, chosen.forward),
         *of_batches(curve),
         Ratio("outside the forwards / step", *outside, less=True),
     ]
@@ -104,19 +104,19 @@ def main(cfg: DictConfig) -> None:
         **describe(benchmark, names),
         **summary,
         "missing_references": missing,
-        "ratios": [{**vars(ratio), "target": suite.targets.get(ratio.name)} for ratio in ratios],
+        "ratios": [{**vars(ratio), "goal": chosen.goals.get(ratio.name)} for ratio in ratios],
         "forwards": figures(Footprint.of(target), costs),
         "batch_curve": [at.as_dict() for at in curve],
     }
     log.finish(summary)
     stdout.print(methods_table(summary, len(trials)))
     stdout.print(curve_table(curve, names["drafter"]))
-    stdout.print(ratios_table(ratios, suite.targets))
+    stdout.print(ratios_table(ratios, chosen.goals))
     stdout.print(f"run folder: {folder}", soft_wrap=True, highlight=False)
-    if suite.write:
-        kept = expectations([ratio for ratio in ratios if ratio.name in suite.targets], suite.tolerance)
+    if chosen.write:
+        kept = expectations([ratio for ratio in ratios if ratio.name in chosen.goals], chosen.tolerance)
         command = ["python", "-m", "experiments.ratios", *HydraConfig.get().overrides.task]
-        write_json(Path(suite.write), {"machine": machine(), "command": command, "ratios": kept})
+        write_json(Path(chosen.write), {"machine": machine(), "command": command, "ratios": kept})
     if expected is not None and (lines := shortfalls(ratios, expected, missing)):
         print("\n".join(lines), file=sys.stderr)
         sys.exit(REGRESSED)
@@ -241,15 +241,15 @@ def curve_table(curve: Sequence[BatchSize], drafter: str) -> Table:
     return table
 
 
-def ratios_table(ratios: Sequence[Ratio], targets: Mapping[str, float]) -> Table:
+def ratios_table(ratios: Sequence[Ratio], goals: Mapping[str, float]) -> Table:
     table = Table(title="ratios")
     table.add_column("ratio", no_wrap=True)
-    for column in ("measured [95 % interval]", "target", "reached"):
+    for column in ("measured [95 % interval]", "goal", "reached"):
         table.add_column(column, justify="right", no_wrap=True)
     for ratio in ratios:
-        row, target = [ratio.name, ratio_text(ratio.value, ratio.interval)], targets.get(ratio.name)
-        if target is not None:
-            row += [f"{'<=' if ratio.less else '>='} {target}", "yes" if ratio.meets(target) else "no"]
+        row, goal = [ratio.name, ratio_text(ratio.value, ratio.interval)], goals.get(ratio.name)
+        if goal is not None:
+            row += [f"{'<=' if ratio.less else '>='} {goal}", "yes" if ratio.meets(goal) else "no"]
         table.add_row(*row)
     return table
 

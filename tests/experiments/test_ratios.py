@@ -50,7 +50,7 @@ def test_every_ratio_is_measured_and_what_is_missing_is_named(call: Callable[...
     assert kept["machine"]["cores"] > 0
     assert kept["command"][:3] == ["python", "-m", "experiments.ratios"]
     assert kept["ratios"]["ngram / generate"]["at_least"] < kept["ratios"]["ngram / generate"]["expected"]
-    assert set(kept["ratios"]) == {name for name, ratio in ratios.items() if ratio["target"] is not None}
+    assert set(kept["ratios"]) == {name for name, ratio in ratios.items() if ratio["goal"] is not None}
 
 
 def test_a_ratio_below_its_bound_fails_the_run_with_a_line(call: Callable[..., tuple], tmp_path: Path) -> None:
