@@ -14,7 +14,7 @@ from torch import Tensor
 
 from drafters.shared.estimates import SILENT, Estimates, Pending, Proposal
 from specdec.decoding.grow_fixed import require_ranked
-from specdec.decoding.protocols import Drafter, DraftState, Session, Weights, exit_layer_of, weights_of
+from specdec.decoding.protocols import Drafter, DraftState, Session, Size, exit_layer_of, size_of
 from specdec.errors import InputError
 from specdec.trees.tree import PAD, TokenTree
 
@@ -63,13 +63,13 @@ class Union:
         return exit_layer_of(self.drafters[0])
 
     @property
-    def weights(self) -> Weights:
+    def size(self) -> Size:
         """Of all of them; text that several were trained on counts for each."""
-        parts = [weights for weights in map(weights_of, self.drafters) if weights.parameters]
+        parts = [weights for weights in map(size_of, self.drafters) if weights.parameters]
         tokens = [weights.training_tokens for weights in parts]
         known = [count for count in tokens if count is not None]
         whole = sum(known) if parts and len(known) == len(parts) else None
-        return Weights(sum(weights.parameters for weights in parts), whole)
+        return Size(sum(weights.parameters for weights in parts), whole)
 
     def start(self, session: Session) -> None:
         self._vocab = session.target.vocab_size

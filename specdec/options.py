@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from specdec.errors import InputError
 
+RENAMED = {"weights": "storage", "targets": "goals"}  # options: old names and new ones
 UNSET = "???"  # how a config says that a value must be given
 LARGEST = 2**63 - 1  # what torch and numpy can hold
 
@@ -112,11 +113,17 @@ def filled(values: Any, kind: type[Made], option: str = "") -> Made:
 
 
 def require_known(names: Any, known: Sequence[str], option: str) -> None:
-    """Raises InputError for a name that is not known, with the nearest that is."""
+    """Refuse a name that is not known.
+
+    Raises:
+        InputError: names the nearest that is known, or the new name of an option that was renamed.
+    """
     for name in names:
         if name not in known:
             near = get_close_matches(str(name), known, n=1, cutoff=0.5)
             fix = f"did you mean {near[0]}?" if near else "check the spelling"
+            if (new := RENAMED.get(str(name))) in known:
+                fix = f"it is called {new} now"
             expected = f"an option that exists ({', '.join(known) or 'there are none'})"
             raise InputError(option or "config", expected=expected, got=repr(name), fix=fix)
 

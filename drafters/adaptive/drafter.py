@@ -14,7 +14,7 @@ from drafters.adaptive.costs import DraftCosts, VerifyCosts
 from drafters.adaptive.depth import DepthChoice
 from drafters.shared.estimates import Estimates, Proposal
 from specdec.decoding.grow_fixed import require_ranked
-from specdec.decoding.protocols import Drafter, DraftState, Session, Weights, exit_layer_of, weights_of
+from specdec.decoding.protocols import Drafter, DraftState, Session, Size, exit_layer_of, size_of
 from specdec.errors import InputError
 from specdec.hardware import CostCurve, MeasuredCurve
 from specdec.trees.tree import PAD, TokenTree
@@ -65,8 +65,8 @@ class Adaptive:
         return exit_layer_of(self.drafter)
 
     @property
-    def weights(self) -> Weights:
-        return weights_of(self.drafter)
+    def size(self) -> Size:
+        return size_of(self.drafter)
 
     def start(self, session: Session) -> None:
         self.drafter.start(session)

@@ -18,7 +18,7 @@ from drafters.draft_model.recipe import is_student, load_student
 from drafters.shared.shipped import shipped_folder
 from specdec.decoding.grow_confident import DynamicTree
 from specdec.decoding.grow_fixed import TreeShape, already_read, level_q, level_q_among, over_all_tokens
-from specdec.decoding.protocols import DraftState, Rows, Session, Weights
+from specdec.decoding.protocols import DraftState, Rows, Session, Size
 from specdec.model.load import load
 from specdec.model.runtime.quantised import STORED
 from specdec.model.students import Student
@@ -37,7 +37,7 @@ class DraftModel:
     widths: draft a tree of this fixed shape instead; children: how its nodes are chosen (`TreeShape`; at temperature 0,
     where q is one-hot, always the top-k). Neither: a chain of four.
 
-    weights: as what the fast products of a CPU keep fp32 weights: `stored`, `bf16`, `int8` or `int4`. None: `int8` for
+    storage: as what the fast products of a CPU keep fp32 weights: `stored`, `bf16`, `int8` or `int4`. None: `int8` for
     a student, `stored` for a model loaded by name.
     vocabulary: `same` refuses a model whose tokens differ from the target's; `shared` drafts only those that both have
     (`shared_tokens`). Logits may be padded differently with either.
@@ -54,7 +54,7 @@ class DraftModel:
         depth: int = 6,
         beam: int = 4,
         threshold: float = 0.0,
-        weights: str | None = None,
+        storage: str | None = None,
         vocabulary: str = SAME,
         **load_options: Any,
     ) -> None:
@@ -62,21 +62,21 @@ class DraftModel:
         self.shape = TreeShape([1] * 4 if widths is None else widths, children)
         self.dynamic = None if nodes is None or widths is not None else DynamicTree(depth, beam, nodes, threshold)
         self._student: Student | str | None = None
-        self._kept_as = weights or "int8"
+        self._storage = storage or "int8"
         if isinstance(model, TargetModel):
             self.model = model
         elif isinstance(model, Student) or model == "auto" or is_student(model):
             self._student = model  # it needs what the target has
         else:
-            self.model = load(model, weights=weights or STORED, option="drafter.model", **load_options)
+            self.model = load(model, storage=storage or STORED, option="drafter.model", **load_options)
         self._compare, self._tokens = vocabulary, SharedTokens()
         self._vocabulary: Tensor | None = None
         self._said: set[str] = set()  # what has been warned of
         self._target: TargetModel | None = None
 
     @property
-    def weights(self) -> Weights:
-        return self._weights
+    def size(self) -> Size:
+        return self._size
 
     @property
     def max_nodes(self) -> int:
@@ -129,18 +129,18 @@ class DraftModel:
         if self._student is None:
             self._tokens = shared_tokens(target, self.model, self._compare)
             self._vocabulary = self._tokens.ids
-            self._weights = Weights.of(self.model.model, None)
+            self._size = Size.of(self.model.model, None)
             return
         student, tokens = self._student, None
         if isinstance(student, str):
             shipped = student == "auto"
             folder = shipped_folder(target, "draft_model", "drafter.model") if shipped else Path(student)
             student, tokens = load_student(folder, target), training_tokens(folder)
-        self._weights = Weights.of(student, tokens)
+        self._size = Size.of(student, tokens)
         runtime = "stock" if target.runtime is None and target.device.type == "cpu" else "auto"
         kernel, self._vocabulary = target.kernel.name, student.vocabulary
         self.model = TargetModel(
-            student.as_model(target, self._kept_as), name="student", kernel=kernel, runtime=runtime
+            student.as_model(target, self._storage), name="student", kernel=kernel, runtime=runtime
         )
 
     def _window_room(self, length: int) -> int:

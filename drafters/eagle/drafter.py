@@ -11,7 +11,7 @@ from drafters.eagle.head import DRAFTER, EagleHead, fresh_head, load_head
 from drafters.eagle.layers import EagleLayers
 from drafters.shared.shipped import shipped_folder
 from specdec.decoding.grow_confident import ConfidentTree
-from specdec.decoding.protocols import DraftState, Session, Weights
+from specdec.decoding.protocols import DraftState, Session, Size
 from specdec.model.target import TargetModel
 from specdec.training.saving import training_tokens
 from specdec.trees.tree import TokenTree
@@ -20,7 +20,7 @@ from specdec.trees.tree import TokenTree
 class Eagle:
     """head: a folder with a trained head; `auto`, the one shipped for the target; `fresh`, an untrained one;
     or a loaded one. depth, beam, nodes, threshold: see `DynamicTree` (arXiv 2406.16858); a beam of 1 is a chain.
-    children: `top_k`; or, at a temperature above 0, a chain drawn from q: `with_replacement`. weights: as what the fast
+    children: `top_k`; or, at a temperature above 0, a chain drawn from q: `with_replacement`. storage: as what the fast
     products of a CPU keep the head's fp32 weights, and the draft vocabulary's: `stored`, `bf16`, `int8` or `int4`.
     """
 
@@ -32,9 +32,9 @@ class Eagle:
         nodes: int = 12,
         threshold: float = 0.0,
         children: str = "top_k",
-        weights: str = "stored",
+        storage: str = "stored",
     ) -> None:
-        self.head, self.tree, self._kept_as = head, ConfidentTree(depth, beam, nodes, threshold, children), weights
+        self.head, self.tree, self._storage = head, ConfidentTree(depth, beam, nodes, threshold, children), storage
         self._target: TargetModel | None = None
 
     @property
@@ -42,8 +42,8 @@ class Eagle:
         return self.tree.max_nodes
 
     @property
-    def weights(self) -> Weights:
-        return self._weights
+    def size(self) -> Size:
+        return self._size
 
     def start(self, session: Session) -> None:
         if session.target is not self._target:  # weights are read once, not for every batch
@@ -74,5 +74,5 @@ class Eagle:
         elif isinstance(head, str):
             folder = shipped_folder(target, DRAFTER, "drafter.head") if head == "auto" else Path(head)
             head, learnt = load_head(folder, target), training_tokens(folder)
-        self._weights, self._layers = Weights.of(head, learnt), EagleLayers(head, target, self._kept_as)
+        self._size, self._layers = Size.of(head, learnt), EagleLayers(head, target, self._storage)
         self._target, self._vocabulary, self._vocab = target, head.vocabulary, target.vocab_size

@@ -18,17 +18,17 @@ class EagleLayers:
     """The cache holds the entries of the committed text, made of the target's own hidden states: drafted entries, made
     of stand-ins, are forgotten after every step, and those that were accepted are made anew.
 
-    weights: as in `specdec.model.runtime.linear`.
+    storage: as in `specdec.model.runtime.linear`.
     """
 
-    def __init__(self, head: EagleHead, target: TargetModel, weights: str = STORED) -> None:
+    def __init__(self, head: EagleHead, target: TargetModel, storage: str = STORED) -> None:
         head = head.in_precision_of(target)
         fast = target.runtime is not None
         runtime = "stock" if target.device.type == "cpu" and not fast else "auto"
-        model, kernel = head.student.as_model(target, weights), target.kernel.name
+        model, kernel = head.student.as_model(target, storage), target.kernel.name
         # fed with other entries than embeddings, layers of a proven target have no stock forward to be held against
         self._layers = TargetModel(model, name="eagle", kernel=kernel, runtime=runtime, prove=False)
-        self._join = linear(head.join.weight, fast=fast, weights=weights)
+        self._join = linear(head.join.weight, fast=fast, storage=storage)
         self._embed = target.model.get_input_embeddings()
 
     def start(self, session: Session, drafted: int = 0) -> None:

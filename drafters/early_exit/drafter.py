@@ -11,7 +11,7 @@ from drafters.early_exit.adapter import ExitAdapter, load_adapter
 from drafters.early_exit.exits import AdaptedExit, Exit, PlainExit
 from drafters.shared.shipped import shipped_folder
 from specdec.decoding.grow_confident import ConfidentTree
-from specdec.decoding.protocols import DraftState, Session, Weights
+from specdec.decoding.protocols import DraftState, Session, Size
 from specdec.model.target import TargetModel
 from specdec.training.saving import training_tokens
 from specdec.trees.tree import TokenTree
@@ -51,8 +51,8 @@ class EarlyExit:
         return 1 + self.tree.beam * (self.tree.depth - 1) + self.tree.nodes  # what was read, and the best beside it
 
     @property
-    def weights(self) -> Weights:
-        return self._weights
+    def size(self) -> Size:
+        return self._size
 
     def start(self, session: Session) -> None:
         assert session.begin is not None, "early exit needs a verifier that lends its first layers"
@@ -79,7 +79,7 @@ class EarlyExit:
     def _made_for(self, target: TargetModel) -> Exit:
         assert self.exit_layer is not None
         target.require_layer(self.exit_layer)
-        self._weights = Weights()
+        self._size = Size()
         if self.adapter == "plain":
             return PlainExit(target)
         adapter, tokens = self.adapter, None
@@ -88,5 +88,5 @@ class EarlyExit:
             folder = shipped_folder(target, "early_exit", "drafter.adapter") if shipped else Path(adapter)
             adapter, tokens = load_adapter(folder, target), training_tokens(folder)
         adapter.require_trained_for(self.exit_layer)
-        self._weights = Weights.of(adapter, tokens)
+        self._size = Size.of(adapter, tokens)
         return AdaptedExit(adapter, target)

@@ -15,7 +15,7 @@ from drafters.hydra_heads.heads import DRAFTER, HydraHeads, load_heads
 from drafters.medusa.heads import fresh_heads, output_layer
 from drafters.shared.shipped import shipped_folder
 from specdec.decoding.grow_confident import ConfidentTree
-from specdec.decoding.protocols import DraftState, Session, Weights
+from specdec.decoding.protocols import DraftState, Session, Size
 from specdec.errors import InputError
 from specdec.model.runtime import linear
 from specdec.model.target import TargetModel
@@ -27,7 +27,7 @@ class Hydra:
     """heads: a folder with trained heads; `auto`, those shipped for the target; `fresh`, untrained ones, whose every
     guess is the target's next token; or loaded ones. depth, beam, nodes, threshold: see `DynamicTree` (arXiv
     2406.16858); a beam of 1 is a chain. children: `top_k`; or, at a temperature above 0, a chain drawn from q:
-    `with_replacement`. weights: as what the fast products of a CPU keep the heads' fp32 weights, and the draft
+    `with_replacement`. storage: as what the fast products of a CPU keep the heads' fp32 weights, and the draft
     vocabulary's: `stored`, `bf16`, `int8` or `int4`.
 
     Raises:
@@ -42,9 +42,9 @@ class Hydra:
         nodes: int = 7,
         threshold: float = 0.1,
         children: str = "top_k",
-        weights: str = "stored",
+        storage: str = "stored",
     ) -> None:
-        self.heads, self.tree, self._kept_as = heads, ConfidentTree(depth, beam, nodes, threshold, children), weights
+        self.heads, self.tree, self._storage = heads, ConfidentTree(depth, beam, nodes, threshold, children), storage
         self._target: TargetModel | None = None
 
     @property
@@ -52,8 +52,8 @@ class Hydra:
         return self.tree.max_nodes
 
     @property
-    def weights(self) -> Weights:
-        return self._weights
+    def size(self) -> Size:
+        return self._size
 
     def start(self, session: Session) -> None:
         if session.target is not self._target:  # weights are read once, not for every batch
@@ -89,21 +89,21 @@ class Hydra:
         if heads.heads < self.tree.depth:
             expected, fix = f"at most {heads.heads}, as there are heads", "lower it, or train more heads"
             raise InputError("drafter.depth", expected=expected, got=self.tree.depth, fix=fix)
-        self._weights, self._products = Weights.of(heads, learnt), Products(heads, target, self._kept_as)
+        self._size, self._products = Size.of(heads, learnt), Products(heads, target, self._storage)
         self._prefix = None
         if heads.prefix is not None:
-            self._prefix = EagleLayers(heads.prefix, target, self._kept_as)
-            self._mix = linear(heads.mix.to(target.dtype), fast=target.runtime is not None, weights=self._kept_as)
+            self._prefix = EagleLayers(heads.prefix, target, self._storage)
+            self._mix = linear(heads.mix.to(target.dtype), fast=target.runtime is not None, storage=self._storage)
         self._target, self._vocabulary, self._vocab = target, heads.vocabulary, target.vocab_size
         self._embed = target.model.get_input_embeddings()
 
 
 class Products:
     """What one head computes for a level of the tree. Shares the weights of `heads` and of the target (a draft
-    vocabulary's rows are copied). weights: as in `specdec.model.runtime.linear`."""
+    vocabulary's rows are copied). storage: as in `specdec.model.runtime.linear`."""
 
-    def __init__(self, heads: HydraHeads, target: TargetModel, weights: str) -> None:
-        product = partial(linear, fast=target.runtime is not None, weights=weights)
+    def __init__(self, heads: HydraHeads, target: TargetModel, storage: str) -> None:
+        product = partial(linear, fast=target.runtime is not None, storage=storage)
         rows = heads.output_rows(target)
         self._joins = [product(heads.joined(head)) for head in range(heads.heads)]
         self._blocks = [

@@ -32,7 +32,7 @@ class HeadsFile:
 
     layout: see `LAYOUTS`; mapped, dropped: (key in the file, what it became, or why it was left out); notes: where a
     config contradicts the weights, which are believed; tree: the tree file beside the heads, if there is one;
-    base_model: what the config says they were trained for; training_tokens: as in `Weights`.
+    base_model: what the config says they were trained for; training_tokens: as in `Size`.
     """
 
     heads: MedusaHeads

@@ -155,7 +155,7 @@ def exit_layer_of(drafter: Drafter) -> int | None:
 
 
 @dataclass(frozen=True)
-class Weights:
+class Size:
     """What a drafter has that the target has not. parameters: how many; training_tokens: answer tokens they were
     trained on, each epoch counted; None where there was no training, or nobody wrote it down."""
 
@@ -163,21 +163,21 @@ class Weights:
     training_tokens: int | None = None
 
     @classmethod
-    def of(cls, module: nn.Module, training_tokens: int | None) -> Weights:
+    def of(cls, module: nn.Module, training_tokens: int | None) -> Size:
         return cls(sum(parameter.numel() for parameter in module.parameters()), training_tokens)
 
 
 @runtime_checkable
-class WeightedDrafter(Drafter, Protocol):
+class SizedDrafter(Drafter, Protocol):
     """One with weights of its own, known once it has started."""
 
     @property
-    def weights(self) -> Weights: ...
+    def size(self) -> Size: ...
 
 
-def weights_of(drafter: Drafter) -> Weights:
+def size_of(drafter: Drafter) -> Size:
     """Of a drafter that has started."""
-    return drafter.weights if isinstance(drafter, WeightedDrafter) else Weights()
+    return drafter.size if isinstance(drafter, SizedDrafter) else Size()
 
 
 @runtime_checkable

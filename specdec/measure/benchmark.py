@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from specdec.decoding.generate import SHORTEN, autoregressive, longest_text, speculative
-from specdec.decoding.protocols import AcceptanceRule, Drafter, Session, Verifier, weights_of
+from specdec.decoding.protocols import AcceptanceRule, Drafter, Session, Verifier, size_of
 from specdec.decoding.sampling import SamplingParams
 from specdec.decoding.stopping import StopRule
 from specdec.exactness.rules import require_proven
@@ -460,7 +460,7 @@ def speedup_over(other: str, method: str, trials: Sequence[Trial]) -> tuple[floa
 
 def describe(benchmark: Benchmark, names: Mapping[str, Any]) -> dict[str, Any]:
     """The head of a summary: what was run, on what; once the benchmark has been checked."""
-    target, weights = benchmark.verifier.target, weights_of(benchmark.drafter)
+    target, weights = benchmark.verifier.target, size_of(benchmark.drafter)
     return {
         **names,
         "acceptance": benchmark.rule.name,

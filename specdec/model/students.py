@@ -18,7 +18,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from specdec.errors import InputError
 from specdec.model.layers import DecoderLayers
 from specdec.model.runtime import linear
-from specdec.model.runtime.quantised import STORED, QuantisedLinear, quantise, require_weights
+from specdec.model.runtime.quantised import STORED, QuantisedLinear, quantise, require_storage
 from specdec.model.target import TargetModel
 
 
@@ -34,8 +34,8 @@ def student_of(target: TargetModel, layers: Sequence[int], what: str = "recipe.l
         expected = f"layers of the target {target.name}, counted from 0 to {count - 1}"
         raise InputError(what, expected=expected, got=list(layers), fix="name at least one that it has")
     if any(isinstance(module, QuantisedLinear) for module in target.model.modules()):
-        expected, fix = "weights that can be trained", "use target.weights=stored"
-        raise InputError("target.weights", expected=expected, got="quantised ones", fix=fix)
+        expected, fix = "weights that can be trained", "use target.storage=stored"
+        raise InputError("target.storage", expected=expected, got="quantised ones", fix=fix)
 
     def source(name: str) -> str:
         """The target's name of what becomes the student's `name`."""
@@ -106,14 +106,14 @@ class Student(nn.Module):
         states = part(input_ids=tokens, use_cache=use_cache, entering=entering, **options).last_hidden_state
         return states
 
-    def as_model(self, target: TargetModel, weights: str = STORED) -> PreTrainedModel:
+    def as_model(self, target: TargetModel, storage: str = STORED) -> PreTrainedModel:
         """For the decoding path: a model whose output layer has the rows of the draft vocabulary. Tensors are shared;
-        the modules are others, since a runtime may exchange them. weights: as in `specdec.model.runtime.linear`."""
+        the modules are others, since a runtime may exchange them. storage: as in `specdec.model.runtime.linear`."""
         model = sharing(self.model)
         model.set_output_embeddings(linear(*output_rows(target, self.vocabulary), fast=False))
-        require_weights(weights, "drafter.weights")
+        require_storage(storage, "drafter.storage")
         if target.runtime is not None and target.dtype is torch.float32:
-            quantise(model, weights)
+            quantise(model, storage)
         return model
 
     def in_precision_of(self, target: TargetModel) -> Student:

@@ -22,7 +22,7 @@ from specdec.decoding.protocols import (
     Session,
     Verdict,
     exit_layer_of,
-    weights_of,
+    size_of,
 )
 from specdec.decoding.sampling import SamplingParams, Streams
 from specdec.decoding.stopping import StopRule
@@ -135,7 +135,7 @@ class Recorder:
                 depths=ranking.depths if ranking else 0,
                 ranks=self._ranks,
                 tree=[list(path) for path in ranking.topology.paths] if ranking else None,
-                parameters=weights_of(drafter).parameters if ranking else 0,
+                parameters=size_of(drafter).parameters if ranking else 0,
             ),
             self._texts,
         )

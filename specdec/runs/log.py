@@ -90,7 +90,7 @@ class StepFigures:
 
 
 class WandbTracker:
-    """Weights & Biases; offline unless `mode` or the environment variable WANDB_MODE says otherwise."""
+    """Size & Biases; offline unless `mode` or the environment variable WANDB_MODE says otherwise."""
 
     def __init__(self, project: str = "specdec", mode: str | None = None, group: str | None = None) -> None:
         mode = mode or os.environ.get("WANDB_MODE") or "offline"

@@ -26,7 +26,7 @@ def save_drafter(
         module: what was trained.
         target: its target.
         folder: the drafter's.
-        tokens: as in `Weights.training_tokens`.
+        tokens: as in `Size.training_tokens`.
         card: Markdown for its `README.md`; none if empty.
     """
     with replacing(folder) as unfinished:

@@ -77,7 +77,7 @@ def _line(
         return InputError(
             option, expected="weights that can be read on this machine",
             got=f"{name!r}, quantised by {settings.get('quant_method')} ({first_line(error)})",
-            fix=f"take the checkpoint that is not quantised and pass {target}.weights=int8 or int4",
+            fix=f"take the checkpoint that is not quantised and pass {target}.storage=int8 or int4",
         )  # fmt: skip
     if CODE in str(error):
         got = f"{name!r}, whose weights are a pickle that holds more than tensors and could run code"

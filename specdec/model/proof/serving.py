@@ -104,7 +104,7 @@ def _feature(query: Tensor, key: Tensor, value: Tensor, mask: Any, kwargs: dict[
 
 def _products(model: torch.nn.Module) -> str:
     modules = list(model.modules())
-    forms = sorted({module.weights for module in modules if isinstance(module, QuantisedLinear)})
+    forms = sorted({module.storage for module in modules if isinstance(module, QuantisedLinear)})
     if forms:
         return f"few-row kernels, weights in {', '.join(forms)}"
     return "few-row kernels" if any(isinstance(module, FewRowLinear) for module in modules) else "PyTorch"

@@ -13,7 +13,7 @@ from specdec.model.runtime.build import BuildError
 from specdec.model.runtime.experts import as_linear
 from specdec.model.runtime.few_rows import FewRowLinear
 from specdec.model.runtime.library import kernels
-from specdec.model.runtime.quantised import STORED, QuantisedLinear, require_weights
+from specdec.model.runtime.quantised import STORED, QuantisedLinear, require_storage
 
 RUNTIMES = ("auto", "fast", "stock")
 
@@ -37,19 +37,19 @@ class FastRuntime:
             setattr(parent, name, stock)
 
 
-def linear(weight: Tensor, bias: Tensor | None = None, *, fast: bool, weights: str = STORED) -> torch.nn.Module:
+def linear(weight: Tensor, bias: Tensor | None = None, *, fast: bool, storage: str = STORED) -> torch.nn.Module:
     """x W^T + b on given weights: how a drafter's own products become as fast as the target's. fast: whether the target
     runs on the fast products (`TargetModel.runtime`), which can then keep a copy of fp32 weights in lower precision
-    (weights: as in `quantise`); otherwise the weights are shared and not copied.
+    (storage: as in `quantise`); otherwise the weights are shared and not copied.
 
     Raises:
         InputError: an unknown name for `weights`.
     """
-    require_weights(weights, "drafter.weights")
+    require_storage(storage, "drafter.storage")
     layer = as_linear(weight, bias)
     if not (fast and FewRowLinear.covers(layer)):
         return layer
-    return FewRowLinear(layer) if weights == STORED else QuantisedLinear(layer, weights)
+    return FewRowLinear(layer) if storage == STORED else QuantisedLinear(layer, storage)
 
 
 def choose_runtime(name: str, model: PreTrainedModel) -> FastRuntime | None:

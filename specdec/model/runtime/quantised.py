@@ -22,12 +22,12 @@ from specdec.model.runtime.build import BuildError
 from specdec.model.runtime.experts import Experts, as_linear
 
 STORED = "stored"
-WEIGHTS = (STORED, "bf16", "int8", "int4")
+STORAGE = (STORED, "bf16", "int8", "int4")
 GROUP = 32  # int4 weights that share a scale, as in kernels/product.hpp
 
 
 class QuantisedLinear(nn.Module):
-    """An `nn.Linear` on a CPU whose weights are kept as `weights` says; `linear` itself is not changed.
+    """An `nn.Linear` on a CPU whose weights are kept as `storage` says; `linear` itself is not changed.
 
     int8: one scale per output. int4: one scale per 32 inputs, two weights a byte. Both round to the nearest of a
     symmetric grid.
@@ -39,14 +39,14 @@ class QuantisedLinear(nn.Module):
     _whole: lib.Matrix | None
     _where: tuple[int, int | None, int | None]
 
-    def __init__(self, linear: nn.Linear, weights: str) -> None:
+    def __init__(self, linear: nn.Linear, storage: str) -> None:
         super().__init__()
-        self.in_features, self.out_features, self.weights = linear.in_features, linear.out_features, weights
+        self.in_features, self.out_features, self.storage = linear.in_features, linear.out_features, storage
         w = linear.weight.detach().float()
         scale = None
-        if weights == "bf16":
+        if storage == "bf16":
             self.kind, codes = lib.BFLOAT16, w.bfloat16()
-        elif weights == "int8":
+        elif storage == "int8":
             scale = _scale(w, 127)
             self.kind, codes = lib.INT8, (w / scale).round().to(torch.int8)
         else:
@@ -121,23 +121,23 @@ def _fits(part: Tensor | None, size: torch.Size | None) -> bool:
     return lib.plain(part) and part.shape == size and part.is_contiguous()
 
 
-def quantise(model: PreTrainedModel, weights: str) -> str | None:
+def quantise(model: PreTrainedModel, storage: str) -> str | None:
     """Exchange every product of `model` with its weights (`nn.Linear`, GPT-2's `Conv1D`, experts that transformers
     keeps in one tensor) for one with weights of lower precision, and let the originals go.
 
-    weights: `stored` (nothing is done), `bf16`, `int8` or `int4`. Embeddings stay; an output layer that
+    storage: `stored` (nothing is done), `bf16`, `int8` or `int4`. Embeddings stay; an output layer that
     shared their weights has its own from then on. Returns a line that says what stays in fp32.
 
     Raises:
         InputError: an unknown name, a model that is not in fp32 on a CPU, or no compiler.
     """
-    require_weights(weights, "target.weights")
-    if weights == STORED:
+    require_storage(storage, "target.storage")
+    if storage == STORED:
         return None
     if model.device.type != "cpu" or model.dtype is not torch.float32:
         raise InputError(
-            "target.weights",
-            expected=f"a model in float32 on a CPU for weights={weights}",
+            "target.storage",
+            expected=f"a model in float32 on a CPU for storage={storage}",
             got=f"{model.dtype} on {model.device}",
             fix="use device=cpu dtype=float32, or a checkpoint that is quantised for your device",
         )
@@ -145,26 +145,26 @@ def quantise(model: PreTrainedModel, weights: str) -> str | None:
         lib.kernels()
     except BuildError as error:
         raise InputError(
-            "target.weights", expected=f"a compiler for weights={weights}", got=str(error), fix="use weights=stored"
+            "target.storage", expected=f"a compiler for storage={storage}", got=str(error), fix="use storage=stored"
         ) from error
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if (made := in_lower_precision(child, weights)) is not None:
+            if (made := in_lower_precision(child, storage)) is not None:
                 setattr(parent, name, made)
-    return _what_stays(model, weights)
+    return _what_stays(model, storage)
 
 
-def in_lower_precision(module: nn.Module, weights: str) -> nn.Module | None:
+def in_lower_precision(module: nn.Module, storage: str) -> nn.Module | None:
     """The same products with such weights; None for a module that is none of those `quantise` knows."""
     if type(module) is nn.Linear:
-        return QuantisedLinear(module, weights)
+        return QuantisedLinear(module, storage)
     if type(module) is Conv1D:
-        return QuantisedLinear(as_linear(module.weight.T, module.bias), weights)
+        return QuantisedLinear(as_linear(module.weight.T, module.bias), storage)
     experts = Experts.of(module)
-    return None if experts is None else experts.in_lower_precision(lambda linear: QuantisedLinear(linear, weights))
+    return None if experts is None else experts.in_lower_precision(lambda linear: QuantisedLinear(linear, storage))
 
 
-def _what_stays(model: PreTrainedModel, weights: str) -> str:
+def _what_stays(model: PreTrainedModel, storage: str) -> str:
     """One line: how many weights are kept so, and how many in fp32, where."""
     kept: Counter[str] = Counter()
     for module in model.modules():
@@ -172,18 +172,18 @@ def _what_stays(model: PreTrainedModel, weights: str) -> str:
             kept[type(module).__name__] += parameter.numel()
     small = sum(m.in_features * m.out_features for m in model.modules() if isinstance(m, QuantisedLinear))
     where = ", ".join(f"{name} {count / 1e6:,.2f}M" for name, count in kept.most_common() if count)
-    return f"weights={weights}: {small / 1e6:,.2f}M weights are kept so; in fp32 stay {where or 'none'}"
+    return f"storage={storage}: {small / 1e6:,.2f}M weights are kept so; in fp32 stay {where or 'none'}"
 
 
-def require_weights(weights: str, what: str) -> None:
+def require_storage(storage: str, what: str) -> None:
     """Refuse an unknown way of keeping weights.
 
     Raises:
         InputError: and names those there are.
     """
-    if weights not in WEIGHTS:
-        expected, fix = f"one of {', '.join(WEIGHTS)}", "use weights=stored"
-        raise InputError(what, expected=expected, got=repr(weights), fix=fix)
+    if storage not in STORAGE:
+        expected, fix = f"one of {', '.join(STORAGE)}", "use storage=stored"
+        raise InputError(what, expected=expected, got=repr(storage), fix=fix)
 
 
 def _scale(w: Tensor, largest: int) -> Tensor:

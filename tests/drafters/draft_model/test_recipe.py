@@ -159,9 +159,9 @@ def test_a_student_drafts_in_lower_precision(target: TargetModel, weights: str) 
     student = new_student(target, [0, -1])
     parts = (TreeAttention(target), Exact(), SamplingParams(), StopRule(NEW), [[0]] * len(PROMPTS))
     plain = autoregressive(PROMPTS, target, *parts[2:])
-    drafter = DraftModel(student, [1, 1], weights=weights)
+    drafter = DraftModel(student, [1, 1], storage=weights)
     assert speculative(PROMPTS, drafter, *parts).texts == plain.texts
-    kinds = {m.weights for m in drafter.model.model.modules() if isinstance(m, QuantisedLinear)}
+    kinds = {m.storage for m in drafter.model.model.modules() if isinstance(m, QuantisedLinear)}
     assert kinds == (set() if weights == "stored" else {weights})
     assert not any(isinstance(m, QuantisedLinear) for m in [*target.model.modules(), *student.model.modules()])
 

@@ -255,8 +255,8 @@ def drafted(drafter: EarlyExit, target: TargetModel) -> None:
         (lambda tiny: fresh_adapter(tiny, 1, layers=[2]), "recipe.layers: expected layers of the target tiny"),
         (lambda tiny: fresh_adapter(tiny, 1, layers=[]), "recipe.layers: expected layers of the target tiny"),
         (
-            lambda tiny: fresh_adapter(load_tiny(device="cpu", weights="int8"), 1),
-            "target.weights: expected weights that can be trained, got quantised ones",
+            lambda tiny: fresh_adapter(load_tiny(device="cpu", storage="int8"), 1),
+            "target.storage: expected weights that can be trained, got quantised ones",
         ),
     ],
 )

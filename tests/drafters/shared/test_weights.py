@@ -18,7 +18,7 @@ from drafters.medusa.heads import fresh_heads
 from drafters.ngram import Ngram
 from drafters.shared import shipped
 from drafters.union import Union
-from specdec.decoding.protocols import Drafter, Session, Weights, weights_of
+from specdec.decoding.protocols import Drafter, Session, Size, size_of
 from specdec.decoding.sampling import SamplingParams
 from specdec.errors import InputError
 from specdec.model.target import TargetModel
@@ -30,9 +30,9 @@ DIM = 64
 BLOCK = DIM * DIM + DIM
 
 
-def weights(drafter: Drafter, target: TargetModel) -> Weights:
+def weights(drafter: Drafter, target: TargetModel) -> Size:
     drafter.start(Session(target, [[1, 2, 3]], SamplingParams(), 40, TreeAttention(target).begin))
-    return weights_of(drafter)
+    return size_of(drafter)
 
 
 def adapter(target: TargetModel, folder: Path) -> EarlyExit:
@@ -44,28 +44,28 @@ def adapter(target: TargetModel, folder: Path) -> EarlyExit:
 
 def test_what_needs_no_training_adds_nothing(tiny: TargetModel) -> None:
     for drafter in (Ngram(3, 1, 5, 2, 10), EarlyExit(1, "plain")):
-        assert weights(drafter, tiny) == Weights(0, None)
+        assert weights(drafter, tiny) == Size(0, None)
 
 
 def test_what_was_trained_is_counted_without_what_the_target_has(tiny: TargetModel, tmp_path: Path) -> None:
     exit_ = adapter(tiny, tmp_path / "exit")
-    assert weights(exit_, tiny) == Weights(BLOCK + DIM, None)  # with its norm; nobody wrote down what it was trained on
+    assert weights(exit_, tiny) == Size(BLOCK + DIM, None)  # with its norm; nobody wrote down what it was trained on
     write_official(fresh_heads(tiny, 3), tmp_path / "heads", "tiny")
     (tmp_path / "heads" / TRAINING).write_text('{"tokens": 120}')
     heads = Medusa(str(tmp_path / "heads"), 3)
-    assert weights(heads, tiny) == Weights(3 * BLOCK, 120)
+    assert weights(heads, tiny) == Size(3 * BLOCK, 120)
     assert weights(Medusa("fresh", 3), tiny).training_tokens is None
     draft = tiny_draft()
-    assert weights(DraftModel(draft), tiny) == Weights(sum(p.numel() for p in draft.model.parameters()), None)
+    assert weights(DraftModel(draft), tiny) == Size(sum(p.numel() for p in draft.model.parameters()), None)
 
 
 def test_a_union_adds_what_its_parts_add(tiny: TargetModel, tmp_path: Path) -> None:
     write_official(fresh_heads(tiny, 1), tmp_path / "heads", "tiny")
     (tmp_path / "heads" / TRAINING).write_text('{"tokens": 120}')
     heads, ngram = Medusa(str(tmp_path / "heads"), 1), Ngram(3, 1, 5, 2, 10)
-    assert weights(Union({"a": ngram, "b": heads}), tiny) == Weights(BLOCK, 120)
+    assert weights(Union({"a": ngram, "b": heads}), tiny) == Size(BLOCK, 120)
     exit_ = adapter(tiny, tmp_path / "exit")
-    assert weights(Union({"a": exit_, "b": heads}), tiny) == Weights(2 * BLOCK + DIM, None)
+    assert weights(Union({"a": exit_, "b": heads}), tiny) == Size(2 * BLOCK + DIM, None)
     (tmp_path / "exit" / TRAINING).write_text('{"tokens": 30}')
     assert weights(Union({"a": EarlyExit(1, str(tmp_path / "exit")), "b": heads}), tiny).training_tokens == 150
 
@@ -90,7 +90,7 @@ def test_what_is_shipped_for_a_target_is_found_by_its_name(
     for name, (recipe, drafter) in recipes.items():
         module = recipe.build(tiny, torch.arange(tiny.vocab_size))
         save_drafter(recipe, module, tiny, tmp_path / "tiny" / name, 70)
-        assert weights(drafter, tiny) == Weights.of(module, 70)
+        assert weights(drafter, tiny) == Size.of(module, 70)
 
 
 SHIPPED = sorted(file.parent for file in shipped.WEIGHTS.glob("*/*/*.safetensors"))

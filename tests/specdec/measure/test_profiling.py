@@ -61,7 +61,7 @@ def test_an_embedding_counts_where_the_output_layer_shares_it() -> None:
 
 
 def test_quantised_weights_are_fewer_bytes_and_the_same_operations(tiny: TargetModel) -> None:
-    point, plain, packed = Point(4, 32, 2), Footprint.of(tiny), Footprint.of(load_tiny(weights="int8", device="cpu"))
+    point, plain, packed = Point(4, 32, 2), Footprint.of(tiny), Footprint.of(load_tiny(storage="int8", device="cpu"))
     assert packed.work(point).flops == plain.work(point).flops
     assert plain.weight_bytes / 4 < packed.weight_bytes < plain.weight_bytes / 3  # a byte a weight, and the scales
 

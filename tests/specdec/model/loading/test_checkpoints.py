@@ -206,7 +206,7 @@ def test_quantised_checkpoints_say_what_to_take_instead(edited: Callable[..., st
     config = {"quant_method": method, "bits": 4, "group_size": 16, "load_in_4bit": True, "config_groups": {}}
     line = refusal(edited(quantization_config=config))
     assert f"quantised by {method} (" in line
-    assert line.endswith("take the checkpoint that is not quantised and pass target.weights=int8 or int4")
+    assert line.endswith("take the checkpoint that is not quantised and pass target.storage=int8 or int4")
 
 
 def test_scales_without_a_config_are_refused(edited: Callable[..., str]) -> None:

@@ -35,7 +35,7 @@ def test_features_are_named() -> None:
 
 @pytest.mark.parametrize("weights", ["stored", "int8"])
 def test_fused_layers_are_one_call(weights: str) -> None:
-    found = served(load_tiny(device="cpu", weights=weights))
+    found = served(load_tiny(device="cpu", storage=weights))
     assert {serving.attention for serving in found} == {"fused"}
     assert {serving.products for serving in found} == {
         "few-row kernels" if weights == "stored" else "few-row kernels, weights in int8"

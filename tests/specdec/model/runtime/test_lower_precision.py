@@ -29,7 +29,7 @@ def test_all_products_of_a_model_are_covered(family: str, weights: str) -> None:
     stay = {type(m).__name__ for m in model.modules() if any(p.dim() > 1 for p in m.parameters(recurse=False))}
     assert stay <= {"Embedding", "MixtralTopKRouter"}
     assert line is not None
-    assert line.startswith(f"weights={weights}: ")
+    assert line.startswith(f"storage={weights}: ")
     assert "in fp32 stay Embedding" in line
     quantised = sum(isinstance(m, QuantisedLinear) for m in model.modules())
     assert quantised > (20 if family == "mixtral" else 8)

@@ -151,7 +151,7 @@ def test_a_model_that_is_wired_differently_is_found_out(monkeypatch: pytest.Monk
 @pytest.fixture(scope="module", params=["stored", "int8"])
 def committed(request: pytest.FixtureRequest) -> tuple[TargetModel, list[list[int]], list[Tensor]]:
     """A target, two texts longer than a piece of the attention kernel, and their logits token by token."""
-    target = load_tiny(device="cpu", runtime="fast", weights=request.param)
+    target = load_tiny(device="cpu", runtime="fast", storage=request.param)
     generator = torch.Generator().manual_seed(5)
     texts = [torch.randint(200, (n,), generator=generator).tolist() for n in (150, 70)]
     logits = []
@@ -241,7 +241,7 @@ def test_the_quantised_model_is_the_target_of_all_runtimes(weights: str) -> None
     ids = [[3, 1, 4, 1, 5]]
     logits = []
     for runtime in ("fast", "stock"):
-        target = load_tiny(device="cpu", runtime=runtime, weights=weights)
+        target = load_tiny(device="cpu", runtime=runtime, storage=weights)
         logits.append(target.prefill(target.new_cache(1, 8), ids).logits[0, 0])
         with target.stock() as stock, torch.inference_mode():
             logits.append(stock(torch.tensor(ids)).logits[0, -1])
@@ -269,10 +269,10 @@ def test_quantising_frees_the_originals_and_fusing_copies_nothing() -> None:
 
 
 def test_bad_weights_get_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InputError, match=r"target.weights: expected one of stored, bf16, int8, int4, got 'int3'"):
-        load_tiny(weights="int3")
-    with pytest.raises(InputError, match=r"expected a model in float32 on a CPU for weights=int8, got torch.bfloat16"):
-        load_tiny(device="cpu", dtype="bfloat16", weights="int8")
+    with pytest.raises(InputError, match=r"target.storage: expected one of stored, bf16, int8, int4, got 'int3'"):
+        load_tiny(storage="int3")
+    with pytest.raises(InputError, match=r"expected a model in float32 on a CPU for storage=int8, got torch.bfloat16"):
+        load_tiny(device="cpu", dtype="bfloat16", storage="int8")
 
 
 def test_weights_are_shared_and_the_stock_modules_come_back() -> None:
