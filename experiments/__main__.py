@@ -7,6 +7,11 @@ import runpy
 import sys
 from pathlib import Path
 
+RENAMED = {
+    "suite": "ratios",
+    "distill": "train drafter=draft_model",
+    "study_acceptance": "compare_acceptance synthetic=true",
+}
 USAGE = "python -m experiments.COMMAND [option=value ...]; --help shows a command's options"
 
 
@@ -29,7 +34,9 @@ def main() -> None:
         return
     command = sys.argv.pop(1)
     if command not in known:
-        sys.exit(f"error: command: expected one of {', '.join(known)}, got {command!r}; check the spelling")
+        fix = f"it is called {RENAMED[command]} now" if command in RENAMED else "check the spelling"
+        print(f"error: command: expected one of {', '.join(known)}, got {command!r}; {fix}", file=sys.stderr)
+        sys.exit(2)
     runpy.run_module(f"experiments.{command}", run_name="__main__", alter_sys=True)
 
 

@@ -112,6 +112,14 @@ def filled(values: Any, kind: type[Made], option: str = "") -> Made:
     return kind(**made)
 
 
+def advice(name: str, known: Sequence[str]) -> str:
+    """Return what to do about an unknown option: its new name, or the nearest one."""
+    if RENAMED.get(name) in known:
+        return f"it is called {RENAMED[name]} now"
+    near = get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean {near[0]}?" if near else "check the spelling"
+
+
 def require_known(names: Any, known: Sequence[str], option: str) -> None:
     """Refuse a name that is not known.
 
@@ -120,10 +128,7 @@ def require_known(names: Any, known: Sequence[str], option: str) -> None:
     """
     for name in names:
         if name not in known:
-            near = get_close_matches(str(name), known, n=1, cutoff=0.5)
-            fix = f"did you mean {near[0]}?" if near else "check the spelling"
-            if (new := RENAMED.get(str(name))) in known:
-                fix = f"it is called {new} now"
+            fix = advice(str(name), known)
             expected = f"an option that exists ({', '.join(known) or 'there are none'})"
             raise InputError(option or "config", expected=expected, got=repr(name), fix=fix)
 

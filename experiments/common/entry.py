@@ -23,6 +23,7 @@ from experiments.common.escape import SafeConsole, visible
 from experiments.common.faults import explain_fault
 from experiments.common.signals import exit_status, stopping
 from specdec.errors import InputError
+from specdec.options import advice
 
 BAD_INPUT, SOME_FAILED = 2, 3
 LONGEST = 2000  # characters of an error's line
@@ -71,10 +72,9 @@ def explain(error: BaseException) -> str | None:  # noqa: PLR0911  (one return p
         return explain(error.__cause__)
     unknown = error.__cause__
     if isinstance(unknown, ConfigKeyError | ConfigAttributeError) and isinstance(unknown.parent_node, DictConfig):
-        options = ", ".join(map(str, unknown.parent_node))
-        return (
-            f"{unknown.full_key}: expected an option that exists ({options}), got {unknown.key!r}; check the spelling"
-        )
+        options = [str(key) for key in unknown.parent_node]
+        fix = advice(str(unknown.key), options)
+        return f"{unknown.full_key}: expected an option that exists ({', '.join(options)}), got {unknown.key!r}; {fix}"
     if isinstance(error, ConfigCompositionException) and str(error).startswith(MERGING):
         key, _, value = str(error).removeprefix(MERGING).strip().lstrip("+~").partition("=")
         return f"{key}: expected a value that fits there, got {value}; {str(unknown).splitlines()[0]}"

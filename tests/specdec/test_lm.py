@@ -1,0 +1,90 @@
+"""The front door: `specdec.load`."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import specdec
+from specdec.components import CONF, build, described
+from specdec.decoding.generate import autoregressive
+from specdec.decoding.sampling import SamplingParams
+from specdec.decoding.stopping import stop_rule
+from specdec.errors import InputError
+from specdec.model.target import TargetModel
+from specdec.prompts.sets import PromptEncoder
+
+PROMPTS = ["one two one two one two", "Grüße, grüße, grüße"]
+
+
+@pytest.mark.parametrize("drafter", ["none", "ngram", "ngram_lm"])
+def test_greedy_texts_are_the_targets_own(tiny: TargetModel, drafter: str) -> None:
+    texts = specdec.load(tiny, drafter=drafter).generate(PROMPTS, max_new_tokens=24)
+    rows = [PromptEncoder.of(tiny).encode([prompt], []) for prompt in PROMPTS]
+    right = autoregressive(rows, tiny, SamplingParams(), stop_rule(tiny, 24), [[0], [1]]).texts
+    assert [text.tokens for text in texts] == right
+    for text in texts:
+        assert text.text == "".join(text.pieces) == str(text)
+        assert len(text.writers) == len(text.tokens)
+        assert text.writers[0] == "prompt"
+        assert text.writers.count("drafted") == sum(step.accepted for step in text.steps)
+
+
+def test_a_sampled_text_depends_on_its_seed(tiny: TargetModel) -> None:
+    lm = specdec.load(tiny)
+    first, again, other = (lm.generate("hello", 24, temperature=1.0, seed=seed)[0].tokens for seed in (1, 1, 2))
+    assert first == again != other
+
+
+def test_pieces_are_handed_out_as_they_come(tiny: TargetModel) -> None:
+    pieces: dict[int, list[str]] = {0: [], 1: []}
+    texts = specdec.load(tiny).generate(PROMPTS, 24, on_text=lambda row, piece: pieces[row].append(piece))
+    for row, text in enumerate(texts):
+        assert "".join(pieces[row]) == text.text
+        assert len(pieces[row]) > 1
+
+
+def test_a_loaded_model_is_taken(tiny: TargetModel) -> None:
+    lm = specdec.load(tiny.model, drafter="ngram", tokenizer=tiny.tokenizer, runtime="stock")
+    assert lm.generate("hello", 4)[0].tokens == specdec.load(tiny).generate("hello", 4)[0].tokens
+
+
+@pytest.mark.parametrize("file", sorted((CONF / "drafter").glob("*.yaml")), ids=lambda file: file.stem)
+def test_every_yaml_of_a_drafter_is_read_as_hydra_reads_it(file: object) -> None:
+    from omegaconf import OmegaConf
+
+    from experiments.common.parts import part
+
+    name = file.stem  # type: ignore[attr-defined]
+    assert described("drafter", name) == OmegaConf.to_container(part("drafter", name))
+    assert isinstance(build("drafter", name), specdec.Drafter)
+
+
+@pytest.mark.parametrize(
+    ("call", "line"),
+    [
+        (lambda t: specdec.load(t, drafter="ngrm"), "drafter: expected one of draft_model, "),
+        (lambda t: specdec.load(t, drafter_options={"depht": 3}), "got 'depht'; did you mean depth?"),
+        (lambda t: specdec.load(t, acceptance="lucky"), "acceptance: expected one of block, exact, "),
+        (lambda t: specdec.load(t).generate([]), "prompts: expected at least one text, got an empty list"),
+        (lambda t: specdec.load(t).generate("", chat=False), "expected at least one token"),
+        (lambda t: specdec.load(t).generate("x", 0), "generation.max_new_tokens: expected an integer >= 1"),
+        (lambda t: specdec.load(t).generate("x", temperature=-1), "temperature"),
+    ],
+)
+def test_bad_input_is_one_clear_line(tiny: TargetModel, call: object, line: str) -> None:
+    with pytest.raises(InputError) as error:
+        call(tiny)  # type: ignore[operator]
+    assert line in str(error.value)
+
+
+def test_the_front_door_is_cheap_and_complete() -> None:
+    code = (
+        "import sys, specdec; print('torch' in sys.modules); print(all(getattr(specdec, n) for n in specdec.__all__))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "True"]
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = specdec.nothing
