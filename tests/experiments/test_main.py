@@ -27,6 +27,7 @@ def test_every_entry_point_is_listed_with_a_line(
 
 
 def test_a_command_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.delitem(sys.modules, "experiments.report", raising=False)
     monkeypatch.setattr(sys, "argv", ["specdec", "report", "--help"])
     with pytest.raises(SystemExit) as end:
         entry.main()
