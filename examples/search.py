@@ -19,6 +19,7 @@ from experiments.common.components import instantiate
 from experiments.common.entry import CONF
 from experiments.common.resources import timed
 from experiments.common.settings import settings
+from specdec.decoding.decoder import Decoder
 from specdec.measure.worth import Sample, figures, samples
 from specdec.model.target import TargetModel
 from specdec.prompts.sets import PromptEncoder
@@ -42,10 +43,11 @@ def measure(trial: optuna.Trial, cfg: DictConfig, target: TargetModel) -> float:
         drafter = instantiate(cfg.adaptive)(drafter)
     encoder = PromptEncoder(target.tokenizer)
     prompts = [encoder.encode(prompt.turns[:1], []) for prompt in instantiate(cfg.prompts)]
-    parts = (instantiate(cfg.verifier, target=target), instantiate(cfg.acceptance), options.sampling())
+    verifier, rule = instantiate(cfg.verifier, target=target), instantiate(cfg.acceptance)
+    decoder = Decoder(drafter, verifier, rule, options.sampling(), options.stop_rule(target))
     found: list[Sample] = []
     with timed(target.device, options.exclusive, "examples/search.py"):
-        for number, sample in enumerate(samples(prompts, drafter, *parts, options.stop_rule(target))):
+        for number, sample in enumerate(samples(prompts, decoder)):
             found.append(sample)
             trial.report(figures(found)["speedup"], number)
             if trial.should_prune():

@@ -40,7 +40,7 @@ def main(cfg: DictConfig) -> float | None:
     recorder = recording(benchmark, options)
     log = RunLog(folder, tracker, config(cfg, names), label(names))
     with closing(log):
-        alone = timed(benchmark.verifier.target.device, options.exclusive, str(folder))
+        alone = timed(benchmark.decoder.target.device, options.exclusive, str(folder))
         with alone, progress_bar(benchmark.turns) as advance:
             watch = advance if recorder is None else both(advance, recorder)
             summary = {**describe(benchmark, names), **benchmark.run(log, watch), "missing_references": missing}
@@ -66,9 +66,9 @@ def recording(benchmark: Benchmark, options: Settings) -> Recorder | None:
     """What records the run, if it is to be; says before how large that gets."""
     if not options.record:
         return None
-    b = benchmark
-    recorder = Recorder(b.drafter, b.verifier.target, b.sampling, b.stop, options.record_ranks)
-    size = recorder.predicted_bytes(b.turns) / 2**20
+    decoder = benchmark.decoder
+    recorder = Recorder(decoder.drafter, decoder.target, decoder.sampling, decoder.stop, options.record_ranks)
+    size = recorder.predicted_bytes(benchmark.turns) / 2**20
     stderr.print(f"recording: {TRACE_FILE} will hold at most {size:.2f} MiB", highlight=False)
     return recorder
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from experiments.common.settings import settings, typed
 from experiments.common.tables import identical, progress_bar, stdout
 from experiments.common.task import Task
 from experiments.sweeps.launch import launch
+from specdec.decoding.stopping import StopRule
 from specdec.errors import InputError
 from specdec.files.durable import write_json
 from specdec.measure.batch_curve import BatchCurve, BatchSize
@@ -79,11 +80,12 @@ def main(cfg: DictConfig) -> None:
     if chosen.write and not Path(chosen.write).parent.is_dir():
         raise InputError("write", expected="a file in a folder there is", got=repr(chosen.write), fix="make the folder")
     benchmark, names, missing = assembled(cfg, options)
-    target = benchmark.verifier.target
+    decoder, target = benchmark.decoder, benchmark.decoder.target
     compared = pairs(chosen.compare, names["drafter"], [method.name for method in benchmark.references], missing)
     points = forwards(chosen.forward, target)
-    parts = (benchmark.drafter, benchmark.verifier, benchmark.rule, benchmark.sampling)
-    over_batch = BatchCurve(batch_prompts(cfg, chosen.batch, target), *parts, **asdict(chosen.batch))
+    fixed = replace(decoder, stop=StopRule(chosen.batch.max_new_tokens))
+    prompts = batch_prompts(cfg, chosen.batch, target)
+    over_batch = BatchCurve(prompts, fixed, chosen.batch.sizes, chosen.batch.rounds)
     folder = Path(HydraConfig.get().runtime.output_dir)
     log = RunLog(folder, NoTracker(), config(cfg, names))
     with closing(log), timed(target.device, options.exclusive, str(folder)):
@@ -93,7 +95,7 @@ def main(cfg: DictConfig) -> None:
         with progress_bar(len(chosen.batch.sizes) * chosen.batch.rounds, "batch sizes") as advance:
             curve = over_batch.run(advance)
         summary, trials = texts(benchmark, log)
-        outside = share_outside_forwards([t.ids for t in trials if t.repeat == 0], *parts, benchmark.stop)
+        outside = share_outside_forwards([t.ids for t in trials if t.repeat == 0], decoder)
     ratios = [
         *(Ratio(name, *speedup_over(other, method, trials)) for name, (method, other) in compared.items()),
         *of_forwards(costs, chosen.forward),

@@ -31,7 +31,7 @@ from experiments.common.signals import Stopped, deferred
 from experiments.common.task import Task
 from experiments.sweeps.launch import launch
 from experiments.sweeps.sweep import label
-from specdec.decoding.generate import speculative
+from specdec.decoding.decoder import Decoder
 from specdec.decoding.protocols import AcceptanceRule, Drafter, Verifier
 from specdec.decoding.sampling import SamplingParams
 from specdec.decoding.stopping import StopRule
@@ -121,7 +121,7 @@ def run(cfg: DictConfig) -> float | None:
             if prompts and (options.objective, options.objective_bound) != ("tokens_per_step", BOUNDS[0]):
                 with timed(target.device, options.exclusive, str(folder)):
                     drafter = recipe.drafter(module.eval(), target)
-                    figures["worth"] = worth_of(prompts, drafter, verifier, rule, SamplingParams(), stop)
+                    figures["worth"] = worth_of(prompts, Decoder(drafter, verifier, rule, SamplingParams(), stop))
             log.finish({**names, "steps": trainer.steps, **figures, **memory}, {"drafter": folder / "drafter"})
     except BaseException as error:
         status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
@@ -193,7 +193,7 @@ def tokens_per_step(prompts: list[list[int]], verifier: Verifier, rule: Acceptan
         if not prompts:
             return {}
         seeds = [[0, row] for row in range(len(prompts))]
-        done = speculative(prompts, drafter, verifier, rule, SamplingParams(), stop, seeds)
+        done = Decoder(drafter, verifier, rule, SamplingParams(), stop).speculative(prompts, seeds)
         metrics = StepMetrics.of(done.steps)
         at_depth = {f"acceptance_at_depth/{d}": rate for d, rate in enumerate(metrics.acceptance_at_depth, 1)}
         return {"tokens_per_step": metrics.tokens_per_step or 1.0, **at_depth}

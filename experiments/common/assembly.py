@@ -13,6 +13,7 @@ from experiments.common.components import instantiate
 from experiments.common.entry import stderr
 from experiments.common.objective import check_objective
 from experiments.common.settings import Settings
+from specdec.decoding.decoder import Decoder
 from specdec.measure.benchmark import Benchmark
 from specdec.measure.rivals import runnable
 from specdec.runs.log import RunLog
@@ -27,13 +28,10 @@ def assembled(cfg: DictConfig, options: Settings) -> tuple[Benchmark, dict[str, 
     drafter, choices = instantiate(cfg.drafter, _convert_="all"), HydraConfig.get().runtime.choices
     if options.tree == "adaptive":
         drafter = instantiate(cfg.adaptive)(drafter)
+    verifier, rule = instantiate(cfg.verifier, target=target), instantiate(cfg.acceptance)
     benchmark = Benchmark(
-        drafter=drafter,
-        verifier=instantiate(cfg.verifier, target=target),
-        rule=instantiate(cfg.acceptance),
+        decoder=Decoder(drafter, verifier, rule, options.sampling(), options.stop_rule(target)),
         prompts=prompts,
-        sampling=options.sampling(),
-        stop=options.stop_rule(target),
         batch_size=options.generation.batch_size,
         repeats=options.repeats,
         seeds=options.seeds or [options.seed],

@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 
 from drafters.ngram import Ngram
 from experiments.families.tiny_models import VOCAB, tiny_model
-from specdec.decoding.generate import autoregressive, speculative
+from specdec.decoding.decoder import Decoder
+from specdec.decoding.generate import autoregressive
 from specdec.decoding.protocols import Drafter, DraftState, Rows, Session
 from specdec.decoding.sampling import SamplingParams
 from specdec.decoding.stopping import StopRule
@@ -86,7 +87,9 @@ def plain(target: TargetModel, prompts: Rows, new: int) -> list[list[int]]:
 def drafted(target: TargetModel, prompts: Rows, new: int, drafter: Drafter) -> list[list[int]]:
     """Our greedy texts with a drafter."""
     verifier = TreeAttention(target)
-    return speculative(prompts, drafter, verifier, Exact(), SamplingParams(), StopRule(new), _seeds(prompts)).texts
+    return (
+        Decoder(drafter, verifier, Exact(), SamplingParams(), StopRule(new)).speculative(prompts, _seeds(prompts)).texts
+    )
 
 
 def differences(target: TargetModel, prompts: Rows, expected: Rows, new: int) -> list[str]:

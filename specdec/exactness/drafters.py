@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from specdec.decoding.generate import autoregressive, speculative
+from specdec.decoding.decoder import Decoder
+from specdec.decoding.generate import autoregressive
 from specdec.decoding.protocols import AcceptanceRule, Drafter, RememberingDrafter, Verifier, exit_layer_of
 from specdec.decoding.sampling import SamplingParams
 from specdec.decoding.stopping import StopRule
@@ -57,9 +58,9 @@ class DrafterProof:
         seeds = [[0]] * len(prompts)
         try:
             drafter = self.make(target)
-            loop = (self.verifier(target), self.rule, *parts)
-            texts = speculative(prompts, drafter, *loop, seeds, validate=True).texts
-            texts += [speculative([prompt], drafter, *loop, [[0]], validate=True).texts[0] for prompt in prompts]
+            decoder = Decoder(drafter, self.verifier(target), self.rule, *parts)
+            texts = decoder.speculative(prompts, seeds, validate=True).texts
+            texts += [decoder.speculative([prompt], [[0]], validate=True).texts[0] for prompt in prompts]
         except Exception as error:
             return Finding(what, 0, failure=in_words(error))
         wrong = sum(ours != theirs for ours, theirs in zip(texts, 2 * right, strict=True))

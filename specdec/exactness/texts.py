@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from specdec.decoding.generate import speculative
+from specdec.decoding.decoder import Decoder
 from specdec.decoding.protocols import AcceptanceRule, Drafter, Rows, Verifier
 from specdec.decoding.sampling import Draws, SamplingParams
 from specdec.decoding.stopping import StopRule
@@ -101,8 +101,8 @@ def enumerate_texts(loop: Loop, prompts: Rows, together: int, most: int) -> Text
         start, script, weight = start[:-together], script[:-together], weight[:-together]
         rows = [prompts[i] for i in mine.tolist()]
         streams = EnumeratedStreams(enumeration, [len(row) for row in rows], slots, loop.tokens)
-        parts = (drafter, loop.verifier, loop.rule, loop.sampling, StopRule(loop.tokens))
-        done = speculative(rows, *parts, streams, validate=True)
+        decoder = Decoder(drafter, loop.verifier, loop.rule, loop.sampling, StopRule(loop.tokens))
+        done = decoder.speculative(rows, streams, validate=True)
         joint.index_put_((mine, _numbers(done.texts, vocab)), enumeration.weight, accumulate=True)
         weights = enumeration.weight.tolist()
         accepted += sum(weights[step.row] * step.accepted for step in done.steps) / len(prompts)

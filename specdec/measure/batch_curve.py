@@ -9,10 +9,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from specdec.decoding.generate import Generation, autoregressive, longest_text, speculative
-from specdec.decoding.protocols import AcceptanceRule, Drafter, Rows, Verifier
-from specdec.decoding.sampling import SamplingParams
-from specdec.decoding.stopping import StopRule
+from specdec.decoding.decoder import Decoder
+from specdec.decoding.generate import Generation, longest_text
+from specdec.decoding.protocols import Rows
 from specdec.errors import InputError
 from specdec.metrics import Interval, StepMetrics, StepRecord, median_interval
 
@@ -82,7 +81,13 @@ class BatchSize:
 
 @dataclass(frozen=True)
 class BatchCurve:
-    """Decodes all prompts `rounds` times at each batch size, with `drafter` and without, taking turns.
+    """Decodes all prompts `rounds` times at each batch size, with drafts and without, taking turns.
+
+    Args:
+        prompts: token ids of each.
+        decoder: its `stop` gives the number of new tokens.
+        sizes: batch sizes.
+        rounds: how often all prompts are decoded at each.
 
     Raises:
         InputError: no rounds, no sizes, a single new token (which needs no step), a size that does not divide the
@@ -90,16 +95,16 @@ class BatchCurve:
     """
 
     prompts: Rows
-    drafter: Drafter
-    verifier: Verifier
-    rule: AcceptanceRule
-    sampling: SamplingParams
-    max_new_tokens: int
+    decoder: Decoder
     sizes: Sequence[int]
     rounds: int
 
     def __post_init__(self) -> None:
-        least = {"rounds": (self.rounds, 1), "max_new_tokens": (self.max_new_tokens, 2), "sizes": (len(self.sizes), 1)}
+        least = {
+            "rounds": (self.rounds, 1),
+            "max_new_tokens": (self.decoder.stop.max_new_tokens, 2),
+            "sizes": (len(self.sizes), 1),
+        }
         for name, (value, limit) in least.items():
             if value < limit:
                 raise InputError(f"batch.{name}", expected=f"{limit} or more", got=value, fix="raise it")
@@ -107,11 +112,8 @@ class BatchCurve:
         if uneven:
             whole = f"sizes that divide the {len(self.prompts)} prompts there are"
             raise InputError("batch.sizes", expected=whole, got=uneven, fix="choose other sizes, or more prompts")
-        longest_text(self.prompts, self._stop, self.verifier.target.context_window, "a prompt of the batch curve")
-
-    @property
-    def _stop(self) -> StopRule:
-        return StopRule(self.max_new_tokens)
+        window = self.decoder.target.context_window
+        longest_text(self.prompts, self.decoder.stop, window, "a prompt of the batch curve")
 
     def run(self, on_size: Callable[[Any], None] = lambda _: None) -> list[BatchSize]:
         """Every other round takes the sizes backwards; `on_size` is called after each size of each round."""
@@ -122,9 +124,8 @@ class BatchCurve:
                 for start in range(0, len(self.prompts), at.size):
                     ids = self.prompts[start : start + at.size]
                     seeds = [[0, start + row] for row in range(at.size)]
-                    parts = (self.drafter, self.verifier, self.rule, self.sampling, self._stop)
-                    plain.append(autoregressive(ids, self.verifier.target, self.sampling, self._stop, seeds))
-                    drafted.append(speculative(ids, *parts, seeds))
+                    plain.append(self.decoder.autoregressive(ids, seeds))
+                    drafted.append(self.decoder.speculative(ids, seeds))
                 at.plain.add(plain)
                 at.drafted.add(drafted)
                 on_size(at)

@@ -15,10 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from specdec.decoding.generate import SHORTEN, autoregressive, longest_text, speculative
-from specdec.decoding.protocols import AcceptanceRule, Drafter, Session, Verifier, size_of
-from specdec.decoding.sampling import SamplingParams
-from specdec.decoding.stopping import StopRule
+from specdec.decoding.decoder import Decoder
+from specdec.decoding.generate import SHORTEN, longest_text
+from specdec.decoding.protocols import Session, size_of
 from specdec.exactness.rules import require_proven
 from specdec.measure.profiling import plain_read_ms
 from specdec.measure.quiet import Conditions, Watch
@@ -88,12 +87,8 @@ class Benchmark:
             lossless and is not, or a tree that is not valid.
     """
 
-    drafter: Drafter
-    verifier: Verifier
-    rule: AcceptanceRule
+    decoder: Decoder
     prompts: Sequence[Prompt]
-    sampling: SamplingParams
-    stop: StopRule
     batch_size: int = 1
     repeats: int = 1
     seeds: Sequence[int] = (0,)
@@ -115,18 +110,18 @@ class Benchmark:
 
     def check(self) -> None:
         """Everything that can be found out before the first token."""
-        target = self.verifier.target
-        require_proven(self.rule)
-        self.sampling.say_not_followed(target.model)
+        target = self.decoder.target
+        require_proven(self.decoder.rule)
+        self.decoder.sampling.say_not_followed(target.model)
         for prompt in self.prompts:
             row = self._encode(prompt, 1, [])
             fix = f"{SHORTEN}, or leave it out with prompts.too_long=skip"
-            longest = longest_text([row], self.stop, target.context_window, f"prompt {prompt.id}", fix)
+            longest = longest_text([row], self.decoder.stop, target.context_window, f"prompt {prompt.id}", fix)
             self._encode(prompt, len(prompt.turns), ["..."] * (len(prompt.turns) - 1))  # can the template write it?
         # a drafter that cannot serve this target says so when it starts
-        capacity = longest + self.drafter.max_nodes
-        sampling = self.sampling.bound(target.model, [row], self.stop)
-        self.drafter.start(Session(target, [row], sampling, capacity, self.verifier.begin))
+        capacity = longest + self.decoder.drafter.max_nodes
+        sampling = self.decoder.sampling.bound(target.model, [row], self.decoder.stop)
+        self.decoder.drafter.start(Session(target, [row], sampling, capacity, self.decoder.verifier.begin))
 
     def run(self, log: RunLog, on_trial: Callable[[Trial], None] = lambda _: None) -> dict[str, Any]:
         """Returns the summary; steps and texts go to `log` as they are made."""
@@ -154,7 +149,7 @@ class Benchmark:
 
     @property
     def _encoder(self) -> PromptEncoder:
-        return PromptEncoder.of(self.verifier.target)
+        return PromptEncoder.of(self.decoder.target)
 
     def _encode(self, prompt: Prompt, turns: int, answers: Sequence[str]) -> list[int]:
         return self._encoder.encode(prompt.turns[:turns], answers, f"prompt {prompt.id}", prompt.system)
@@ -162,8 +157,8 @@ class Benchmark:
     @property
     def _room(self) -> int | None:
         """Tokens that a prompt may have, or None if any number will do."""
-        window = self.verifier.target.context_window
-        return None if window is None else window - self.stop.max_new_tokens
+        window = self.decoder.target.context_window
+        return None if window is None else window - self.decoder.stop.max_new_tokens
 
     def _batches(self) -> list[range]:
         """Places of the prompts that run together."""
@@ -173,12 +168,12 @@ class Benchmark:
     def _warm_up(self) -> None:
         """Run every method once for each batch size. Where forwards are captured as graphs, one text is as long as the
         longest will be, so that the caches are large enough to stay, and the graphs with them."""
-        few, rows = min(WARM_UP_TOKENS, self.stop.max_new_tokens), self._first_rows()
-        short = replace(self, stop=replace(self.stop, max_new_tokens=few))
-        end = max(map(len, rows)) + self.stop.max_new_tokens - few
+        few, rows = min(WARM_UP_TOKENS, self.decoder.stop.max_new_tokens), self._first_rows()
+        short = replace(self, decoder=replace(self.decoder, stop=replace(self.decoder.stop, max_new_tokens=few)))
+        end = max(map(len, rows)) + self.decoder.stop.max_new_tokens - few
         for size in dict.fromkeys(len(batch) for batch in self._batches()):
             ids = rows[:size]
-            if self.verifier.target.graphs is not None:
+            if self.decoder.target.graphs is not None:
                 ids[0] = (ids[0] * (end // len(ids[0]) + 1))[:end]
             for method in short._methods(ids, [[0]] * size, []).values():
                 method()
@@ -228,7 +223,7 @@ class Benchmark:
     def _round(self, ids: list[list[int]], seeds: list[list[int]], number: int, steps: list[StepRecord]) -> Round:
         """Every method once; who goes first rotates with `number`. steps: takes up records as they are made."""
         methods = self._methods(ids, seeds, steps)
-        names, device = list(methods), self.verifier.target.device
+        names, device = list(methods), self.decoder.target.device
         first = number % len(names)
         done = Round({}, {}, {}, steps)
         for name in names[first:] + names[:first]:
@@ -245,19 +240,18 @@ class Benchmark:
     def _methods(
         self, ids: list[list[int]], seeds: list[list[int]], steps: list[StepRecord]
     ) -> dict[str, Callable[[], tuple[list[list[int]], float]]]:
-        target = self.verifier.target
+        target = self.decoder.target
 
         def base() -> tuple[list[list[int]], float]:
-            done = autoregressive(ids, target, self.sampling, self.stop, seeds)
+            done = self.decoder.autoregressive(ids, seeds)
             return done.texts, done.seconds
 
         def ours() -> tuple[list[list[int]], float]:
-            parts = (self.drafter, self.verifier, self.rule, self.sampling, self.stop)
-            done = speculative(ids, *parts, seeds, steps, self.validate)
+            done = self.decoder.speculative(ids, seeds, steps, self.validate)
             return done.texts, done.seconds
 
         def reference(method: Reference) -> Callable[[], tuple[list[list[int]], float]]:
-            return lambda: method.generate(ids, target, self.sampling, self.stop, seeds[0][0])
+            return lambda: method.generate(ids, target, self.decoder.sampling, self.decoder.stop, seeds[0][0])
 
         return {BASE: base, OURS: ours, **{method.name: reference(method) for method in self.references}}
 
@@ -273,7 +267,7 @@ class Benchmark:
             "text": self._encoder.decode(trial.texts[OURS]),
             "pieces": self._encoder.pieces(trial.texts[OURS]),
             "tokens": trial.texts[OURS],
-            "identical": trial.texts[OURS] == trial.texts[BASE] if self.sampling.greedy else None,
+            "identical": trial.texts[OURS] == trial.texts[BASE] if self.decoder.sampling.greedy else None,
             "seconds": trial.seconds,
             "baseline_tokens": len(trial.texts[BASE]),
             "conditions": {name: conditions.as_dict() for name, conditions in trial.conditions.items()},
@@ -294,7 +288,7 @@ class Benchmark:
         by_category = by(lambda trial: trial.prompt.category)
         by_seed = by(lambda trial: str(trial.seed)) if len(self.seeds) > 1 else {}
         whole, peak_memory_mb = self._figures(trials, steps), self._peak_memory_mb()
-        share = bandwidth_share(plain_read_ms(self.verifier.target), whole["phase_ms"]["verify"])
+        share = bandwidth_share(plain_read_ms(self.decoder.target), whole["phase_ms"]["verify"])
         parts = {"by_category": by_category, "by_seed": by_seed}
         return {**whole, "bandwidth_share": share, **parts, "peak_memory_mb": peak_memory_mb}
 
@@ -327,12 +321,12 @@ class Benchmark:
         }
 
     def _identical_to(self, other: str, trials: Sequence[Trial]) -> int | None:
-        return sum(t.texts[OURS] == t.texts[other] for t in trials) if self.sampling.greedy else None
+        return sum(t.texts[OURS] == t.texts[other] for t in trials) if self.decoder.sampling.greedy else None
 
     def _divergence(self, trials: Sequence[Trial]) -> dict[str, Any] | None:
         """Greedy texts against the baseline's; None when texts are sampled. In lower precision they may part
         where the target's two best tokens are nearly tied: `margin` is their distance in logits there."""
-        if not self.sampling.greedy:
+        if not self.decoder.sampling.greedy:
             return None
         differing: dict[tuple[int, int], dict[str, Any]] = {}
         for t in trials:
@@ -347,9 +341,9 @@ class Benchmark:
             (i for i, (a, b) in enumerate(zip(ours, base, strict=False)) if a != b), min(len(ours), len(base))
         )
         before = [*trial.ids, *base[:position]]
-        target = self.verifier.target
+        target = self.decoder.target
         logits = target.prefill(target.new_cache(1, len(before)), [before]).logits[:, 0]
-        sampling = self.sampling.bound(target.model, [trial.ids], self.stop)
+        sampling = self.decoder.sampling.bound(target.model, [trial.ids], self.decoder.stop)
         best = sampling.scores(logits, [before])[0].topk(2).values
         return {
             "prompt": trial.prompt.id,
@@ -364,12 +358,12 @@ class Benchmark:
         """How far a lossy rule strays: the share of tokens that stand at the same place in the greedy baseline's text
         (None when texts are sampled), and the plain target's mean log-probability (nats per token) of our
         texts and of the baseline's."""
-        if self.rule.lossless:
+        if self.decoder.rule.lossless:
             return None
         pairs = [(t.texts[OURS], t.texts[BASE]) for t in trials]
         same = sum(a == b for ours, base in pairs for a, b in zip(ours, base, strict=False))
         return {
-            "equal_tokens": same / sum(len(ours) for ours, _ in pairs) if self.sampling.greedy else None,
+            "equal_tokens": same / sum(len(ours) for ours, _ in pairs) if self.decoder.sampling.greedy else None,
             "mean_logprob": self._mean_logprob(trials, OURS),
             "autoregressive_mean_logprob": self._mean_logprob(trials, BASE),
         }
@@ -377,7 +371,7 @@ class Benchmark:
     def _mean_logprob(self, trials: Sequence[Trial], method: str) -> float:
         """Of the method's texts under the plain target (temperature 1, nothing cut off)."""
         total, count = 0.0, 0
-        with torch.inference_mode(), self.verifier.target.stock() as model:
+        with torch.inference_mode(), self.decoder.target.stock() as model:
             for t in trials:
                 ids = torch.tensor([[*t.ids, *t.texts[method]]], device=model.device)
                 new = len(t.texts[method])
@@ -387,7 +381,7 @@ class Benchmark:
         return total / count
 
     def _peak_memory_mb(self) -> float:
-        device = self.verifier.target.device
+        device = self.decoder.target.device
         if device.type == "cuda":
             return torch.cuda.max_memory_allocated(device) / 2**20
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -460,20 +454,20 @@ def speedup_over(other: str, method: str, trials: Sequence[Trial]) -> tuple[floa
 
 def describe(benchmark: Benchmark, names: Mapping[str, Any]) -> dict[str, Any]:
     """The head of a summary: what was run, on what; once the benchmark has been checked."""
-    target, weights = benchmark.verifier.target, size_of(benchmark.drafter)
+    decoder, target, size = benchmark.decoder, benchmark.decoder.target, size_of(benchmark.decoder.drafter)
     return {
         **names,
-        "acceptance": benchmark.rule.name,
-        "lossless": benchmark.rule.lossless,
+        "acceptance": decoder.rule.name,
+        "lossless": decoder.rule.lossless,
         "device": str(target.device),
         "dtype": str(target.dtype).removeprefix("torch."),
         "kernel": target.kernel.name,
         "threads": torch.get_num_threads(),
-        "temperature": benchmark.sampling.temperature,
+        "temperature": decoder.sampling.temperature,
         "batch_size": benchmark.batch_size,
-        "max_new_tokens": benchmark.stop.max_new_tokens,
+        "max_new_tokens": decoder.stop.max_new_tokens,
         "repeats": benchmark.repeats,
         "seeds": list(benchmark.seeds),
-        "parameters_added": weights.parameters,
-        "training_tokens": weights.training_tokens,
+        "parameters_added": size.parameters,
+        "training_tokens": size.training_tokens,
     }

@@ -9,10 +9,8 @@ from typing import Any
 
 import torch
 
-from specdec.decoding.generate import speculative
-from specdec.decoding.protocols import AcceptanceRule, Drafter, Rows, Verifier
-from specdec.decoding.sampling import SamplingParams
-from specdec.decoding.stopping import StopRule
+from specdec.decoding.decoder import Decoder
+from specdec.decoding.protocols import Rows
 from specdec.metrics import Interval, bootstrap
 from specdec.model.target import TargetModel
 
@@ -20,16 +18,14 @@ FORWARDS = ("forward", "lower", "upper", "read_out")  # none of them calls anoth
 Span = tuple[float, float]  # when something began and ended, by time.perf_counter
 
 
-def share_outside_forwards(
-    prompts: Rows, drafter: Drafter, verifier: Verifier, rule: AcceptanceRule, sampling: SamplingParams, stop: StopRule
-) -> tuple[float, Interval | None]:
+def share_outside_forwards(prompts: Rows, decoder: Decoder) -> tuple[float, Interval | None]:
     """The share of the steps' time that is not spent in the forward of a `TargetModel`, target or draft model, with its
     95 % interval over prompts. One prompt at a time; reading it is no step."""
     outside, whole = [], []
     for number, prompt in enumerate(prompts):
         with timed_forwards() as spans:
             begun = time.perf_counter()
-            done = speculative([prompt], drafter, verifier, rule, sampling, stop, [[number]])
+            done = decoder.speculative([prompt], [[number]])
         first_token = begun + done.prefill_seconds
         whole.append(done.seconds - done.prefill_seconds)
         outside.append(whole[-1] - sum(end - start for start, end in spans if start >= first_token))

@@ -13,7 +13,8 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
 
-from specdec.decoding.generate import longest_text, speculative
+from specdec.decoding.decoder import Decoder
+from specdec.decoding.generate import longest_text
 from specdec.decoding.processors import obeyed, plain_config
 from specdec.decoding.protocols import AcceptanceRule, Drafter, Rows, Verifier
 from specdec.decoding.sampling import SamplingParams
@@ -185,7 +186,7 @@ class Speculative:
         if self._verifier is None or self._verifier.target is not target:
             self._verifier = self._make_verifier(target)
         seeds = [[seed, row] for row in range(len(prompts))]
-        done = speculative(prompts, self._drafter, self._verifier, self._rule, sampling, stop, seeds)
+        done = Decoder(self._drafter, self._verifier, self._rule, sampling, stop).speculative(prompts, seeds)
         return done.texts, done.seconds
 
 

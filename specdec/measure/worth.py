@@ -10,10 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from specdec.decoding.generate import autoregressive, speculative
-from specdec.decoding.protocols import AcceptanceRule, Drafter, Verifier
-from specdec.decoding.sampling import SamplingParams
-from specdec.decoding.stopping import StopRule
+from specdec.decoding.decoder import Decoder
 from specdec.metrics import Interval, bootstrap, bootstrap_speedup, bootstrap_tau
 
 FIGURES = ("speedup", "tokens_per_step", "tokens_per_second")
@@ -30,39 +27,20 @@ class Sample(NamedTuple):
     base_seconds: float
 
 
-def worth_of(
-    prompts: Sequence[list[int]],
-    drafter: Drafter,
-    verifier: Verifier,
-    rule: AcceptanceRule,
-    sampling: SamplingParams,
-    stop: StopRule,
-) -> dict[str, float | Interval | None]:
+def worth_of(prompts: Sequence[list[int]], decoder: Decoder) -> dict[str, float | Interval | None]:
     """Return `figures` of the `samples` of all prompts."""
-    return figures(samples(prompts, drafter, verifier, rule, sampling, stop))
+    return figures(samples(prompts, decoder))
 
 
-def samples(
-    prompts: Sequence[list[int]],
-    drafter: Drafter,
-    verifier: Verifier,
-    rule: AcceptanceRule,
-    sampling: SamplingParams,
-    stop: StopRule,
-) -> Iterator[Sample]:
-    """Yield a sample per prompt, as it is made: with drafts and without take turns in going first.
-
-    Args:
-        prompts: token ids of each.
-        drafter, verifier, rule, sampling, stop: as in `specdec.decoding.generate.speculative`.
-    """
+def samples(prompts: Sequence[list[int]], decoder: Decoder) -> Iterator[Sample]:
+    """Yield a sample per prompt (token ids), as it is made: with drafts and without take turns in going first."""
     for number, prompt in enumerate(prompts):
         seeds = [[0, number]]
         if number % 2:
-            base = autoregressive([prompt], verifier.target, sampling, stop, seeds)
-        ours = speculative([prompt], drafter, verifier, rule, sampling, stop, seeds)
+            base = decoder.autoregressive([prompt], seeds)
+        ours = decoder.speculative([prompt], seeds)
         if not number % 2:
-            base = autoregressive([prompt], verifier.target, sampling, stop, seeds)
+            base = decoder.autoregressive([prompt], seeds)
         emitted = sum(step.emitted for step in ours.steps)
         new, base_new = (len(done.texts[0]) for done in (ours, base))
         yield Sample(emitted, len(ours.steps), new, ours.seconds, base_new, base.seconds)

@@ -17,7 +17,7 @@ import torch
 
 from experiments import bench
 from experiments.sweeps.launch import launch
-from specdec.measure import benchmark
+from specdec.decoding.decoder import Decoder
 from specdec.metrics import StepMetrics, StepRecord
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -166,14 +166,14 @@ def test_sampled_texts_have_no_divergence_report(run: Callable[..., Done]) -> No
 def test_texts_that_part_are_reported_with_the_margin(
     run: Callable[..., Done], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest = benchmark.autoregressive
+    honest = Decoder.autoregressive
 
     def wrong(*args: object) -> object:
         done = honest(*args)  # type: ignore[arg-type]
         done.texts[0][4] = (done.texts[0][4] + 1) % 250
         return done
 
-    monkeypatch.setattr(benchmark, "autoregressive", wrong)
+    monkeypatch.setattr(Decoder, "autoregressive", wrong)
     divergence = run("prompts.limit=1").summary["divergence"]
     assert (divergence["identical"], divergence["total"]) == (0, 1)
     (prompt,) = divergence["prompts"]
@@ -284,7 +284,7 @@ def test_memory_that_runs_out_is_named(run: Callable[..., Done], monkeypatch: py
     def full(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    monkeypatch.setattr(benchmark, "speculative", full)
+    monkeypatch.setattr(Decoder, "speculative", full)
     done = run()
     assert done.status == 2
     assert "memory: expected the batch to fit, got 'CUDA out of memory.'; lower generation.batch_size" in done.err
@@ -293,7 +293,7 @@ def test_memory_that_runs_out_is_named(run: Callable[..., Done], monkeypatch: py
 def test_a_bug_keeps_its_traceback_and_the_steps_made(
     run: Callable[..., Done], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    honest, calls = benchmark.speculative, []
+    honest, calls = Decoder.speculative, []
 
     def fails_late(*args: object) -> object:
         calls.append(1)
@@ -301,7 +301,7 @@ def test_a_bug_keeps_its_traceback_and_the_steps_made(
             raise RuntimeError("a bug")
         return honest(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(benchmark, "speculative", fails_late)
+    monkeypatch.setattr(Decoder, "speculative", fails_late)
     with pytest.raises(RuntimeError, match="a bug"):
         run(folder=tmp_path)
     assert json.loads((tmp_path / "provenance.json").read_text("utf-8"))["status"] == "failed"

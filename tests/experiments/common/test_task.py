@@ -12,7 +12,7 @@ import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from experiments import composition, resources
+from experiments.common import composition, resources
 from experiments.common.claiming import ClaimFolder
 from experiments.common.task import Task
 from specdec.files.claims import lives

@@ -13,12 +13,13 @@ from filelock import BaseFileLock
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
-from experiments import bench, report, sweep
+from experiments import bench, report
 from experiments.common.entry import BAD_INPUT, SOME_FAILED
+from experiments.sweeps import sweep
 from experiments.sweeps.launch import launch
 from experiments.sweeps.report import show
+from specdec.decoding.decoder import Decoder
 from specdec.files.claims import claim
-from specdec.measure import benchmark
 from specdec.runs.log import this_process
 from tests.experiments.test_bench import TINY
 from tests.support.commands import Done
@@ -52,14 +53,14 @@ def record(folder: Path) -> dict:
 def test_a_job_that_fails_is_one_line_and_the_others_go_on(
     start: Callable[..., Done], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest, folder = benchmark.speculative, tmp_path / "sweep"
+    honest, folder = Decoder.speculative, tmp_path / "sweep"
 
-    def buggy(ids: object, drafter: object, *args: object) -> object:
-        if drafter.depth == 3:  # type: ignore[attr-defined]
+    def buggy(decoder: Decoder, *args: object) -> object:
+        if decoder.drafter.depth == 3:  # type: ignore[attr-defined]
             raise RuntimeError("a\nbug")
-        return honest(ids, drafter, *args)  # type: ignore[arg-type]
+        return honest(decoder, *args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(benchmark, "speculative", buggy)
+    monkeypatch.setattr(Decoder, "speculative", buggy)
     done = start("drafter.depth=0,2,3,4")
     assert done.status == SOME_FAILED
     assert "error: 2 of 4 jobs have not finished" in done.err
@@ -75,7 +76,7 @@ def test_a_job_that_fails_is_one_line_and_the_others_go_on(
     assert '"x":[2.0,4.0]' in (folder / "sweep.html").read_text("utf-8")
 
     # resumed: what finished is kept, what failed runs clean
-    monkeypatch.setattr(benchmark, "speculative", honest)
+    monkeypatch.setattr(Decoder, "speculative", honest)
     steps = (folder / "1" / "steps.jsonl").stat().st_mtime_ns
     again = start("drafter.depth=0,2,3,4", "sweep.resume=true")
     assert again.status == SOME_FAILED
@@ -148,14 +149,14 @@ def test_a_job_of_a_search_is_called_by_what_the_search_chose(tmp_path: Path, mo
 def test_an_interrupt_ends_the_sweep_and_compares_what_there_is(
     start: Callable[..., Done], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest = benchmark.speculative
+    honest = Decoder.speculative
 
-    def interrupted(ids: object, drafter: object, *args: object) -> object:
-        if drafter.depth == 3:  # type: ignore[attr-defined]
+    def interrupted(decoder: Decoder, *args: object) -> object:
+        if decoder.drafter.depth == 3:  # type: ignore[attr-defined]
             raise KeyboardInterrupt
-        return honest(ids, drafter, *args)  # type: ignore[arg-type]
+        return honest(decoder, *args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(benchmark, "speculative", interrupted)
+    monkeypatch.setattr(Decoder, "speculative", interrupted)
     done = start("drafter.depth=2,3,4")
     assert done.status == 130
     assert record(tmp_path / "sweep" / "1")["status"] == "interrupted"

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 
 from drafters.ngram import Ngram
+from specdec.decoding.decoder import Decoder
 from specdec.decoding.generate import Generation
 from specdec.decoding.sampling import SamplingParams
+from specdec.decoding.stopping import StopRule
 from specdec.errors import InputError
 from specdec.measure.batch_curve import BatchCurve, BatchSize, Decoding
 from specdec.model.target import TargetModel
@@ -17,8 +19,8 @@ PROMPTS = [[5, 6, 7, 5, 6, 7, 5], [9, 9, 9], [1, 2, 3, 4, 1, 2], [40, 41]]
 
 
 def curve(target: TargetModel, new: int = 6, sizes: tuple[int, ...] = (1, 2, 4), rounds: int = 2) -> list[BatchSize]:
-    parts = (Ngram(3, 1, 3, 2, 3), TreeAttention(target), Exact(), SamplingParams())
-    return BatchCurve(PROMPTS, *parts, new, list(sizes), rounds).run()
+    decoder = Decoder(Ngram(3, 1, 3, 2, 3), TreeAttention(target), Exact(), SamplingParams(), StopRule(new))
+    return BatchCurve(PROMPTS, decoder, list(sizes), rounds).run()
 
 
 def test_every_size_does_the_same_work(tiny: TargetModel) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from drafters.draft_model.drafter import DraftModel
 from drafters.ngram import Ngram
+from specdec.decoding.decoder import Decoder
 from specdec.decoding.sampling import SamplingParams
 from specdec.decoding.stopping import StopRule
 from specdec.measure.overhead import share_outside_forwards, timed_forwards
@@ -54,8 +55,8 @@ def test_the_share_is_of_the_steps_and_reading_the_prompt_is_none(
     monkeypatch.setattr(Exact, "accept", takes(ACCEPT, "accept", Exact.accept))
     with monkeypatch.context() as clock:
         clock.setattr(time, "perf_counter", lambda: now)
-        parts = (drafter, TreeAttention(tiny), Exact(), SamplingParams(temperature=1.0), StopRule(6))
-        share, interval = share_outside_forwards(PROMPTS, *parts)
+        decoder = Decoder(drafter, TreeAttention(tiny), Exact(), SamplingParams(temperature=1.0), StopRule(6))
+        share, interval = share_outside_forwards(PROMPTS, decoder)
     outside, inside = ACCEPT * calls["accept"], FORWARD * (calls["forward"] - len(PROMPTS))
     assert calls["accept"] > len(PROMPTS)
     assert share == pytest.approx(outside / (outside + inside))

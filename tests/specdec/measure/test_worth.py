@@ -6,6 +6,7 @@ import pytest
 
 from drafters.ngram import Ngram
 from experiments.common.objective import check_objective, objective
+from specdec.decoding.decoder import Decoder
 from specdec.decoding.sampling import SamplingParams
 from specdec.decoding.stopping import StopRule
 from specdec.errors import InputError
@@ -18,9 +19,10 @@ from verifiers.tree_attention import TreeAttention
 
 def test_samples_are_made_prompt_by_prompt(tiny: TargetModel) -> None:
     prompts = [[5, 6, 7, 5, 6], [9, 8, 9, 8], [1, 2]]
-    made = samples(
-        prompts, Ngram(4, 1, 2, 7, 1, 7), TreeAttention(tiny), Exact(), SamplingParams(), StopRule(12, frozenset())
+    decoder = Decoder(
+        Ngram(4, 1, 2, 7, 1, 7), TreeAttention(tiny), Exact(), SamplingParams(), StopRule(12, frozenset())
     )
+    made = samples(prompts, decoder)
     first = next(made)
     assert first.tokens == first.base_tokens == first.emitted + 1
     found = figures([first, *made])
