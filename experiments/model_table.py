@@ -6,9 +6,9 @@ python -m experiments.model_table llama mamba     # prints these only
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -21,15 +21,18 @@ ROOT = Path(__file__).parents[1]
 TABLE, SIDES = ROOT / "docs" / "models.md", ROOT / "family_tests" / "sides.json"
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m experiments.model_table", description=__doc__)
+    parser.add_argument("types", nargs="*", help="model types, such as llama; none: all, and the page is written")
+    options = parser.parse_args(arguments)
     transformers.logging.set_verbosity_error()
     torch.set_num_threads(1)
-    wanted = sys.argv[1:] or causal_lm_types()
+    wanted = options.types or causal_lm_types()
     found: dict[str, Finding] = {}
     for number, model_type in enumerate(wanted, start=1):
         found[model_type] = finding = check_family(model_type)
         print(f"{number}/{len(wanted)} {model_type}: {finding.status}, {finding.how}", flush=True)
-    if sys.argv[1:]:
+    if options.types:
         return
     TABLE.write_text(page(found), "utf-8")
     SIDES.parent.mkdir(parents=True, exist_ok=True)

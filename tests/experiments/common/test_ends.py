@@ -23,6 +23,7 @@ from specdec.errors import InputError
 def handlers() -> Iterator[None]:
     """Handlers are as they were."""
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # a run that nohup began ignores it, and so would the tests
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored by jobs that a shell runs in the background
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
     yield
     assert before == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
