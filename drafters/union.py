@@ -93,10 +93,10 @@ class Union:
 
     def _ask(self, number: int, drafter: Drafter, state: DraftState) -> TokenTree:
         """A drafter's tree; what it is told of the step before is in terms of its own nodes."""
-        verdict = state.verdict
+        kept = state.kept
         if not self._first:
-            verdict = replace(verdict, path=self._path_of(number, verdict.path))
-        tree = drafter.propose(replace(state, verdict=verdict))
+            kept = replace(kept, path=self._path_of(number, kept.path))
+        tree = drafter.propose(replace(state, kept=kept))
         require_ranked(tree, drafter, "drafter.drafters")
         return tree
 

@@ -27,7 +27,7 @@ class TreeAttention:
         self._sampling, self._exit_layer, self._begun = sampling, exit_layer, []
         self._cache = self.target.lend_cache(self, len(rows), capacity)
         out = self.target.prefill(self._cache, rows, exit_layer)
-        return Scores(sampling.scores(out.logits[:, 0], rows)[:, None], out.hidden, sampling, out.stream)
+        return Scores(sampling.scores(out.logits[:, 0], rows)[:, None], out.hidden, sampling, out.residual)
 
     def begin(self, tree: TokenTree, rows: Rows, new: int) -> Float[Tensor, "batch new dim"]:
         assert self._cache is not None, "prefill() begins a batch"
@@ -39,7 +39,7 @@ class TreeAttention:
     def verify(self, tree: TokenTree, rows: Rows) -> Scores:
         assert self._cache is not None, "prefill() begins a batch"
         out = self.target.forward_tree(self._cache, tree) if self._exit_layer is None else self._resumed(tree, rows)
-        return Scores(self._sampling.tree_scores(out.logits, tree, rows), out.hidden, self._sampling, out.stream)
+        return Scores(self._sampling.tree_scores(out.logits, tree, rows), out.hidden, self._sampling, out.residual)
 
     def _resumed(self, tree: TokenTree, rows: Rows) -> TargetOutput:
         """All nodes from the exit layer on; those that nobody has begun yet are read that far first."""

@@ -95,9 +95,9 @@ class Adaptive:
         """The drafter's tree, down to that depth; it is told of the step before in terms of its own nodes."""
         begun = self._choice.begun
         if begun:
-            path = state.verdict.path
+            path = state.kept.path
             own = torch.tensor(self._choice.own(path.tolist()), device=path.device)
-            state = replace(state, verdict=replace(state.verdict, path=own))
+            state = replace(state, kept=replace(state.kept, path=own))
         if depth is not None:
             state = replace(state, room=[min(room, 1 + depth) for room in state.room])
         asked = self._clock()

@@ -180,7 +180,7 @@ class DraftModel:
         if self._read is None:
             return
         # block entry i of the cache is the node read as number i + 1: the root was committed before
-        places, counts = already_read(self._read - 1, state.verdict.path[:, 1:])
+        places, counts = already_read(self._read - 1, state.kept.path[:, 1:])
         self._cache.keep(places, counts)
 
     def _feed_missing(self, rows: Rows) -> Tensor:

@@ -38,12 +38,11 @@ class EagleLayers:
     def read_text(self, state: DraftState) -> TargetOutput:
         """Commit an entry for every token of the text that has none, the root the last: each node kept in the step
         before brings its hidden state and the token after it. Logits and hidden state at the root."""
-        counts = (state.verdict.path >= 0).sum(1).tolist()  # none where a row has finished
+        counts = (state.kept.path >= 0).sum(1).tolist()  # none where a row has finished
         width, device = max(counts), self._layers.device
         new = [list(row[len(row) - count :]) for row, count in zip(state.rows, counts, strict=True)]
         tokens = torch.tensor([row + [0] * (width - len(row)) for row in new], device=device)
-        assert state.verdict.hidden is not None
-        entering = self._entries(tokens, state.verdict.hidden[:, :width])
+        entering = self._entries(tokens, state.kept.hidden[:, :width])
         logits = hidden = entering.new_empty(())
         for begin in range(0, width, PREFILL_CHUNK):
             part = entering[:, begin : begin + PREFILL_CHUNK]

@@ -63,7 +63,7 @@ class EarlyExit:
 
     @torch.inference_mode()
     def propose(self, state: DraftState) -> TokenTree:
-        self._exit.catch_up(state.verdict)
+        self._exit.catch_up(state.kept)
 
         assert self._target is not None
 

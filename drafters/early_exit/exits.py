@@ -10,7 +10,7 @@ from torch import Tensor
 
 from drafters.early_exit.adapter import ExitAdapter
 from specdec.decoding.grow_fixed import already_read
-from specdec.decoding.protocols import Verdict
+from specdec.decoding.protocols import Kept
 from specdec.model.runtime import linear
 from specdec.model.students import output_rows
 from specdec.model.target import PREFILL_CHUNK, TargetModel
@@ -27,7 +27,7 @@ class Exit(Protocol):
         """A new batch; capacity as in `Session`."""
         ...
 
-    def catch_up(self, verdict: Verdict) -> None:
+    def catch_up(self, kept: Kept) -> None:
         """Take notice of what was kept of the step before, or of the prompt."""
         ...
 
@@ -51,7 +51,7 @@ class PlainExit:
     def start(self, batch: int, capacity: int) -> None:
         """Nothing to remember."""
 
-    def catch_up(self, verdict: Verdict) -> None:
+    def catch_up(self, kept: Kept) -> None:
         """Nothing to remember."""
 
     def logits(self, known: TokenTree, stream: Float[Tensor, "batch level dim"]) -> Float[Tensor, "batch level vocab"]:
@@ -82,30 +82,30 @@ class AdaptedExit:
         if self._layers is not None:
             self._cache = self._layers.lend_cache(self, batch, capacity)
 
-    def catch_up(self, verdict: Verdict) -> None:
+    def catch_up(self, kept: Kept) -> None:
         """Keep what was read and accepted, and read what was accepted beside it (leaves, other drafters' nodes)."""
         if self._layers is None:
             return
-        kept = (verdict.path >= 0).sum(1).tolist()
-        had = [0] * len(kept)
+        counts = (kept.path >= 0).sum(1).tolist()
+        had = [0] * len(counts)
         if self._read is not None:
-            places, had = already_read(self._read, verdict.path)
+            places, had = already_read(self._read, kept.path)
             self._cache.keep(places, had)
-        missing = [n - m for n, m in zip(kept, had, strict=True)]
-        assert verdict.stream is not None
+        missing = [n - m for n, m in zip(counts, had, strict=True)]
+        assert kept.residual is not None
         width, order = max(missing), torch.arange(max(missing), device=self._device)
         at = torch.tensor(had, device=self._device)[:, None] + order
-        at = at.clamp(max=verdict.stream.shape[1] - 1)[..., None].expand(-1, -1, verdict.stream.shape[-1])
-        stream = verdict.stream.gather(1, at)
+        at = at.clamp(max=kept.residual.shape[1] - 1)[..., None].expand(-1, -1, kept.residual.shape[-1])
+        stream = kept.residual.gather(1, at)
         for begin in range(0, width, PREFILL_CHUNK):
             part = stream[:, begin : begin + PREFILL_CHUNK]
             positions = self._cache.lengths[:, None] + order[: part.shape[1]]
             none = torch.zeros(len(part), 0, dtype=torch.long, device=self._device)  # nobody asks for logits
-            counts = [min(max(count - begin, 0), part.shape[1]) for count in missing]
-            there = order[: part.shape[1]] < torch.tensor(counts, device=self._device)[:, None]
+            new = [min(max(count - begin, 0), part.shape[1]) for count in missing]
+            there = order[: part.shape[1]] < torch.tensor(new, device=self._device)[:, None]
             tokens = torch.where(there, 0, PAD)  # the stream takes their place
             self._layers.upper(self._cache, tokens, part, positions, None, 0, none)
-            self._cache.advance(counts)
+            self._cache.advance(new)
 
     @torch.inference_mode()
     def logits(self, known: TokenTree, stream: Float[Tensor, "batch level dim"]) -> Float[Tensor, "batch level rows"]:

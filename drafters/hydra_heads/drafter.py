@@ -64,7 +64,7 @@ class Hydra:
 
     @torch.inference_mode()
     def propose(self, state: DraftState) -> TokenTree:
-        hidden = state.verdict.last_hidden
+        hidden = state.kept.last_hidden
         if self._prefix is not None:
             hidden = hidden + self._mix(self._prefix.read_text(state).hidden[:, 0])
         root = torch.tensor([row[-1] for row in state.rows], device=hidden.device)

@@ -80,7 +80,7 @@ class Medusa:
         root = torch.tensor([row[-1] for row in state.rows], device=self._parents.device)
         if max(state.room) <= 1:
             return TokenTree.root_only(root)
-        logits = self._products(state.verdict.last_hidden)
+        logits = self._products(state.kept.last_hidden)
         if self.children != "top_k" and not self._sampling.greedy:
             return self._drawn(root, self._q(logits, state.rows), state.draws(self.max_nodes))
         best = logits.topk(self._topology.ranks)

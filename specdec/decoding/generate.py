@@ -18,6 +18,7 @@ from specdec.decoding.protocols import (
     AcceptanceRule,
     Drafter,
     DraftState,
+    Kept,
     Rows,
     Scores,
     Session,
@@ -98,14 +99,14 @@ def speculative(
 
     scores = verifier.prefill(progress.rows, sampling, capacity, exit_layer_of(drafter))
     first = _next_token(scores, streams, progress)
-    verdict = Verdict(_positions(prompts, target.device), first, scores.hidden, scores.stream)
+    kept = Kept(_positions(prompts, target.device), scores.hidden, scores.residual)
     progress.emit([[token] for token in first.tolist()])
     prefill_seconds = time.perf_counter() - begun
     drafter.start(Session(target, prompts, sampling, capacity, verifier.begin))
 
     clock.start()
     while any(progress.room):
-        tree = drafter.propose(DraftState(progress.rows, verdict, progress.room, streams))
+        tree = drafter.propose(DraftState(progress.rows, kept, progress.room, streams))
         if validate:
             require_valid(tree, drafter, progress.rows, progress.steps, target.vocab_size)
         tree = _within_room(tree, progress.room)
@@ -123,8 +124,8 @@ def speculative(
 
         live = [r for r, room in enumerate(progress.room) if room]
         blocks = progress.emit(outcome.blocks)
-        verdict = _kept(verdict, scores, [len(block) for block in blocks])
-        verifier.commit(verdict.path, [len(block) for block in blocks])
+        kept = _kept(verdict, scores, [len(block) for block in blocks])
+        verifier.commit(kept.path, [len(block) for block in blocks])
         clock.lap("commit")
         steps += outcome.records(progress.steps, live, blocks, clock.take())
     clock.finish()
@@ -267,8 +268,8 @@ def _within_room(tree: TokenTree, room: Sequence[int]) -> TokenTree:
     return tree.clip(torch.tensor([max(r - 1, 0) for r in room], device=tree.tokens.device))
 
 
-def _kept(verdict: Verdict, scores: Scores, counts: Sequence[int]) -> Verdict:
-    """The verdict cut to what was emitted, with the target's features of those nodes."""
+def _kept(verdict: Verdict, scores: Scores, counts: Sequence[int]) -> Kept:
+    """Cut a verdict to the nodes that were emitted, and add the target's features of these."""
     width = max(counts)
     order = torch.arange(width, device=verdict.path.device)
     within = order < torch.tensor(list(counts), device=verdict.path.device)[:, None]
@@ -278,8 +279,8 @@ def _kept(verdict: Verdict, scores: Scores, counts: Sequence[int]) -> Verdict:
     def of_path(features: Tensor) -> Tensor:
         return features.gather(1, index.expand(-1, -1, features.shape[-1]))
 
-    stream = None if scores.stream is None else of_path(scores.stream)
-    return Verdict(path, verdict.next_token, of_path(scores.hidden), stream)
+    residual = None if scores.residual is None else of_path(scores.residual)
+    return Kept(path, of_path(scores.hidden), residual)
 
 
 def _positions(prompts: Rows, device: torch.device) -> Tensor:

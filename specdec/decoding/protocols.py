@@ -28,19 +28,20 @@ Rows = Sequence[Sequence[int]]
 
 @dataclass(frozen=True)
 class Scores:
-    """What the target says of a tree.
+    """The target's scores for every node of a tree, or after every prompt.
 
-    logits [batch nodes vocab]: after each node, penalties included (`SamplingParams.scores`), fp32 or more.
-    hidden [batch read dim]: the target's last hidden states at every token read: the nodes, or in a prefill
-    the whole prompt (logits are then those after its last token only).
-    sampling: what makes probabilities of logits.
-    stream [batch read dim]: at the tokens read, the residual stream after the exit layer, where there is one.
+    Args:
+        logits: after each node, penalties included (`SamplingParams.scores`), fp32 or more, [batch nodes vocab].
+        hidden: the target's last hidden states of every token read, [batch read dim]: the nodes, or in a prefill the
+            whole prompt (`logits` are then those after its last token only).
+        sampling: turns logits into probabilities.
+        residual: the residual stream after the exit layer of every token read, [batch read dim]; None without one.
     """
 
     logits: Float[Tensor, "batch nodes vocab"]
     hidden: Float[Tensor, "batch read dim"]
     sampling: SamplingParams
-    stream: Float[Tensor, "batch read dim"] | None = None
+    residual: Float[Tensor, "batch read dim"] | None = None
 
     @cached_property
     def probs(self) -> Float[Tensor, "batch nodes vocab"]:
@@ -55,23 +56,34 @@ class Scores:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is kept of a tree.
+    """The decision of a rule.
 
-    path [batch kept]: accepted nodes, root first, padded with -1. next_token [batch]: the token the
-    target sampled after them (recovered or bonus). hidden [batch kept dim]: target features of the kept
-    nodes, for drafters that feed on them; None as a rule returns it, filled in by the loop. stream [batch kept dim]:
-    likewise, the residual stream after the exit layer of an `ExitingDrafter`.
+    Args:
+        path: accepted nodes, root first, padded with -1, [batch kept].
+        next_token: the token that the target sampled after them (recovered or bonus), [batch].
     """
 
     path: Int[Tensor, "batch kept"]
     next_token: Int[Tensor, " batch"]
-    hidden: Float[Tensor, "batch kept dim"] | None = None
-    stream: Float[Tensor, "batch kept dim"] | None = None
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The nodes of a tree that became text, with the target's features, for drafters that feed on them.
+
+    Args:
+        path: the nodes, root first, padded with -1, [batch kept]; after the prompts, their positions.
+        hidden: the target's last hidden states of these nodes, [batch kept dim].
+        residual: the residual stream after the exit layer of an `ExitingDrafter`, [batch kept dim]; None for others.
+    """
+
+    path: Int[Tensor, "batch kept"]
+    hidden: Float[Tensor, "batch kept dim"]
+    residual: Float[Tensor, "batch kept dim"] | None = None
 
     @property
     def last_hidden(self) -> Float[Tensor, "batch dim"]:
-        """`hidden` of each row's last kept node, which the next root follows; anything where a row has finished."""
-        assert self.hidden is not None
+        """`hidden` of each row's last kept node, which the next root follows. Undefined for finished rows."""
         last = ((self.path >= 0).sum(1) - 1).clamp(min=0)
         return self.hidden[torch.arange(len(last), device=last.device), last]
 
@@ -96,15 +108,17 @@ class Session:
 
 @dataclass(frozen=True)
 class DraftState:
-    """What a drafter may look at before each step.
+    """Everything that a drafter may look at before a step.
 
-    rows: committed token ids of each row (prompt and text), the root last. verdict: of the step before;
-    after the prefill its path holds the prompt's positions. room: how many tokens each row may still
-    emit (0: finished; its tree is cut to the root). streams: random draws, for children that are sampled.
+    Args:
+        rows: committed token ids of each row (prompt and text), the root last.
+        kept: the nodes that the step before kept.
+        room: how many tokens each row may still emit (0: finished; its tree is cut to the root).
+        streams: random draws, for children that are sampled.
     """
 
     rows: Rows
-    verdict: Verdict
+    kept: Kept
     room: Sequence[int]
     streams: RandomStreams
 
@@ -188,7 +202,7 @@ class Verifier(Protocol):
 
     def prefill(self, rows: Rows, sampling: SamplingParams, capacity: int, exit_layer: int | None = None) -> Scores:
         """Begin a batch. Returns logits [batch 1 vocab] after each prompt and hidden [batch longest dim]; with an exit
-        layer, the stream after it likewise."""
+        layer, the residual stream after it likewise."""
         ...
 
     def begin(self, tree: TokenTree, rows: Rows, new: int) -> Float[Tensor, "batch new dim"]:

@@ -20,9 +20,9 @@ from specdec.decoding.protocols import (
     AcceptanceRule,
     Drafter,
     DraftState,
+    Kept,
     Scores,
     Session,
-    Verdict,
     Verifier,
     exit_layer_of,
 )
@@ -82,11 +82,11 @@ class RuleComparison:
         scores = self.verifier.prefill([prompt], sampling, capacity, exit_layer_of(drafter))
         drafter.start(Session(target, [prompt], sampling, capacity, self.verifier.begin))
         path = torch.arange(len(prompt), device=target.device)[None]
-        for i, token in enumerate(text):
+        for i in range(len(text)):
             row = [*prompt, *text[: i + 1]]
-            hidden, stream = (None if f is None else f[:, : path.shape[1]] for f in (scores.hidden, scores.stream))
-            verdict = Verdict(path, torch.tensor([token], device=target.device), hidden, stream)
-            tree = drafter.propose(DraftState([row], verdict, [drafter.max_nodes + 1], streams))
+            residual = None if scores.residual is None else scores.residual[:, : path.shape[1]]
+            kept = Kept(path, scores.hidden[:, : path.shape[1]], residual)
+            tree = drafter.propose(DraftState([row], kept, [drafter.max_nodes + 1], streams))
             scores = self.verifier.verify(tree, [row])
             yield tree, scores
             path = torch.zeros(1, 1, dtype=torch.long, device=target.device)  # only the root is kept

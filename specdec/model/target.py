@@ -35,13 +35,18 @@ PREFILL_CHUNK = 256  # tokens of a prompt per forward: bounds activation memory,
 
 @dataclass(frozen=True)
 class TargetOutput:
-    """logits [batch kept vocab]; hidden [batch new dim]: the decoder's last hidden states, after its final
-    norm (what the output layer, Medusa heads and the like read). stream [batch new dim]: the residual stream after the
-    exit layer, where one was asked for."""
+    """The result of a forward.
+
+    Args:
+        logits: [batch kept vocab].
+        hidden: the last hidden states, after the final norm, [batch new dim]: the input of the output layer and of
+            Medusa heads.
+        residual: the residual stream after the exit layer, [batch new dim]; None without one.
+    """
 
     logits: Float[Tensor, "batch kept vocab"]
     hidden: Float[Tensor, "batch new dim"]
-    stream: Float[Tensor, "batch new dim"] | None = None
+    residual: Float[Tensor, "batch new dim"] | None = None
 
 
 class TargetModel:

@@ -18,9 +18,9 @@ from torch import Tensor
 from specdec.decoding.protocols import (
     Drafter,
     DraftState,
+    Kept,
     RememberingDrafter,
     Session,
-    Verdict,
     exit_layer_of,
     size_of,
 )
@@ -182,9 +182,9 @@ class Recorder:
         trees: list[TokenTree] = []
         for i, root in enumerate(roots):
             state = hidden[None, i : i + 1].expand(-1, path.shape[1], -1)
-            verdict = Verdict(path, torch.tensor([row[root]], device=target.device), state)
+            kept = Kept(path, state)
             room = self._stop.max_new_tokens - (i + 1)
-            tree = drafter.propose(DraftState([row[: root + 1]], verdict, [room], streams))
+            tree = drafter.propose(DraftState([row[: root + 1]], kept, [room], streams))
             if tree.probs is not None:
                 fix = "record with drafter.children=top_k or generation.temperature=0"
                 raise InputError("record", expected="children chosen by rank", got="children that are drawn", fix=fix)

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
 from drafters.ngram import Ngram
-from specdec.decoding.protocols import DraftState, Session, Verdict
+from specdec.decoding.protocols import DraftState, Session
 from specdec.decoding.sampling import SamplingParams, Streams
 from specdec.errors import InputError
 from specdec.model.target import TargetModel
 from specdec.trees.tree import TokenTree
+from tests.support.states import kept
 
 
 def propose(drafter: Ngram, target: TargetModel, rows: list[list[int]], room: int = 100) -> TokenTree:
     drafter.start(Session(target, rows, SamplingParams(), 100))
     streams = Streams([[0]] * len(rows), SamplingParams(), target.device)
-    unread = Verdict(torch.zeros(len(rows), 1, dtype=torch.long), torch.zeros(len(rows), dtype=torch.long))
-    return drafter.propose(DraftState(rows, unread, [room] * len(rows), streams))
+    return drafter.propose(DraftState(rows, kept([[0]] * len(rows)), [room] * len(rows), streams))
 
 
 def drawn(tree: TokenTree, row: int = 0) -> tuple[list[int], list[int]]:

@@ -6,19 +6,19 @@ import pytest
 import torch
 
 from drafters.ngram_lm import NgramLM
-from specdec.decoding.protocols import DraftState, Session, Verdict
+from specdec.decoding.protocols import DraftState, Session
 from specdec.decoding.sampling import SamplingParams, Streams
 from specdec.errors import InputError
 from specdec.model.target import TargetModel
 from specdec.trees.tree import TokenTree
+from tests.support.states import kept
 
 TEXT = [1, 2, 3, 1, 2, 4, 1, 2]
-UNREAD = Verdict(torch.zeros(1, 1, dtype=torch.long), torch.zeros(1, dtype=torch.long))
 
 
 def propose(drafter: NgramLM, target: TargetModel, sampling: SamplingParams, seed: int = 0) -> TokenTree:
     drafter.start(Session(target, [TEXT], sampling, 100))
-    return drafter.propose(DraftState([TEXT], UNREAD, [100], Streams([[seed]], sampling, target.device)))
+    return drafter.propose(DraftState([TEXT], kept([[0]]), [100], Streams([[seed]], sampling, target.device)))
 
 
 def test_q_interpolates_longer_and_shorter_contexts(tiny: TargetModel) -> None:

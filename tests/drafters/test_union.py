@@ -16,7 +16,7 @@ from drafters.ngram import Ngram
 from drafters.none import NoDrafter
 from drafters.union import Union
 from specdec.decoding.generate import autoregressive, speculative
-from specdec.decoding.protocols import Drafter, DraftState, ExitingDrafter, Session, Verdict
+from specdec.decoding.protocols import Drafter, DraftState, ExitingDrafter, Session
 from specdec.decoding.sampling import SamplingParams, Streams
 from specdec.decoding.stopping import StopRule
 from specdec.errors import InputError
@@ -25,6 +25,7 @@ from specdec.model.load import load_tiny
 from specdec.model.target import TargetModel
 from specdec.trees.tree import PAD, TokenTree
 from tests.conftest import tiny_draft
+from tests.support.states import kept
 from verifiers.acceptance.exact import Exact
 from verifiers.tree_attention import TreeAttention
 
@@ -48,7 +49,7 @@ class Fixed:
         self.told = []
 
     def propose(self, state: DraftState) -> TokenTree:
-        self.told.append(state.verdict.path.tolist())
+        self.told.append(state.kept.path.tolist())
         tokens, parents = [state.rows[0][-1]], [-1]
         for path in self.paths:
             for depth, token in enumerate(path):
@@ -59,9 +60,8 @@ class Fixed:
 
 def step(union: Union, tiny: TargetModel, path: list[list[int]], sampling: SamplingParams = GREEDY) -> TokenTree:
     rows = [[1, 2, 3]] * len(path)
-    verdict = Verdict(torch.tensor(path), torch.zeros(len(path), dtype=torch.long))
     streams = Streams([[0, r] for r in range(len(path))], sampling, torch.device("cpu"))
-    return union.propose(DraftState(rows, verdict, [9] * len(path), streams))
+    return union.propose(DraftState(rows, kept(path), [9] * len(path), streams))
 
 
 def begun(tiny: TargetModel, nodes: int | None = None, **drafters: Drafter) -> Union:
@@ -127,7 +127,7 @@ def drafted(tiny: TargetModel, union: Union) -> dict[int, list[int]]:
     union.start(Session(tiny, [TEXT[:1]], GREEDY, 4000))
     at, path, found, streams = 2, [0], {}, Streams([[0]], GREEDY, torch.device("cpu"))
     while at < len(TEXT) - 10:
-        state = DraftState([TEXT[:at]], Verdict(torch.tensor([path]), torch.tensor([TEXT[at - 1]])), [99], streams)
+        state = DraftState([TEXT[:at]], kept([path]), [99], streams)
         tree = union.propose(state)
         tree.validate(1000)
         depth = tree.depth[0].tolist()

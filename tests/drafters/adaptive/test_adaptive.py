@@ -24,7 +24,7 @@ from drafters.ngram import Ngram
 from drafters.union import Union
 from experiments import bench
 from specdec.decoding.generate import Generation, autoregressive, speculative
-from specdec.decoding.protocols import Drafter, DraftState, Session, Verdict, exit_layer_of
+from specdec.decoding.protocols import Drafter, DraftState, Session, exit_layer_of
 from specdec.decoding.sampling import SamplingParams, Streams
 from specdec.decoding.stopping import StopRule
 from specdec.errors import InputError
@@ -37,6 +37,7 @@ from specdec.replay.replay import Costs
 from specdec.trees.tree import TokenTree
 from tests.conftest import tiny_draft
 from tests.drafters.medusa.made import random_heads
+from tests.support.states import kept
 from verifiers.acceptance.exact import Exact
 from verifiers.tree_attention import TreeAttention
 
@@ -178,8 +179,7 @@ def nodes_by_step(drafter: Drafter, tiny: TargetModel) -> list[int]:
     drafter.start(Session(tiny, [TEXT[:1]], GREEDY, 4000))
     at, path, nodes, streams = 2, [0], [], Streams([[0]], GREEDY, torch.device("cpu"))
     while at < len(TEXT):
-        verdict = Verdict(torch.tensor([path]), torch.tensor([TEXT[at - 1]]))
-        tree = drafter.propose(DraftState([TEXT[:at]], verdict, [len(TEXT) - at], streams))
+        tree = drafter.propose(DraftState([TEXT[:at]], kept([path]), [len(TEXT) - at], streams))
         drafted = tree.tokens[0, 1:].tolist()
         right = list(itertools.takewhile(lambda pair: pair[0] == pair[1], zip(drafted, TEXT[at:], strict=False)))
         path, at = list(range(len(right) + 1)), at + len(right) + 1
@@ -271,11 +271,8 @@ def test_a_verify_that_skips_padding_is_shared_by_what_pays_most(tiny: TargetMod
         adaptive = Adaptive(TwoRows([], [1.0], 6, tells=True), Linear(1, 0.2), draft_ms=0, nodes=5)
         adaptive.start(Session(tiny, [[1], [2]], GREEDY, 60))
         adaptive._choice._skips_padding = skips
-        verdict, streams = (
-            Verdict(torch.zeros(2, 1).long(), torch.tensor([1, 2])),
-            Streams([[0], [1]], GREEDY, torch.device("cpu")),
-        )
-        tree = adaptive.propose(DraftState([[1], [2]], verdict, [50, 50], streams))
+        streams = Streams([[0], [1]], GREEDY, torch.device("cpu"))
+        tree = adaptive.propose(DraftState([[1], [2]], kept([[0], [0]]), [50, 50], streams))
         tree.validate(100)
         return (tree.valid.sum(1) - 1).tolist()
 

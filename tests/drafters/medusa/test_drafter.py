@@ -13,7 +13,7 @@ from drafters.medusa.formats import write_official
 from drafters.medusa.heads import MedusaHeads
 from drafters.shared import shipped
 from specdec.decoding.generate import autoregressive, speculative
-from specdec.decoding.protocols import AcceptanceRule, DraftState, Session, Verdict
+from specdec.decoding.protocols import AcceptanceRule, DraftState, Kept, Session
 from specdec.decoding.sampling import SamplingParams, Streams
 from specdec.decoding.stopping import StopRule
 from specdec.errors import InputError
@@ -159,8 +159,14 @@ def proposal(drafter: Medusa, target: TargetModel, sampling: SamplingParams, see
     rows = [[1, 2, 3], [4, 5, 6]]
     out = target.prefill(target.new_cache(2, 8), [row[:-1] for row in rows])
     drafter.start(Session(target, rows, sampling, 32))
-    verdict = Verdict(torch.tensor([[0, 1], [0, 1]]), torch.tensor([3, 6]), out.hidden)
-    return drafter.propose(DraftState(rows, verdict, [9, 9], Streams([[seed], [seed + 1]], sampling, target.device)))
+    return drafter.propose(
+        DraftState(
+            rows,
+            Kept(torch.tensor([[0, 1], [0, 1]]), out.hidden),
+            [9, 9],
+            Streams([[seed], [seed + 1]], sampling, target.device),
+        )
+    )
 
 
 @pytest.mark.parametrize("penalty", [1.0, 1.5])

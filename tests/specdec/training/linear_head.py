@@ -60,9 +60,8 @@ class LinearDrafter:
         self._output = session.target.model.get_output_embeddings()
 
     def propose(self, state: DraftState) -> TokenTree:
-        assert state.verdict.hidden is not None
-        last = (state.verdict.path >= 0).sum(-1) - 1  # the root's hidden state is not known yet: its parent's is
-        hidden = state.verdict.hidden[torch.arange(len(last)), last]
+        last = (state.kept.path >= 0).sum(-1) - 1  # the root's hidden state is not known yet: its parent's is
+        hidden = state.kept.hidden[torch.arange(len(last)), last]
         drafted = self._output(self.head(hidden)).argmax(-1)
         root = torch.tensor([row[-1] for row in state.rows])
         return TokenTree(torch.stack([root, drafted], 1), torch.tensor([[-1, 0]]).expand(len(root), -1))

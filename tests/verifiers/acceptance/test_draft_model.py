@@ -7,13 +7,14 @@ import torch
 
 from drafters.draft_model.drafter import DraftModel
 from specdec.decoding.generate import speculative
-from specdec.decoding.protocols import AcceptanceRule, DraftState, Session, Verdict
+from specdec.decoding.protocols import AcceptanceRule, DraftState, Session
 from specdec.decoding.sampling import SamplingParams, Streams
 from specdec.decoding.stopping import StopRule
 from specdec.errors import InputError
 from specdec.model.target import TargetModel
 from specdec.trees.tree import PAD, TokenTree
 from tests.conftest import tiny_draft
+from tests.support.states import kept
 from verifiers.acceptance.exact import Exact
 from verifiers.acceptance.traversal import Traversal
 from verifiers.acceptance.without_replacement import WithoutReplacement
@@ -23,9 +24,8 @@ from verifiers.tree_attention import TreeAttention
 def first_tree(tiny: TargetModel, drafter: DraftModel, sampling: SamplingParams) -> TokenTree:
     rows = [[5, 6, 7], [8, 9]]
     drafter.start(Session(tiny, rows, sampling, capacity=20))
-    nothing = Verdict(torch.full((2, 1), PAD), torch.zeros(2, dtype=torch.long))
     streams = Streams([[0, 0], [0, 1]], sampling, torch.device("cpu"))
-    return drafter.propose(DraftState(rows, nothing, [9, 9], streams))
+    return drafter.propose(DraftState(rows, kept([[PAD], [PAD]]), [9, 9], streams))
 
 
 @pytest.mark.parametrize("penalty", [1.0, 1.2])

@@ -18,13 +18,14 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from drafters.draft_model.drafter import DraftModel
 from specdec.decoding.generate import Outcome, autoregressive, speculative
-from specdec.decoding.protocols import AcceptanceRule, DraftState, Session, Verdict
+from specdec.decoding.protocols import AcceptanceRule, DraftState, Session
 from specdec.decoding.sampling import Draws, SamplingParams, Streams
 from specdec.decoding.stopping import StopRule
 from specdec.errors import InputError
 from specdec.exactness.enumeration import every_outcome
 from specdec.model.target import TargetModel
 from specdec.trees.tree import PAD
+from tests.support.states import kept
 from verifiers.acceptance.exact import Exact
 from verifiers.acceptance.traversal import Traversal
 from verifiers.acceptance.without_replacement import WithoutReplacement
@@ -92,8 +93,7 @@ def drafted_joint(
         rows = [prompt] * len(start)
         verifier.prefill([row[:-1] for row in rows], SAMPLED, len(prompt) + 8)
         drafter.start(Session(target, [row[:-1] for row in rows], SAMPLED, len(prompt) + 8))
-        nothing = Verdict(torch.full((len(rows), 1), PAD), torch.zeros(len(rows), dtype=torch.long))
-        tree = drafter.propose(DraftState(rows, nothing, [tokens] * len(rows), Scripted(draws)))
+        tree = drafter.propose(DraftState(rows, kept([[PAD]] * len(rows)), [tokens] * len(rows), Scripted(draws)))
         tree.validate(target.vocab_size)
         verdict = rule.accept(tree, verifier.verify(tree, rows).probs, Behind(draws, slots))
         blocks = Outcome.read(tree, verdict).blocks
