@@ -22,8 +22,8 @@ from experiments.common.settings import Settings, settings
 from experiments.common.tables import print_path, print_summary, progress_bar
 from experiments.common.task import Task
 from experiments.pictures.page import REPORT, write_page
-from experiments.sweeps.sweep import label
 from experiments.sweeps.launch import launch
+from experiments.sweeps.sweep import label
 from specdec.measure.benchmark import OURS, Benchmark, Trial, describe
 from specdec.replay.record import Recorder
 from specdec.replay.trace import TRACE_FILE
