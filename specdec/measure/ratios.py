@@ -50,7 +50,7 @@ def read_expectations(path: str) -> dict[str, dict[str, float]]:
     Raises:
         InputError: no such file, malformed JSON, no ratios, or one without a bound.
     """
-    what = "a file of ratios written by `make bench ARGS=write=...`"
+    what = "a file of ratios written by `make ratios ARGS=write=...`"
     try:
         ratios: Any = read_json(Path(path))["ratios"]
         for name, entry in ratios.items():
