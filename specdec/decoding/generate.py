@@ -1,7 +1,7 @@
-"""The loop: draft, verify, accept, commit; and plain autoregressive decoding beside it.
+"""The decoding loop (draft, verify, accept, commit), and plain autoregressive decoding.
 
-Both use the same target, kernel, cache, sampling and stopping, so that a speedup compares like with
-like. Token ids only: no tokenizer, no files.
+Both use the same target, kernel, cache, sampling and stopping, so that a speedup compares like with like. This module
+handles token ids only: no tokenizer, no files.
 """
 
 from __future__ import annotations
@@ -71,15 +71,19 @@ def speculative(
 ) -> Generation:
     """Generate a batch with a drafter.
 
-    Each row's text has the distribution it has alone. In fp32 it is the very text if the drafter's trees depend on the
-    row alone. They do not if sampled text is drafted by early exit, which numbers nodes by the longest row, or with
-    adaptive trees, which learn from all rows. Lower precision rounds differently in another batch.
+    Each row's text has the same distribution as if it were generated alone. In fp32 it is the same text, if the
+    drafter's trees depend on that row alone. Two kinds of trees depend on the other rows: sampled early exit numbers
+    nodes by the longest row, and adaptive trees learn from all rows. Lower precision rounds differently in another
+    batch.
 
     Args:
         prompts: token ids, of any lengths.
-        drafter, verifier, rule: the parts of a step.
-        sampling, stop: how tokens are chosen, and when a text ends.
-        seeds: a sequence of integers per row; or the streams that the draws come from.
+        drafter: proposes trees.
+        verifier: scores them with the target.
+        rule: decides which nodes are kept.
+        sampling: how tokens are chosen.
+        stop: when a text ends.
+        seeds: a sequence of integers per row, or the streams that the draws come from.
         steps: a list to which records are appended as they are made, so that they survive an interrupt.
         validate: check every proposed tree (`specdec.decoding.validation`), which waits for the device.
         on_blocks: called with each row's new tokens, once after the prompts and once after every step.
@@ -137,7 +141,10 @@ def speculative(
 def autoregressive(
     prompts: Rows, target: TargetModel, sampling: SamplingParams, stop: StopRule, seeds: Sequence[Sequence[int]]
 ) -> Generation:
-    """Generate a batch token by token: the baseline of every speedup. Arguments as in `speculative`."""
+    """Generate a batch token by token: the baseline of every speedup.
+
+    Arguments as in `speculative`.
+    """
     begun = time.perf_counter()
     target.require_one_rope(prompts, stop.max_new_tokens)
     progress = Progress(prompts, stop)
@@ -160,8 +167,11 @@ def autoregressive(
 
 
 def greedy_verdict(tree: TokenTree, scores: Scores) -> Verdict:
-    """Keep the longest path of argmax tokens, as every lossless rule does at temperature 0, where p is one-hot.
-    Allocates nothing of vocabulary size. `specdec.exactness` compares rules with it."""
+    """Keep the longest path of argmax tokens.
+
+    At temperature 0 p is one-hot, and every lossless rule keeps this path; `specdec.exactness` compares rules with it.
+    Allocates nothing of vocabulary size.
+    """
     best = scores.argmax
     require_finite((best >= 0) | ~tree.valid)
     node = tree.deepest(tree.tokens == best.gather(1, tree.parents.clamp(min=0)))
@@ -169,8 +179,14 @@ def greedy_verdict(tree: TokenTree, scores: Scores) -> Verdict:
 
 
 class Progress:
-    """Where each row of a batch stands. rows: committed tokens, the root last; texts: the new tokens;
-    room: how many tokens each row may still emit, 0 when its text has ended."""
+    """The state of each row of a batch.
+
+    Attributes:
+        rows: committed tokens, the root last.
+        texts: new tokens.
+        room: how many tokens each row may still emit; 0 once its text has ended.
+        steps: number of the current step, counted from 0; -1 before the first.
+    """
 
     def __init__(self, prompts: Rows, stop: StopRule, on_blocks: Callable[[Blocks], None] | None = None) -> None:
         self._stop, self._on_blocks = stop, on_blocks
@@ -184,7 +200,7 @@ class Progress:
         return [len(row) for row in self.rows]
 
     def emit(self, blocks: Sequence[Sequence[int]]) -> list[list[int]]:
-        """Append a block of tokens to each live row, cut where its text ends; returns what was appended."""
+        """Append a block of tokens to each live row, cut where its text ends. Return the appended tokens."""
         self.steps += 1
         emitted = []
         for r, (row, text) in enumerate(zip(self.rows, self.texts, strict=True)):
@@ -200,8 +216,15 @@ class Progress:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A step's decision, on the host. Per row: path (nodes, root first), block (accepted tokens and the next
-    one), offered depth, number of drafted nodes, and the tree's parents."""
+    """The decision of a step, on the host.
+
+    Args:
+        paths: kept nodes of each row, root first.
+        blocks: tokens of each row: the accepted ones and the next one.
+        offered: depth of each row's tree.
+        nodes: number of drafted nodes of each row.
+        parents: parents of each row's tree.
+    """
 
     paths: list[list[int]]
     blocks: list[list[int]]
@@ -211,7 +234,7 @@ class Outcome:
 
     @classmethod
     def read(cls, tree: TokenTree, verdict: Verdict) -> Outcome:
-        """Everything the host must know, in one transfer."""
+        """Read all that the host must know, in one transfer."""
         width = verdict.path.shape[1]
         tokens = tree.tokens.gather(1, verdict.path.clamp(min=0))
         counts = torch.stack([verdict.next_token, tree.offered, tree.valid.sum(-1) - 1], 1)
@@ -224,11 +247,19 @@ class Outcome:
     def records(
         self, step: int, live: Sequence[int], emitted: Sequence[list[int]], ms: dict[str, float]
     ) -> list[StepRecord]:
+        """Return one record per live row, of what was emitted after the cut at the end of its text.
+
+        Args:
+            step: number of the step.
+            live: rows that were not finished before the step.
+            emitted: appended tokens of every row.
+            ms: milliseconds of each phase.
+        """
         records = []
         for r in live:
             accepted = min(len(self.paths[r]) - 1, len(emitted[r]))
             whole = len(emitted[r]) == len(self.blocks[r])
-            offered = self.offered[r] if whole else accepted  # nobody judged what lies past the end of a text
+            offered = self.offered[r] if whole else accepted  # nodes past the end of a text were not judged
             kept, parents = self.paths[r][: accepted + 1], self.parents[r]
             records.append(
                 StepRecord(
@@ -242,7 +273,14 @@ SHORTEN = "shorten the prompt or lower generation.max_new_tokens"
 
 
 def longest_text(prompts: Rows, stop: StopRule, window: int | None, what: str = "prompt", fix: str = SHORTEN) -> int:
-    """Tokens of the longest prompt with its text. what, fix: for the error.
+    """Return the length in tokens of the longest prompt with its text.
+
+    Args:
+        prompts: token ids.
+        stop: when a text ends.
+        window: context window in tokens, or None if unlimited.
+        what: name used in error messages.
+        fix: advice used in error messages.
 
     Raises:
         InputError: an empty prompt, or one that leaves no room for its text in the context window.
@@ -262,7 +300,7 @@ def longest_text(prompts: Rows, stop: StopRule, window: int | None, what: str = 
 
 
 def _within_room(tree: TokenTree, room: Sequence[int]) -> TokenTree:
-    """Cut nodes that could not be kept because the text ends before; a finished row keeps only its root."""
+    """Cut nodes that cannot be kept because the text ends before them. A finished row keeps only its root."""
     if tree.nodes < min(room):
         return tree
     return tree.clip(torch.tensor([max(r - 1, 0) for r in room], device=tree.tokens.device))
@@ -284,12 +322,13 @@ def _kept(verdict: Verdict, scores: Scores, counts: Sequence[int]) -> Kept:
 
 
 def _positions(prompts: Rows, device: torch.device) -> Tensor:
+    """Return the positions of each prompt's tokens, padded with -1, [batch longest]."""
     longest = max(map(len, prompts))
     return torch.tensor([[*range(len(p)), *[PAD] * (longest - len(p))] for p in prompts], device=device)
 
 
 def _next_token(scores: Scores, streams: RandomStreams, progress: Progress) -> Tensor:
-    """The token after each text, where no tree was drafted."""
+    """Choose the token after each text when no tree was drafted."""
     if scores.sampling.greedy:
         require_finite(scores.argmax >= 0)
         return scores.argmax[:, 0]

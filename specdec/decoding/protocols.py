@@ -1,8 +1,13 @@
-"""What a drafter, a verifier and an acceptance rule are, and the few types that pass between them.
+"""The interfaces of drafters, verifiers and acceptance rules, and the few types that pass between them.
 
-One step of the loop:  tree = drafter.propose(state); scores = verifier.verify(tree, state.rows);
-verdict = rule.accept(tree, scores.probs, draws); verifier.commit(verdict.path, counts).
-At temperature 0 a lossless rule has one choice and is not asked (`generate.greedy_verdict`).
+One step of the loop:
+
+    tree = drafter.propose(state)
+    scores = verifier.verify(tree, state.rows)
+    verdict = rule.accept(tree, scores.probs, draws)
+    verifier.commit(verdict.path, counts)
+
+At temperature 0 every lossless rule keeps the same path, so the loop computes it itself (`generate.greedy_verdict`).
 """
 
 from __future__ import annotations
@@ -31,11 +36,12 @@ class Scores:
     """The target's scores for every node of a tree, or after every prompt.
 
     Args:
-        logits: after each node, penalties included (`SamplingParams.scores`), fp32 or more, [batch nodes vocab].
-        hidden: the target's last hidden states of every token read, [batch read dim]: the nodes, or in a prefill the
-            whole prompt (`logits` are then those after its last token only).
+        logits: logits after each node, penalties included (`SamplingParams.scores`), fp32 or more, [batch nodes vocab].
+        hidden: the target's last hidden states of every token that was read, [batch read dim]: those of the nodes.
+            After a prefill those of the whole prompt, while `logits` are those after its last token.
         sampling: turns logits into probabilities.
-        residual: the residual stream after the exit layer of every token read, [batch read dim]; None without one.
+        residual: the residual stream after the exit layer for every token that was read, [batch read dim]; None without
+            an exit layer.
     """
 
     logits: Float[Tensor, "batch nodes vocab"]
@@ -45,12 +51,12 @@ class Scores:
 
     @cached_property
     def probs(self) -> Float[Tensor, "batch nodes vocab"]:
-        """p at each node, the distribution of the token after it; made when it is first asked for."""
+        """p at each node: the distribution of the token after it. Computed on first use."""
         return self.sampling.distribution(self.logits.flatten(0, 1)).view_as(self.logits)
 
     @cached_property
     def argmax(self) -> Int[Tensor, "batch nodes"]:
-        """The most likely token after each node; -1 where a logit is NaN or infinite."""
+        """The most likely token after each node; -1 if one of its logits is NaN or infinite."""
         return argmaxes(self.logits.flatten(0, 1)).view(self.logits.shape[:2])
 
 
@@ -60,7 +66,7 @@ class Verdict:
 
     Args:
         path: accepted nodes, root first, padded with -1, [batch kept].
-        next_token: the token that the target sampled after them (recovered or bonus), [batch].
+        next_token: the token that the target sampled after the accepted ones (recovered or bonus), [batch].
     """
 
     path: Int[Tensor, "batch kept"]
@@ -69,10 +75,10 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Kept:
-    """The nodes of a tree that became text, with the target's features, for drafters that feed on them.
+    """The nodes of a tree that became text, with the target's features of them, for drafters that use these.
 
     Args:
-        path: the nodes, root first, padded with -1, [batch kept]; after the prompts, their positions.
+        path: the nodes, root first, padded with -1, [batch kept]. After the prompts: the positions of their tokens.
         hidden: the target's last hidden states of these nodes, [batch kept dim].
         residual: the residual stream after the exit layer of an `ExitingDrafter`, [batch kept dim]; None for others.
     """
@@ -83,7 +89,7 @@ class Kept:
 
     @property
     def last_hidden(self) -> Float[Tensor, "batch dim"]:
-        """`hidden` of each row's last kept node, which the next root follows. Undefined for finished rows."""
+        """`hidden` of the last kept node of each row, which the next root follows. Undefined for finished rows."""
         last = ((self.path >= 0).sum(1) - 1).clamp(min=0)
         return self.hidden[torch.arange(len(last), device=last.device), last]
 
@@ -93,10 +99,14 @@ Begin = Callable[[TokenTree, Rows, int], Tensor]
 
 @dataclass(frozen=True)
 class Session:
-    """One batch being generated, as a drafter meets it at the start.
+    """A batch that is about to be generated. A drafter gets it in `start`.
 
-    rows: the prompts' token ids; capacity: longest text in tokens, one tree included; begin: the verifier's, for an
-    `ExitingDrafter`.
+    Args:
+        target: the target model.
+        rows: token ids of the prompts.
+        sampling: how tokens are chosen.
+        capacity: longest text in tokens, one tree included.
+        begin: the verifier's `begin`, for an `ExitingDrafter`.
     """
 
     target: TargetModel
@@ -112,8 +122,8 @@ class DraftState:
 
     Args:
         rows: committed token ids of each row (prompt and text), the root last.
-        kept: the nodes that the step before kept.
-        room: how many tokens each row may still emit (0: finished; its tree is cut to the root).
+        kept: the nodes that were kept in the step before.
+        room: how many tokens each row may still emit. 0 for a finished row, whose tree is cut to the root.
         streams: random draws, for children that are sampled.
     """
 
@@ -123,30 +133,33 @@ class DraftState:
     streams: RandomStreams
 
     def draws(self, slots: int) -> Draws:
-        """This step's draws for the drafter; slot i decides the token of node i."""
+        """Return the drafter's draws of this step; slot i decides the token of node i."""
         return self.streams.draws([len(row) for row in self.rows], Streams.DRAFT, slots)
 
 
 @runtime_checkable
 class Drafter(Protocol):
-    """Whatever proposes. `start` begins a batch; nothing is kept of the texts before."""
+    """Proposes trees. `start` begins a batch; nothing of earlier texts is kept."""
 
     @property
     def max_nodes(self) -> int:
-        """Most nodes of a tree, root included."""
+        """The most nodes a tree may have, root included."""
         ...
 
     def start(self, session: Session) -> None: ...
 
     def propose(self, state: DraftState) -> TokenTree:
-        """A tree for every row, whose root is `state.rows[b][-1]`. It must be a function of the draws for it and of
-        what was known before, the committed tokens at most: exactness rests on that."""
+        """Return one tree per row, with `state.rows[b][-1]` as its root.
+
+        The tree must be a function of its draws and of what was known before (the committed tokens at most). Exactness
+        depends on that.
+        """
         ...
 
 
 @runtime_checkable
 class RememberingDrafter(Drafter, Protocol):
-    """One whose tree may depend on what became of trees before it, not on the text alone: it cannot be replayed."""
+    """A drafter whose tree may depend on the fate of earlier trees, not on the text alone. It cannot be replayed."""
 
     @property
     def remembers(self) -> bool: ...
@@ -154,24 +167,27 @@ class RememberingDrafter(Drafter, Protocol):
 
 @runtime_checkable
 class ExitingDrafter(Drafter, Protocol):
-    """One that drafts with the target's own first layers: each node it wants to look beyond goes through
+    """A drafter that uses the target's own first layers. It runs every node that it drafts behind through
     `session.begin`, and the verifier goes on from there."""
 
     @property
     def exit_layer(self) -> int | None:
-        """How many layers; None: it needs none after all."""
+        """Number of target layers used for drafting, or None if this instance uses none."""
         ...
 
 
 def exit_layer_of(drafter: Drafter) -> int | None:
-    """How many of the target's layers it drafts with, if any."""
+    """Return the number of target layers that a drafter uses, or None."""
     return drafter.exit_layer if isinstance(drafter, ExitingDrafter) else None
 
 
 @dataclass(frozen=True)
 class Size:
-    """What a drafter has that the target has not. parameters: how many; training_tokens: answer tokens they were
-    trained on, each epoch counted; None where there was no training, or nobody wrote it down."""
+    """Size of a drafter's own weights.
+
+    parameters: number of parameters; training_tokens: answer tokens they were trained on, summed over epochs, or None
+    if untrained or not recorded.
+    """
 
     parameters: int = 0
     training_tokens: int | None = None
@@ -183,14 +199,14 @@ class Size:
 
 @runtime_checkable
 class SizedDrafter(Drafter, Protocol):
-    """One with weights of its own, known once it has started."""
+    """A drafter with weights of its own. Its size is known once it has started."""
 
     @property
     def size(self) -> Size: ...
 
 
 def size_of(drafter: Drafter) -> Size:
-    """Of a drafter that has started."""
+    """Return the size of a drafter that has started."""
     return drafter.size if isinstance(drafter, SizedDrafter) else Size()
 
 
@@ -201,14 +217,28 @@ class Verifier(Protocol):
     target: TargetModel
 
     def prefill(self, rows: Rows, sampling: SamplingParams, capacity: int, exit_layer: int | None = None) -> Scores:
-        """Begin a batch. Returns logits [batch 1 vocab] after each prompt and hidden [batch longest dim]; with an exit
-        layer, the residual stream after it likewise."""
+        """Begin a batch: read the prompts and commit them.
+
+        Args:
+            rows: token ids of the prompts.
+            sampling: how tokens are chosen.
+            capacity: longest text in tokens, one tree included.
+            exit_layer: number of target layers that the drafter uses, or None.
+
+        Returns:
+            Scores with logits [batch 1 vocab] after each prompt and hidden [batch longest dim]. With an exit layer also
+            the residual stream after it, [batch longest dim].
+        """
         ...
 
     def begin(self, tree: TokenTree, rows: Rows, new: int) -> Float[Tensor, "batch new dim"]:
-        """Read the last `new` nodes of a tree that is being grown with the target's first layers, down to the exit
-        layer of the batch: the residual stream there. The tree that is verified next must begin with the nodes that
-        were read, in their order; `rows` as in `verify`."""
+        """Run the last `new` nodes of a growing tree through the target's first layers, up to the batch's exit layer.
+
+        The tree that is verified next must begin with the nodes that were run, in their order. `rows` as in `verify`.
+
+        Returns:
+            The residual stream at the exit layer, [batch new dim].
+        """
         ...
 
     def verify(self, tree: TokenTree, rows: Rows) -> Scores:
@@ -216,7 +246,7 @@ class Verifier(Protocol):
         ...
 
     def commit(self, path: Int[Tensor, "batch kept"], counts: Sequence[int]) -> None:
-        """Keep the KV of the first `counts[b]` nodes on each path, forget the rest of the tree."""
+        """Keep the KV of the first `counts[b]` nodes on each path, and forget the rest of the tree."""
         ...
 
 
@@ -225,8 +255,8 @@ class ExactFor:
     """The trees on which a lossless rule keeps the target's distribution.
 
     Args:
-        children: how a node's children may have been chosen, one or more of `specdec.decoding.grow_fixed.CHILDREN`.
-        siblings: whether a node may have several children. False: chains only.
+        children: ways of choosing a node's children, one or more of `specdec.decoding.grow_fixed.CHILDREN`.
+        siblings: whether a node may have several children. If False, only chains are allowed.
 
     Raises:
         InputError: no way of choosing children, or an unknown one.
@@ -244,26 +274,29 @@ class ExactFor:
 
 @runtime_checkable
 class AcceptanceRule(Protocol):
-    """Decides which path is kept. Pure: no model, no cache, no state."""
+    """Decides which path is kept. A pure function: it uses no model and no cache, and keeps no state."""
 
     name: str
     lossless: bool
 
     def accept(self, tree: TokenTree, target_probs: Float[Tensor, "batch nodes vocab"], draws: Draws) -> Verdict:
-        """`target_probs[b, i]` is p after node i. Draw slot i decides on node i, slot 0 the next token."""
+        """Judge a tree.
+
+        `target_probs[b, i]` is p after node i. Draw slot i decides on node i, slot 0 the next token.
+        """
         ...
 
 
 @runtime_checkable
 class LosslessRule(AcceptanceRule, Protocol):
-    """A rule with `lossless = True`. It declares its trees, refuses all others, and is proven on them
-    (`specdec.exactness`)."""
+    """A rule with `lossless = True`. It declares the trees that it is exact for and refuses all others.
+    `specdec.exactness` proves it on the declared ones."""
 
     exact_for: ExactFor
 
 
 def exact_for(rule: AcceptanceRule) -> ExactFor:
-    """The trees that a lossless rule declares itself exact for.
+    """Return the trees that a lossless rule declares itself exact for.
 
     Raises:
         InputError: the rule declares none.

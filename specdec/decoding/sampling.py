@@ -1,8 +1,8 @@
 """From logits to probabilities, and from probabilities to tokens.
 
-One place for both, used by target and drafters alike: p and q carry the same temperature, top-k,
-top-p, min-p, penalties and processors, and q is exactly what was sampled from. The processors are those of
-`transformers`, in its order (the generation config's and penalties, own ones, temperature, top-k, top-p, min-p).
+Target and drafters share this code: p and q carry the same temperature, top-k, top-p, min-p, penalties and processors,
+and q is exactly the distribution that was sampled from. The processors are those of `transformers`, in its order: the
+generation config's and penalties, your own, temperature, top-k, top-p, min-p.
 """
 
 from __future__ import annotations
@@ -38,18 +38,20 @@ from specdec.trees.tree import TokenTree, histories
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How tokens are chosen. Defaults are greedy decoding.
+    """How tokens are chosen. The defaults are greedy decoding.
 
-    temperature         0 is greedy; otherwise logits are divided by it
-    top_k               keep the k most likely tokens; 0 keeps all
-    top_p               keep the smallest set of tokens with this much probability; 1.0 keeps all
-    repetition_penalty  divides (multiplies) positive (negative) logits of tokens already in the
-                        prompt or the text; 1.0 is none (arXiv 1909.05858)
-    min_p               keep tokens with at least this share of the best one's probability; 0.0 keeps all (arXiv
-                        2407.01082)
-    processors          any others of `transformers`, applied before temperature to every node on its own path
+    Args:
+        temperature: 0 is greedy; otherwise logits are divided by it.
+        top_k: keep the k most likely tokens; 0 keeps all.
+        top_p: keep the smallest set of tokens with this much probability; 1.0 keeps all.
+        repetition_penalty: divides positive logits (and multiplies negative ones) of tokens already in the prompt or
+            the text; 1.0 is none (arXiv 1909.05858).
+        min_p: keep tokens with at least this share of the best one's probability; 0.0 keeps all (arXiv 2407.01082).
+        processors: other processors of `transformers`, applied before temperature to every node on its own path.
+        texts: processors of each row of a batch, set by `bound`.
 
-    `bound` adds what a model's generation config asks for. `speculative` and `autoregressive` do so for each batch.
+    `bound` adds the processors of a model's generation config. `speculative` and `autoregressive` call it for each
+    batch.
 
     Raises:
         InputError: a value outside its range.
@@ -61,7 +63,7 @@ class SamplingParams:
     repetition_penalty: float = 1.0
     min_p: float = 0.0
     processors: tuple[LogitsProcessor, ...] = ()
-    texts: tuple[TextProcessors, ...] = field(default=(), compare=False, repr=False)  # of a batch's rows, once bound
+    texts: tuple[TextProcessors, ...] = field(default=(), compare=False, repr=False)
 
     def __post_init__(self) -> None:
         t, k, p, penalty, least = self.temperature, self.top_k, self.top_p, self.repetition_penalty, self.min_p
@@ -86,17 +88,18 @@ class SamplingParams:
 
     @property
     def needs_history(self) -> bool:
-        """Whether probabilities depend on the tokens before, so that every node needs its own."""
+        """Whether probabilities depend on earlier tokens, so that every node needs its own."""
         return any(self._texts)
 
     @cached_property
     def _texts(self) -> tuple[TextProcessors, ...]:
-        """The processors of every row; unbound, one list for all."""
+        """The processors of every row; before `bound`, one list for all."""
         own = processors_for(None, [], [], 0, self.repetition_penalty, self.processors)
         return self.texts or (TextProcessors(own, 0, frozenset()),)
 
     def bound(self, model: PreTrainedModel, prompts: Sequence[Sequence[int]], stop: StopRule) -> SamplingParams:
-        """The same for a batch of prompts, one a row, with what the model's generation config asks for.
+        """Return the same parameters for a batch of prompts, one per row, with the processors of the model's generation
+        config.
 
         Raises:
             InputError: processors that cannot be applied to the paths of a tree.
@@ -113,11 +116,11 @@ class SamplingParams:
         return replace(self, texts=texts)
 
     def asks(self, model: PreTrainedModel, stop: StopRule) -> bool:
-        """Whether processors change this model's logits, its generation config's included."""
+        """Whether processors change this model's logits, those of its generation config included."""
         return self.bound(model, [[0]], stop).needs_history
 
     def say_not_followed(self, model: PreTrainedModel) -> None:
-        """Warn of what this model's generation config says and no method of a run does, if there is any."""
+        """Warn if the model's generation config has settings that no method of a run follows."""
         found = ", ".join(f"{name}={value!r}" for name, value in not_used(model.generation_config, self).items())
         if found:
             line = f"not used of the model's generation config, by any method: {found} (see generation.*)"
@@ -125,7 +128,7 @@ class SamplingParams:
 
     @property
     def names(self) -> str:
-        """The classes of the processors, in their order."""
+        """Class names of the processors, in their order."""
         return self._texts[0].names
 
     @cached_property
@@ -147,11 +150,12 @@ class SamplingParams:
         histories: Sequence[Sequence[int]] | None = None,
         lenient: bool = False,
     ) -> Float[Tensor, "rows vocab"]:
-        """Logits in fp32 (or more) after the processors, before temperature.
+        """Return logits in fp32 (or more) after the processors, before temperature.
 
         Args:
-            histories: the tokens before each row of logits (prompt included), as many for each row of a bound batch;
-                read only with `needs_history`.
+            logits: one row per text or node.
+            histories: the tokens before each row of logits (prompt included), equally many for each row of a bound
+                batch. Read only with `needs_history`.
             lenient: see `TextProcessors`; for drafters.
 
         Raises:
@@ -173,8 +177,9 @@ class SamplingParams:
     def tree_scores(
         self, logits: Float[Tensor, "batch nodes vocab"], tree: TokenTree, rows: Sequence[Sequence[int]]
     ) -> Float[Tensor, "batch nodes vocab"]:
-        """`scores` at every node of a tree behind the committed tokens `rows`, level by level: a node that the
-        processors forbid, and what follows it, can never be kept, and keeps its logits.
+        """Return `scores` at every node of a tree behind the committed tokens `rows`, computed level by level.
+
+        A node that the processors forbid can never be kept. It and all nodes below it keep their logits.
 
         Raises:
             InputError: a processor that fails, or leaves no token.
@@ -204,16 +209,17 @@ class SamplingParams:
         histories: Sequence[Sequence[int]] | None = None,
         lenient: bool = False,
     ) -> Float[Tensor, "rows vocab"]:
-        """The distribution a next token is drawn from; one-hot at temperature 0.
+        """Return the distribution that a next token is drawn from; one-hot at temperature 0.
 
-        A NaN or an infinite logit makes its whole row NaN, at any temperature."""
+        A NaN or an infinite logit makes its whole row NaN, at any temperature.
+        """
         return self.distribution(self.scores(logits, histories, lenient))
 
     def distribution(self, scores: Float[Tensor, "rows vocab"]) -> Float[Tensor, "rows vocab"]:
-        """`probabilities`, from what `scores` made of the logits."""
+        """Return `probabilities` of logits that `scores` has already processed."""
         if self.greedy:
             best = argmaxes(scores)[:, None]
-            zero = torch.where(best < 0, torch.nan, 0).to(scores)  # as softmax would have it
+            zero = torch.where(best < 0, torch.nan, 0).to(scores)  # NaN, as softmax would give
             return zero.expand_as(scores).clone().scatter_(-1, best.clamp(min=0), zero + 1)
         no_history = torch.empty(len(scores), 0, dtype=torch.long, device=scores.device)  # none of them reads it
         return torch.softmax(self._warpers(no_history, scores), dim=-1)  # type: ignore[arg-type]
@@ -230,22 +236,25 @@ def _require(name: str, got: object, ok: bool, expected: str, fix: str) -> None:
 
 @runtime_checkable
 class Draws(Protocol):
-    """The random decisions of one step. `slot` numbers them, so that a decision does not depend on
-    how many others were made: slot i belongs to tree node i, slot 0 to the recovered or bonus token.
-    Each slot decides at most once. Tests enumerate every outcome by implementing this protocol."""
+    """The random decisions of one step.
+
+    `slot` numbers them, so that a decision does not depend on how many others were made: slot i belongs to tree node i,
+    slot 0 to the recovered or bonus token. Each slot decides at most once. Tests enumerate every outcome by
+    implementing this protocol.
+    """
 
     def bernoulli(self, probs: Float[Tensor, " batch"], slot: int) -> Bool[Tensor, " batch"]:
-        """True with the given probability, for each row."""
+        """Return True with the given probability, for each row."""
         ...
 
     def categorical(self, probs: Float[Tensor, "batch vocab"], slot: int) -> Int[Tensor, " batch"]:
-        """An index of each row drawn with (possibly unnormalised) probability `probs`."""
+        """Draw an index for each row with (possibly unnormalised) probability `probs`."""
         ...
 
 
 @dataclass(frozen=True)
 class UniformDraws:
-    """Draws made from one uniform number in [0, 1) per row and slot (float64)."""
+    """Makes its draws from one uniform number in [0, 1) per row and slot (float64)."""
 
     uniforms: Float[Tensor, "batch slots"]
 
@@ -257,7 +266,7 @@ class UniformDraws:
 
 
 class GreedyDraws:
-    """At temperature 0 every probability is 0 or 1, and nothing is left to chance."""
+    """Makes the draws at temperature 0, where every probability is 0 or 1."""
 
     def bernoulli(self, probs: Float[Tensor, " batch"], slot: int) -> Bool[Tensor, " batch"]:
         return probs > 0
@@ -268,20 +277,21 @@ class GreedyDraws:
 
 @runtime_checkable
 class RandomStreams(Protocol):
-    """Where the draws of every step come from: `Streams`, or an enumeration of all outcomes."""
+    """Gives the draws of every step: `Streams`, or an enumeration of all outcomes."""
 
     def draws(self, lengths: Sequence[int], phase: int, slots: int) -> Draws:
-        """The decisions of `phase` (`Streams.DRAFT` or `ACCEPT`) in the step where rows have `lengths` tokens."""
+        """Return the draws of `phase` (`Streams.DRAFT` or `ACCEPT`) in the step in which rows have `lengths` committed
+        tokens."""
         ...
 
 
 class Streams:
     """One reproducible random stream per row, addressed and not advanced.
 
-    What a row draws at a step depends on its seed and on its own number of committed tokens only: not
-    on the other rows, their trees or the device. So in fp32 a row's sampled text is the same alone and in a
-    batch, if its trees are (not with sampled early exit or adaptive trees, which keep its distribution).
-    Counter-based (Philox 4x64, Salmon et al. 2011, numpy's implementation).
+    The draws of a row at a step depend only on its seed and on its number of committed tokens, not on other rows, their
+    trees or the device. So in fp32 a row's sampled text is the same alone and in a batch, if its trees are. Sampled
+    early exit and adaptive trees may differ in a batch, but keep the distribution. Counter-based (Philox 4x64, Salmon
+    et al. 2011, numpy's implementation).
     """
 
     DRAFT, ACCEPT = 0, 1
@@ -292,7 +302,7 @@ class Streams:
         self._device = device
 
     def draws(self, lengths: Sequence[int], phase: int, slots: int) -> Draws:
-        """The decisions of `phase` at the step where rows have committed `lengths` tokens."""
+        """Return the draws of `phase` in the step in which rows have `lengths` committed tokens."""
         if self._greedy:
             return GreedyDraws()
         rows = [
@@ -305,16 +315,23 @@ class Streams:
 def draw_without_replacement(
     probs: Float[Tensor, "batch vocab"], count: int, draws: Draws, first_slot: int
 ) -> Int[Tensor, "batch count"]:
-    """`count` different tokens of each row, one after the other; each is drawn from `probs` without those
-    before it, renormalised. A row with fewer tokens of positive probability is filled up with -1.
+    """Draw `count` different tokens for each row, one after the other.
 
-    Token i is decided by slot `first_slot + i`: the node it becomes.
+    Each token is drawn from `probs` without the earlier ones, renormalised. A row with too few tokens of positive
+    probability is filled up with -1.
+
+    Args:
+        probs: the distribution of each row.
+        count: tokens per row.
+        draws: random draws.
+        first_slot: slot that decides the first token. Slot `first_slot + i` decides token i, and is the node it
+            becomes.
     """
     left = probs.clone()
     tokens = []
     for slot in range(first_slot, first_slot + count):
         exhausted = left.sum(-1) <= 0
-        left[:, 0] += exhausted  # something must be drawable; what is drawn is not used
+        left[:, 0] += exhausted  # `categorical` needs some probability; the token drawn here is not used
         token = draws.categorical(left, slot)
         left.scatter_(1, token[:, None], 0.0)
         tokens.append(torch.where(exhausted, -1, token))

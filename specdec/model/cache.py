@@ -3,8 +3,8 @@
     slots of a row   [ committed prefix | tree being verified | free ]
                      0            lengths[b]
 
-A forward writes its nodes behind the prefix; `keep(path)` moves the accepted ones to the front of that
-region and advances the row's length. Nothing is computed twice. Knows no model and no tree.
+A forward writes its nodes behind the prefix. `keep(path)` moves the accepted ones to the front of that
+region and advances the row's length, so that nothing is computed twice. Depends on no model and no tree.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ from specdec.model.attention.context import AttentionContext
 
 LayerShape = tuple[int, int, int]  # kv heads, key dim, value dim
 ROOM = 256  # a kept cache's capacity is a multiple of it, so that one serves many prompts
-KEPT = 2  # batch sizes for which a holder keeps a cache: full batches, and the last one of a run
+KEPT = 2  # batch sizes for which a holder keeps a cache: full batches, and the last, smaller one of a run
 
 
 class TreeCache(Cache):
     """Preallocated KV storage for every layer.
 
     Args:
-        layers: the shape of each layer.
+        layers: KV shape of each layer.
         batch: number of rows.
         capacity: slots per row (prompt + new tokens + one tree).
-        dtype: of keys and values.
+        dtype: dtype of keys and values.
         device: where they are kept.
-        sources: for each attention layer that attends to what a layer of the cache holds as it is, that layer;
-            None: each to its own. A layer of the cache that is no source is handed out whole by `update`, for the
-            model to change (see `specdec/model/kv_layout.py`).
+        sources: maps each attention layer that reads cached keys and values unchanged to the layer of the cache that
+            holds them. None: each layer reads its own. A cache layer that is no source is returned whole by `update`,
+            so that the model can change it (see `specdec/model/kv_layout.py`).
 
     Raises:
-        InputError: the storage does not fit into the memory that is free.
+        InputError: the storage does not fit into the free memory.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class TreeCache(Cache):
         self._slots: Tensor | None = None
 
     def has_room(self, block: int) -> bool:
-        """Whether every row can take a block of so many nodes."""
+        """Whether every row has room for `block` more nodes."""
         return max(self.host_lengths) + block <= self.capacity
 
     @property
@@ -91,11 +91,11 @@ class TreeCache(Cache):
     def layer(
         self, index: int
     ) -> tuple[Float[Tensor, "batch kv_heads slots key_dim"], Float[Tensor, "batch kv_heads slots value_dim"]]:
-        """Keys and values of a layer, all slots."""
+        """Return keys and values of a layer, all slots."""
         return self._layers[index]
 
     def begin(self, lengths: Sequence[int]) -> None:
-        """Note the length of the prompt of each row that is empty."""
+        """Record the prompt length of each row that is empty."""
         empty = [length == 0 for length in self.host_lengths]
         if any(empty):
             prompts = torch.tensor(list(lengths), device=self.device)
@@ -107,25 +107,30 @@ class TreeCache(Cache):
         return len(self._kept) < len(self._layers)
 
     def stored(self, attention: int | None) -> tuple[Tensor, Tensor] | None:
-        """Keys and values that an attention layer attends to, all slots; None if `update` has handed them out."""
+        """Return the keys and values that an attention layer attends to, all slots; None if `update` has
+        returned them."""
         source = None if attention is None else self._sources.get(attention)
         return None if source is None else self._layers[source]
 
     def open_block(self, tree: AttentionContext) -> None:
-        """Say where the next forward writes: the last `new` nodes of the block behind the prefix."""
+        """Set where the next forward writes: at the last `new` nodes of the block behind the prefix."""
         self._tree = tree
         slots = self.lengths[:, None] + torch.arange(tree.block - tree.new, tree.block, device=self.device)
         self._slots = slots[:, None, :, None]
 
     def close_block(self) -> None:
-        """Forget where the last forward wrote: it holds the cache, which would keep it alive."""
+        """Forget where the last forward wrote, because that context refers to the cache and would keep it alive."""
         self._tree = self._slots = None
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: object, **__: object
     ) -> tuple[Tensor, Tensor]:
-        """Called by the model in each layer: store the new keys and values. Returns them, or all slots in use of a
-        layer that the model changes before it attends to it."""
+        """Store the new keys and values of a layer; the model calls this in each layer.
+
+        Returns:
+            The new keys and values; or all slots in use, if the model changes the layer's cache before it attends to
+            it.
+        """
         assert self._slots is not None, "open_block() comes before a forward"
         assert self._tree is not None
         stored = self._layers[layer_idx]
@@ -137,17 +142,17 @@ class TreeCache(Cache):
         return keys, values
 
     def block_of(self, storage: Float[Tensor, "batch kv_heads slots dim"], size: int) -> Tensor:
-        """The first `size` block entries of every row of a layer's keys or values."""
+        """Return the first `size` block entries of every row of a layer's keys or values."""
         slots = (self.lengths[:, None] + torch.arange(size, device=self.device))[:, None, :, None]
         return storage.gather(2, slots.expand(-1, storage.shape[1], -1, storage.shape[3]))
 
     def keep(self, path: Int[Tensor, "batch kept"], counts: Sequence[int]) -> None:
         """Commit the block nodes on `path` (padded with -1) and forget the rest of the block.
 
-        counts: how many nodes each row keeps, known to the host (the loop has read them anyway).
+        counts: how many nodes each row keeps; the host knows it without waiting.
         """
         order = torch.arange(path.shape[1], device=self.device)
-        # On a CPU looking costs nothing, and a chain's nodes already stand where they belong.
+        # On a CPU the check costs nothing, and an accepted chain needs no moves.
         if not (self.device.type == "cpu" and bool(((path == order) | (path < 0)).all())):
             base = self.lengths[:, None]
             source, to = base + path.clamp(min=0), base + order
@@ -158,23 +163,23 @@ class TreeCache(Cache):
         self.advance(counts)
 
     def advance(self, counts: Sequence[int]) -> None:
-        """Commit the first `counts[b]` block nodes of each row where they stand."""
+        """Commit the first `counts[b]` block nodes of each row in place."""
         self.host_lengths = [length + n for length, n in zip(self.host_lengths, counts, strict=True)]
         self.lengths += torch.tensor(list(counts), device=self.device)
 
     def fits(self, batch: int, capacity: int) -> bool:
-        """Whether this storage, emptied with `crop`, serves a batch that asks for so much."""
+        """Whether this storage, emptied with `crop`, serves a batch of this size and capacity."""
         return batch == len(self.host_lengths) and capacity <= self.capacity
 
     def crop(self, lengths: Sequence[int]) -> None:  # type: ignore[override]
-        """Forget everything behind `lengths[b]` committed tokens."""
+        """Forget everything behind the first `lengths[b]` committed tokens."""
         assert all(new <= old for new, old in zip(lengths, self.host_lengths, strict=True))
         self.host_lengths = list(lengths)
         self.lengths.copy_(torch.tensor(self.host_lengths))
 
     def clear(self) -> None:
-        """Forget everything, for a batch that has nothing to do with the one before. Zeros are written because a masked
-        product multiplies unseen slots by 0, and 0 * NaN is NaN."""
+        """Forget everything, for an unrelated batch. Writes zeros, because a masked product multiplies unseen slots by
+        0, and 0 * NaN is NaN."""
         self.crop([0] * len(self.host_lengths))
         for storage in self._storage.values():
             storage.zero_()
@@ -191,8 +196,8 @@ class TreeCache(Cache):
             self.lengths.copy_(torch.tensor(before))
 
     def adopt(self, row: int, source: TreeCache, source_row: int) -> None:
-        """Replace what a row holds by the committed tokens of another cache's row (same layers): a place that has
-        become free takes up a prompt read elsewhere."""
+        """Replace a row by the committed tokens of a row of another cache with the same layers. A freed row thus takes
+        up a prompt that was read elsewhere."""
         length = source.host_lengths[source_row]
         for kind, storage in self._storage.items():
             storage[:, row, :, :length] = source._storage[kind][:, source_row, :, :length]
@@ -200,29 +205,29 @@ class TreeCache(Cache):
         self.lengths[row], self.prompts[row] = length, source.prompts[source_row]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """For models that ask although positions and mask come with every forward. A length that changed from step to
-        step could not be captured in a graph."""
+        """Return 0, for models that call it although positions and mask come with every forward. A length that changes
+        from step to step could not be captured in a graph."""
         return 0
 
     def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
-        """Slots and their offset, for models that build masks."""
+        """Return number and offset of slots, for models that build masks."""
         return (query_length if self._tree is None else self._tree.slots), 0
 
     def get_query_offset(self, layer_idx: int = 0) -> Any:
-        """The forward's context: transformers hands what it gets here to the mask function (`tree_mask`)."""
+        """Return the forward's context, which transformers passes on to the mask function (`tree_mask`)."""
         return self._tree
 
 
 class LentCaches:
-    """Caches that outlive a batch: their addresses stay, so that graphs captured for one prompt serve the next.
+    """Caches that outlive a batch. Their addresses stay, so that graphs captured for one prompt serve the next.
 
     A cache is lent to a holder (a drafter, a verifier, the baseline), which gets the same one for every batch of that
-    size. Once a holder is gone, another may take over what it had.
+    size. Once a holder is deleted, another may take over its caches.
 
     Args:
         new: makes a cache for a batch size and a capacity.
         windows: lengths at which the model's attention changes with the capacity of its cache. A cache serves only
-            batches on the same side of each, so that a result does not depend on what came before.
+            batches on the same side of each, so that a result does not depend on earlier batches.
     """
 
     def __init__(self, new: Callable[[int, int], TreeCache], windows: Sequence[int] = ()) -> None:
@@ -266,5 +271,5 @@ def _require_memory(needed: int, batch: int, capacity: int, device: torch.device
 
 
 def cache_argument(model: nn.Module) -> str:
-    """What a model's forward calls its cache: `cache` since transformers 5.24, `past_key_values` before."""
+    """Return the name of the forward's cache argument: `cache` since transformers 5.24, `past_key_values` before."""
     return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"

@@ -41,7 +41,7 @@ class TargetOutput:
         logits: [batch kept vocab].
         hidden: the last hidden states, after the final norm, [batch new dim]: the input of the output layer and of
             Medusa heads.
-        residual: the residual stream after the exit layer, [batch new dim]; None without one.
+        residual: the residual stream after the exit layer, [batch new dim]; None without an exit layer.
     """
 
     logits: Float[Tensor, "batch kept vocab"]
@@ -50,17 +50,22 @@ class TargetOutput:
 
 
 class TargetModel:
-    """Wraps a loaded model; its weights and its modeling code stay as they are.
+    """Wraps a loaded model. Its weights and its modeling code stay as they are.
 
-    model: a causal LM in eval mode; name: how it is called in results; kernel: see `choose_kernel`;
-    runtime: see `choose_runtime`; tokenizer: kept beside the model for the entry points and for comparing vocabularies;
-    layers: the name of the list of its decoder layers, where it cannot be found (see `DecoderLayers`); prove: compare
-    its forwards with the stock model's (see `specdec.model.proof`), which leaves it on the fastest path that agrees;
-    chat_template_kwargs: variables for the tokenizer's chat template, kept for `PromptEncoder`.
+    Args:
+        model: a causal LM in eval mode.
+        name: its name in results.
+        kernel: see `choose_kernel`.
+        runtime: see `choose_runtime`.
+        tokenizer: kept beside the model, for the entry points and for comparing vocabularies.
+        layers: name of the list of its decoder layers, if it cannot be found (see `DecoderLayers`).
+        prove: compare its forwards with the stock model's (see `specdec.model.proof`), and use the fastest path that
+            agrees.
+        chat_template_kwargs: variables for the tokenizer's chat template, kept for `PromptEncoder`.
 
     Raises:
         InputError: the architecture does not route its attention through `AttentionInterface`, its forwards differ from
-            the stock model's, or the kernel cannot be had.
+            the stock model's, or the kernel is not available.
     """
 
     def __init__(
@@ -111,17 +116,17 @@ class TargetModel:
 
     @property
     def vocab_size(self) -> int:
-        """Number of logits; may exceed the number of tokens (padded vocabularies)."""
+        """Number of logits. May exceed the number of tokens (padded vocabularies)."""
         return self.model.config.get_text_config().vocab_size
 
     @property
     def context_window(self) -> int | None:
-        """Longest text in tokens, None when the config does not say."""
+        """Longest text in tokens, or None if the config gives none."""
         return stretched_window(self.model.config.get_text_config())
 
     @property
     def skips_padding(self) -> bool:
-        """Whether padding costs nothing: a forward takes as long as the real nodes of all rows need."""
+        """Whether padding costs nothing: the time of a forward depends on the real nodes of all rows only."""
         return self.fused is not None
 
     @property
@@ -133,11 +138,12 @@ class TargetModel:
         return frozenset([ids] if isinstance(ids, int) else ids or [])
 
     def new_cache(self, batch: int, capacity: int) -> TreeCache:
-        """Storage for `batch` rows of at most `capacity` tokens, one tree included."""
+        """Allocate a cache for `batch` rows of at most `capacity` tokens, one tree included."""
         return TreeCache(self.layers, batch, capacity, self.dtype, self.device, self._sources)
 
     def lend_cache(self, holder: object, batch: int, capacity: int) -> TreeCache:
-        """As `new_cache`; the same storage for every batch of that size as long as `holder` lives (`LentCaches`)."""
+        """Return a cache as `new_cache` does, reusing the storage for every batch of that size while `holder` lives
+        (`LentCaches`)."""
         return self._caches.lend(holder, batch, capacity)
 
     @torch.inference_mode()
@@ -149,15 +155,19 @@ class TargetModel:
         mask: Bool[Tensor, "batch new block"] | None,
         logits_at: Int[Tensor, "batch kept"] | None = None,
     ) -> TargetOutput:
-        """One forward over the last `new` nodes of a block behind each row's committed prefix.
+        """Run one forward over the last `new` nodes of a block behind each row's committed prefix.
 
-        tokens: -1 is padding, whose results mean nothing; positions: of all `block` nodes of the block; mask: which of
-        them each new node sees, None for a causal chain; logits_at: the new nodes to compute logits for, None for all.
+        Args:
+            cache: holds the prefix; the new keys and values are written to its block.
+            tokens: tokens of the new nodes. -1 is padding, whose results are undefined.
+            positions: positions of all `block` nodes of the block.
+            mask: which nodes of the block each new node sees; None for a causal chain.
+            logits_at: the new nodes to compute logits for; None for all.
         """
         self._begin(cache, positions)
         if self.fused is not None and self.fused.covers(cache):
             return TargetOutput(*self.fused.forward(cache, tokens, positions, mask, logits_at))
-        tokens = tokens.clamp(min=0)  # padding needs some embedding; nobody sees it
+        tokens = tokens.clamp(min=0)  # padding needs some embedding; no real node sees it
         prefix = max(cache.host_lengths) > 0
         if self.graphs is not None and prefix and self.graphs.covers(tokens, mask):
             return TargetOutput(*self.graphs(cache, tokens, positions, mask, logits_at))
@@ -165,7 +175,7 @@ class TargetModel:
 
     @cached_property
     def parts(self) -> DecoderLayers:
-        """The model's layers, for whoever runs only some of them.
+        """The model's layers, for callers that run only some of them.
 
         Raises:
             InputError: they cannot be found.
@@ -182,8 +192,24 @@ class TargetModel:
         mask: Bool[Tensor, "batch new block"] | None,
         layers: int,
     ) -> Float[Tensor, "batch new dim"]:
-        """The first half of a `forward`: the residual stream after the first `layers` layers, whose keys and values
-        wait in the block as a whole forward's would. `upper` goes on from there; the two give what `forward` gives."""
+        """Run the first half of a `forward`: the first `layers` layers.
+
+        Their keys and values are written to the block as in a whole forward. `upper` continues from here; the two
+        together give what `forward` gives.
+
+        Args:
+            cache: as in `forward`.
+            tokens: as in `forward`.
+            positions: as in `forward`.
+            mask: as in `forward`.
+            layers: number of layers to run.
+
+        Returns:
+            The residual stream after these layers, [batch new dim].
+
+        Raises:
+            InputError: see `require_layer`.
+        """
         self._begin(cache, positions)
         self.require_layer(layers)
         if self.fused is not None and self.fused.covers(cache):
@@ -204,8 +230,17 @@ class TargetModel:
         layers: int,
         logits_at: Int[Tensor, "batch kept"] | None = None,
     ) -> TargetOutput:
-        """The second half: all layers but the first `layers`, from the stream these gave. With 0 layers the stream
-        takes the place of the embeddings. tokens: as in `lower`; they say what is padding."""
+        """Run the second half of a `forward`: all layers but the first `layers`.
+
+        Args:
+            cache: as in `forward`.
+            tokens: as in `lower`; they tell which nodes are padding.
+            stream: the residual stream after the first `layers` layers. With 0 layers it replaces the embeddings.
+            positions: as in `forward`.
+            mask: as in `forward`.
+            layers: number of layers to leave out.
+            logits_at: as in `forward`.
+        """
         self._begin(cache, positions)
         if self.fused is not None and self.fused.covers(cache):
             return TargetOutput(*self.fused.forward(cache, tokens, positions, mask, logits_at, layers, stream))
@@ -216,7 +251,7 @@ class TargetModel:
 
     @torch.inference_mode()
     def read_out(self, stream: Float[Tensor, "batch new dim"]) -> Float[Tensor, "batch new vocab"]:
-        """What the model would say if the residual stream left it here: final norm and output layer."""
+        """Compute the logits of a residual stream that leaves the model here: apply final norm and output layer."""
         if self.fused is not None and self.fused.reads_weights:
             return self.fused.read_out(stream)
         ids = torch.zeros(stream.shape[:2], dtype=torch.long, device=self.device)
@@ -231,8 +266,8 @@ class TargetModel:
         self._rope.read(cache.prompts)
 
     def require_one_rope(self, prompts: Sequence[Sequence[int]], new: int) -> None:
-        """Refuse texts that begin with the short factors of longrope and would go on past where the long ones begin:
-        transformers then reads the whole text again.
+        """Refuse texts that begin within the short factors of longrope and would grow past the length where the long
+        ones begin, because transformers then reads the whole text again.
 
         Raises:
             InputError: names the first such prompt's length.
@@ -249,10 +284,12 @@ class TargetModel:
                 )
 
     def require_layer(self, layers: int, what: str = "drafter.exit_layer") -> None:
-        """Refuse to stop where nothing has run, or nothing is left to run.
+        """Refuse an exit layer before which no layer has run, or after which no layer is left.
+
+        `what`: name used in error messages.
 
         Raises:
-            InputError: not within 1 and the number of layers less 1.
+            InputError: `layers` is not within 1 and the number of layers less 1.
         """
         last = len(self.layers) - 1
         if not 1 <= layers <= last:
@@ -268,8 +305,8 @@ class TargetModel:
         logits_at: Tensor | None,
         prefix: bool = True,
     ) -> tuple[Tensor, Tensor]:
-        """(logits, hidden) by the model's own modules. Waits for nothing and reads no number on the host, so that it
-        can be captured once and replayed at other lengths."""
+        """Compute (logits, hidden) with the model's own modules. Waits for nothing and reads no number on the host, so
+        that it can be captured once and replayed at other lengths."""
         return self._whole(self.model, cache, tokens, positions, mask, logits_at, prefix)
 
     def _lower(
@@ -281,7 +318,7 @@ class TargetModel:
         layers: int,
         prefix: bool = True,
     ) -> Tensor:
-        """`lower` by the model's own modules; waits for nothing either."""
+        """Run `lower` with the model's own modules. Does not wait either."""
         inputs = self._inputs(cache, tokens, positions, mask, prefix)
         stream: Tensor = self._half("lower", layers)(input_ids=tokens, **inputs).last_hidden_state
         cache.close_block()
@@ -299,7 +336,7 @@ class TargetModel:
         layers: int,
         prefix: bool = True,
     ) -> tuple[Tensor, Tensor]:
-        """`upper` by the model's own modules; waits for nothing either."""
+        """Run `upper` with the model's own modules. Does not wait either."""
         part = self._half("upper", layers)
         return self._whole(part, cache, tokens, positions, mask, logits_at, prefix, entering=stream)
 
@@ -329,20 +366,20 @@ class TargetModel:
     def _inputs(
         self, cache: TreeCache, tokens: Tensor, positions: Tensor, mask: Tensor | None, prefix: bool
     ) -> dict[str, Any]:
-        """What every module of a forward is told; opens the block it writes to."""
+        """Open the block that a forward writes to, and return the keyword arguments of its modules."""
         new = tokens.shape[1]
         tree = AttentionContext(
             self.kernel, cache, cache.lengths, cache.host_lengths, positions, new, mask, prefix=prefix
         )
         cache.open_block(tree)
-        # tables of learned positions end at the context window; only padding ever stands behind it
+        # tables of learned positions end at the context window; only padding lies behind it
         last = (self.context_window or cache.capacity) - 1
         position_ids = positions[:, -new:].clamp(max=last)
         return {"position_ids": position_ids, cache_argument(self.model): cache, "use_cache": True, "tree": tree}
 
     def _captured(self, half: str, layers: int) -> CapturedForwards:
-        """The captured half forwards at this layer."""
-        self._half(half, layers)  # made outside of what is captured
+        """Return the captured half forwards at this layer."""
+        self._half(half, layers)  # the view must be made before the capture begins
         if (half, layers) not in self._captures:
 
             def lower(cache: TreeCache, tokens: Tensor, positions: Tensor, mask: Tensor | None) -> tuple[Tensor, ...]:
@@ -365,15 +402,17 @@ class TargetModel:
         return self._halves[half, layers]
 
     def forward_tree(self, cache: TreeCache, tree: TokenTree) -> TargetOutput:
-        """Logits and hidden states at every node of the tree; its KV waits for `cache.keep(path)`."""
+        """Compute logits and hidden states at every node of the tree. Its KV stays in the block until
+        `cache.keep(path)`."""
         positions = cache.lengths[:, None] + tree.depth
         return self.forward(cache, tree.tokens, positions, tree.ancestor_mask)
 
     def prefill(self, cache: TreeCache, rows: Sequence[Sequence[int]], exit_layer: int | None = None) -> TargetOutput:
         """Append `rows` (token lists of any lengths >= 1) to the cache and commit them.
 
-        Returns logits [batch 1 vocab] at each row's last token, and hidden [batch longest dim] of all
-        appended tokens, padded on the right; with an exit layer, the residual stream after it likewise.
+        Returns:
+            Logits [batch 1 vocab] at each row's last token, and hidden [batch longest dim] of all appended tokens,
+            padded on the right. With an exit layer also the residual stream after it, [batch longest dim].
         """
         left = [list(row) for row in rows]
         cache.begin([len(row) for row in rows])
@@ -403,7 +442,7 @@ class TargetModel:
 
     @contextmanager
     def stock(self) -> Iterator[PreTrainedModel]:
-        """The model as `transformers` runs it by itself, for references and oracles."""
+        """Lend the model as `transformers` runs it by itself, for references and oracles."""
         self._rope.remove()
         if self.runtime is not None:
             self.runtime.remove()
@@ -416,11 +455,11 @@ class TargetModel:
 
     @property
     def path(self) -> Path:
-        """The way that its forwards take."""
+        """The path that its forwards take."""
         return Path(self.fused is not None, self.runtime is not None or self.graphs is not None, self.kernel.name)
 
     def run_on(self, path: Path) -> None:
-        """Give up what `path` does without, in comparison with the path it was built on."""
+        """Switch off what `path` does without, compared with the path the target was built on."""
         fused, runtime, graphs, kernel = self._built
         if self.runtime is not None:
             self.runtime.remove()
@@ -440,10 +479,10 @@ class TargetModel:
         self._hidden = output.last_hidden_state  # type: ignore[attr-defined]
 
     def _probe(self) -> list[LayerShape]:
-        """Run a few tokens through the stock model to learn every layer's KV shape, then one through ours.
+        """Run a few tokens through the stock model to learn every layer's KV shape, then one token through this class.
 
         Raises:
-            InputError: it cannot be driven with trees, and why.
+            InputError: why the model cannot be driven with trees.
         """
         try:
             with self.stock() as model, quiet(), last_hidden_states(model) as seen:
@@ -456,12 +495,13 @@ class TargetModel:
             self.prefill(TreeCache(layout.shapes, 1, 1, self.dtype, self.device, layout.sources), [[0]])
         except InputError:
             raise
-        except Exception as error:  # a model may fail in any way where it is driven otherwise than it expects
+        except Exception as error:  # a model that is driven in an unexpected way may fail in any way
             raise self._unsupported(str(error).split("\n", 1)[0] or type(error).__name__) from error
         return layout.shapes
 
     def _fused_decoder(self) -> FusedDecoder | None:
-        """The layers in one call, if the kernel knows the modules; that it computes what they do is to be proven."""
+        """Return all layers as one call if the kernel knows their modules, else None. Whether it computes the same is
+        left to the proof."""
         try:
             return FusedDecoder(self.model)
         except NotCovered as reason:
@@ -479,7 +519,8 @@ class TargetModel:
 
 
 def _stock_attention(model: PreTrainedModel) -> str:
-    """The implementation that transformers chose; or would, for a model that another target has taken over."""
+    """Return the attention implementation that transformers chose, or would choose if another target has
+    replaced it."""
     if model.config._attn_implementation == ATTENTION_NAME:
         model.set_attn_implementation("sdpa" if model._supports_sdpa else "eager")
     return str(model.config._attn_implementation)

@@ -1,7 +1,7 @@
-"""TokenTree: what a drafter proposes and a verifier checks.
+"""TokenTree: a batch of trees of tokens, proposed by a drafter and checked by a verifier.
 
-A chain, a Medusa tree, an EAGLE tree and a sampled tree are all this one type. Knows no model,
-no probabilities beyond the drafter's own, no acceptance.
+Chains, Medusa trees, EAGLE trees and sampled trees all have this one type. It depends on no model and no
+acceptance rule, and holds no probabilities but the drafter's.
 
     tokens   [ r  a  b  c  d ]          r            ancestor_mask (row = node, 1 = may see)
     parents  [-1  0  0  1  1 ]        /   \\          r a b c d
@@ -31,16 +31,17 @@ PAD = -1
 class TokenTree:
     """A batch of token trees with a common number of nodes.
 
-    tokens  [batch nodes]  `tokens[:, 0]` is the root: the last committed token, whose KV is not yet
-            cached. A padding node has token -1 (0 is a real token in most vocabularies).
-    parents [batch nodes]  `parents[:, 0] == -1` and `parents[i] < i`, so that one forward sweep gives
-            mask, depth and paths. A padding node has parent -1 and sees only itself.
-    probs   [batch nodes vocab] or None  q at node i, the distribution from which i's children were
-            drawn. None: children were chosen deterministically.
-    replacement  how they were drawn: independently of each other, duplicates allowed; or (False) one
-            after the other, in order of their index, never the same token twice.
-    confidence [batch nodes] or None  what the drafter itself takes for the probability that a node is right where its
-            parent is. No rule looks at it: it is for choosing among nodes.
+    Args:
+        tokens: [batch nodes]. `tokens[:, 0]` is the root: the last committed token, whose KV is not yet cached. A
+            padding node has token -1 (0 is a real token in most vocabularies).
+        parents: [batch nodes]. `parents[:, 0] == -1` and `parents[i] < i`, so that mask, depth and paths follow from
+            one forward sweep. A padding node has parent -1 and sees only itself.
+        probs: [batch nodes vocab]. q at node i, the distribution from which i's children were drawn. None if children
+            were chosen deterministically.
+        replacement: how children were drawn. True: independently of each other, duplicates allowed. False: one after
+            the other, in order of their index, never the same token twice.
+        confidence: [batch nodes]. The drafter's own estimate of the probability that a node is right if its parent is;
+            None if it makes none. Acceptance rules ignore it: it serves to choose among nodes.
     """
 
     tokens: Int[Tensor, "batch nodes"]
@@ -51,7 +52,7 @@ class TokenTree:
 
     @classmethod
     def root_only(cls, root: Int[Tensor, " batch"]) -> TokenTree:
-        """The tree that drafts nothing: one step of autoregressive decoding."""
+        """Return the tree that drafts nothing: one step of autoregressive decoding."""
         return cls(root[:, None], torch.full_like(root[:, None], -1))
 
     @classmethod
@@ -62,7 +63,14 @@ class TokenTree:
         device: torch.device | str = "cpu",
         confidence: Sequence[Sequence[float]] | None = None,
     ) -> TokenTree:
-        """Trees of different sizes, one list per row, padded on the right to the largest."""
+        """Build trees of different sizes, one list per row, padded on the right to the largest.
+
+        Args:
+            tokens: tokens of each row's nodes, the root first.
+            parents: parents of each row's nodes, -1 for the root.
+            device: where the tensors are put.
+            confidence: confidence of each row's nodes, padded with 0, or None.
+        """
         size = max(len(row) for row in tokens)
 
         def padded(rows: Sequence[Sequence[float]], fill: float = PAD) -> Tensor:
@@ -87,9 +95,9 @@ class TokenTree:
 
     @cached_property
     def ancestor_mask(self) -> Bool[Tensor, "batch nodes nodes"]:
-        """`mask[b, i, j]`: j is i or an ancestor of i. Static shapes, no wait for the host.
+        """`mask[b, i, j]`: whether j is i or an ancestor of i. Static shapes, no wait for the host.
 
-        On a CPU it is remembered: trees of one shape come back step after step.
+        On a CPU masks are cached by `parents`, because trees of one shape come back step after step.
         """
         if self.parents.is_cpu:
             return _remembered_mask(tuple(map(tuple, self.parents.tolist())))
@@ -102,25 +110,28 @@ class TokenTree:
 
     @cached_property
     def offered(self) -> Int[Tensor, " batch"]:
-        """Depth of the deepest node of each row: how many tokens could be accepted at most."""
+        """Depth of the deepest node of each row: the most tokens that could be accepted."""
         return self.depth.amax(-1)
 
     def path_to(self, node: Int[Tensor, " batch"]) -> Int[Tensor, "batch nodes"]:
-        """Nodes from the root to `node`, root first, padded on the right with -1."""
+        """Return the nodes from the root to `node`, root first, padded on the right with -1."""
         rows, index = (torch.arange(size, device=node.device) for size in self.tokens.shape)
         behind_the_end = self.nodes
         path = torch.where(self.ancestor_mask[rows, node], index, behind_the_end).sort(1).values  # parents come first
         return path.masked_fill(path == behind_the_end, PAD)
 
     def deepest(self, accepted: Bool[Tensor, "batch nodes"]) -> Int[Tensor, " batch"]:
-        """The end of the longest path of accepted nodes; the first of equally long ones. The root always is."""
+        """Return the last node of the longest path of accepted nodes; of equally long paths, the first.
+
+        The root always counts as accepted.
+        """
         refused = ~(accepted & self.valid)
         refused[:, 0] = False
         behind = (self.ancestor_mask & refused[:, None]).any(-1)
         return self.depth.masked_fill(behind, -1).argmax(-1)
 
     def clip(self, max_depth: Int[Tensor, " batch"]) -> TokenTree:
-        """The same tree with every node deeper than its row's `max_depth` turned into padding.
+        """Return the same tree with every node deeper than its row's `max_depth` turned into padding.
 
         Depth does not depend on the drafted tokens, so clipping keeps every acceptance rule exact.
         """
@@ -128,11 +139,11 @@ class TokenTree:
         return replace(self, tokens=torch.where(keep, self.tokens, PAD), parents=torch.where(keep, self.parents, PAD))
 
     def validate(self, vocab_size: int) -> None:
-        """Check what the type cannot say (waits for the host: for tests and for new drafters).
+        """Check what the types cannot express. Waits for the host, so it is for tests and new drafters.
 
         Raises:
-            InputError: a root that is padding, a parent not before its child, a padding node with a
-                parent, a token outside the vocabulary, or q of another vocabulary size.
+            InputError: a root that is padding, a parent not before its child, a padding node with a parent, a token
+                outside the vocabulary, or q of another vocabulary size.
         """
         fix = "mend the drafter's propose()"
         if bool((self.tokens[:, 0] < 0).any() or (self.parents[:, 0] != -1).any()):
@@ -157,7 +168,7 @@ class TokenTree:
 
 
 def histories(tree: TokenTree, rows: Sequence[Sequence[int]]) -> list[list[int]]:
-    """The tokens up to and including each node, row by row: committed text, then the path to the node.
+    """Return the tokens up to and including each node, row by row: committed text, then the path to the node.
 
     rows: committed tokens, the root last. A padding node gets its row's committed text.
     """
@@ -172,7 +183,7 @@ def histories(tree: TokenTree, rows: Sequence[Sequence[int]]) -> list[list[int]]
 
 
 def _ancestor_mask(parents: Int[Tensor, "batch nodes"]) -> Bool[Tensor, "batch nodes nodes"]:
-    """Starts from "sees itself and its parent" and squares the relation until it is transitive."""
+    """Start from "sees itself and its parent", and square the relation until it is transitive."""
     batch, nodes = parents.shape
     itself = torch.eye(nodes, dtype=torch.bool, device=parents.device)
     if nodes == 1:
@@ -185,6 +196,6 @@ def _ancestor_mask(parents: Int[Tensor, "batch nodes"]) -> Bool[Tensor, "batch n
 
 
 @lru_cache(maxsize=256)
-@torch.inference_mode(False)  # one that is kept must also serve in training
+@torch.inference_mode(False)  # a cached mask must also serve in training
 def _remembered_mask(parents: tuple[tuple[int, ...], ...]) -> Tensor:
     return _ancestor_mask(torch.tensor(parents))
