@@ -1,7 +1,8 @@
-"""The loop: draft, verify, accept, commit.
+"""The decoding loop: draft, verify, accept, commit.
 
-protocols.py        Drafter, Verifier, AcceptanceRule, and what passes between them
-generate.py         the loop itself; `autoregressive` beside it
+protocols.py        Drafter, Verifier, AcceptanceRule, and the types that pass between them
+generate.py         the loop itself, and plain autoregressive decoding
+decoder.py          the parts of a step, chosen once
 sampling.py         logits to probabilities; reproducible draws
 processors.py       the generation config and any logits processor, at every node on its own path
 stopping.py         EOS, stop strings, limits

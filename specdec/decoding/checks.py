@@ -1,4 +1,4 @@
-"""Conditions on tensors: looked at where that is free, asserted on the device where it would mean waiting."""
+"""Conditions on tensors: checked on a CPU, asserted on a device on which a check would have to wait."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TOTAL_TOLERANCE = 1e-3  # softmax over 150,000 tokens in fp32 sums to 1 within 1
 
 
 def holds(ok: Bool[Tensor, "*shape"], message: str) -> bool:
-    """Whether all hold, if that can be known without waiting; otherwise True, and the device asserts it."""
+    """Whether all conditions hold. On a device, return True without waiting and let the device assert it."""
     if ok.is_cpu:
         return bool(ok.all())
     torch._assert_async(ok.all(), message)
@@ -21,10 +21,10 @@ def holds(ok: Bool[Tensor, "*shape"], message: str) -> bool:
 
 
 def require_finite(ok: Bool[Tensor, "batch nodes"]) -> None:
-    """Refuse a target whose output is not a number.
+    """Refuse NaN and infinity in a target's output.
 
     Raises:
-        InputError: and names row and node.
+        InputError: names row and node.
     """
     if not holds(ok, "target_probs: not finite"):
         where = "at row {}, node {}".format(*(~ok).nonzero()[0].tolist())
@@ -33,8 +33,8 @@ def require_finite(ok: Bool[Tensor, "batch nodes"]) -> None:
 
 
 def require_q(tree: TokenTree, q: Float[Tensor, "batch nodes vocab"], vocab: int) -> None:
-    """Check that q is a distribution over the target's `vocab` tokens wherever children were drawn, and can have
-    drawn every one of them.
+    """Check q at every node with children: it must be a distribution over the target's `vocab` tokens, and give every
+    child a positive probability.
 
     Raises:
         InputError: names row and node.
@@ -46,8 +46,8 @@ def require_q(tree: TokenTree, q: Float[Tensor, "batch nodes vocab"], vocab: int
             "tree.probs", expected=expected, got=q.shape[-1], fix="map the drafter's tokens to the target's"
         )
     if q.device.type == "cpu":
-        q = q[:, : max(int(tree.parents.max()), 0) + 1]  # leaves say nothing; in most trees they come last
-    parent = torch.where(tree.parents >= 0, tree.parents, tree.nodes)  # the root's and padding's: behind the end
+        q = q[:, : max(int(tree.parents.max()), 0) + 1]  # leaves have no q; in most trees they come last
+    parent = torch.where(tree.parents >= 0, tree.parents, tree.nodes)  # for root and padding: behind the end
     inner = torch.zeros(tree.batch, tree.nodes + 1, dtype=torch.bool, device=q.device).scatter_(1, parent, True)
     inner = inner[:, : q.shape[1]]
     total = q.sum(-1)

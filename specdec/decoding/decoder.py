@@ -15,12 +15,12 @@ from specdec.model.target import TargetModel
 
 @dataclass(frozen=True)
 class Decoder:
-    """A drafter, a verifier and a rule, with the way tokens are chosen and texts end.
+    """A drafter, a verifier and a rule, with the settings for choosing tokens and ending texts.
 
     Args:
         drafter: proposes trees.
         verifier: scores them; it owns the target.
-        rule: keeps a path.
+        rule: decides which nodes are kept.
         sampling: how tokens are chosen.
         stop: when a text ends.
     """
@@ -43,7 +43,10 @@ class Decoder:
         validate: bool = False,
         on_blocks: Callable[[Blocks], None] | None = None,
     ) -> Generation:
-        """Generate a batch with the drafter. Arguments as in `specdec.decoding.generate.speculative`."""
+        """Generate a batch with the drafter.
+
+        Arguments as in `specdec.decoding.generate.speculative`.
+        """
         parts = (self.drafter, self.verifier, self.rule, self.sampling, self.stop)
         return speculative(prompts, *parts, seeds, steps, validate, on_blocks)
 

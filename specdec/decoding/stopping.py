@@ -1,4 +1,4 @@
-"""When a text ends: EOS, stop strings, the token limit; also inside an accepted block."""
+"""When a text ends: at EOS, at a stop string, at the token limit; also inside an accepted block."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 from specdec.errors import InputError
 from specdec.model.target import TargetModel
 
-# Characters that the beginning of a tail may decode to otherwise than inside its text: bytes of a character that was
-# cut in two, and a space that tokenizers drop in front
+# Number of characters at the beginning of a tail that may decode differently than within the whole text: bytes of a
+# character that was cut in two, and a space that tokenizers drop in front
 UNSURE = 8
 
 
@@ -20,10 +20,10 @@ class StopRule:
     """When a text ends. Only new tokens count: a stop string never begins in the prompt.
 
     Args:
-        max_new_tokens: the limit.
+        max_new_tokens: maximum number of new tokens.
         eos: ids that end a text.
         stop: strings that end it, of any length.
-        decode: the text of token ids, special tokens included; needed with `stop`.
+        decode: turns token ids into text, special tokens included; needed with `stop`.
 
     Raises:
         InputError: a limit under 1, an empty stop string, or stop strings without a way to decode.
@@ -44,7 +44,7 @@ class StopRule:
             raise InputError("generation.stop", expected="a tokenizer", got="none", fix="end texts by EOS instead")
 
     def cut(self, text: Sequence[int], block: Sequence[int]) -> tuple[list[int], bool]:
-        """How much of `block` may follow `text` (the new tokens so far), and whether the text ends with it.
+        """Return the part of `block` that may follow `text` (the new tokens so far), and whether the text ends with it.
 
         The token that ends the text (EOS, or the one that completes a stop string) is kept.
         """
@@ -55,8 +55,11 @@ class StopRule:
         return block, len(text) + len(block) >= self.max_new_tokens
 
     def _completes_stop_string(self, text: list[int]) -> bool:
-        """Whether a stop string ends within the last token: looks at as many tokens as may hold the longest one. A
-        token may have no character of its own (a part of one, a special token), so they are counted decoded."""
+        """Whether a stop string ends within the last token.
+
+        Decodes as many tokens as may hold the longest stop string. A token may have no character of its own (a part of
+        one, a special token), so decoded characters are counted.
+        """
         if not self.stop or self.decode is None:
             return False
         needed = max(map(len, self.stop)) + UNSURE + len(self.decode(text[-1:]))
@@ -83,7 +86,7 @@ def stop_rule(target: TargetModel, max_new_tokens: int, stop: Sequence[str] = ()
 
 
 def require_stop_strings(stop: Sequence[str]) -> None:
-    """Refuse what cannot end a text.
+    """Refuse stop strings that cannot end a text.
 
     Raises:
         InputError: not a list of strings of one character or more.

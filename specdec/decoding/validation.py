@@ -1,4 +1,5 @@
-"""Every promise of a proposed tree, checked: for new drafters and runs with `validate=true`. Waits for the device."""
+"""Checks of every requirement on a proposed tree, for new drafters and runs with `validate=true`. Waits for
+the device."""
 
 from __future__ import annotations
 
@@ -9,21 +10,21 @@ from specdec.decoding.protocols import Drafter
 from specdec.errors import InputError
 from specdec.trees.tree import TokenTree
 
-SILENT = -1.0  # confidence of a node of which the drafter says nothing
+SILENT = -1.0  # confidence of a node for which the drafter gives none
 
 
 def require_valid(tree: TokenTree, drafter: Drafter, rows: Sequence[Sequence[int]], step: int, vocab_size: int) -> None:
-    """Check a tree as the drafter proposed it.
+    """Check a tree that a drafter proposed.
 
     Args:
         tree: the proposal.
-        drafter: the drafter it is from, for its `max_nodes` and its name.
+        drafter: the drafter, for its `max_nodes` and its name.
         rows: committed tokens of each row, the root last.
         step: number of the step, counted from 0.
-        vocab_size: tokens of the target.
+        vocab_size: number of tokens of the target.
 
     Raises:
-        InputError: names the drafter, the step, and the first promise that is broken.
+        InputError: names the drafter, the step, and the first requirement that is broken.
     """
     try:
         _require_size(tree, drafter.max_nodes, len(rows))

@@ -1,8 +1,10 @@
-"""Proofs that text keeps the target's distribution: of acceptance rules, and of drafters.
+"""Proofs that acceptance rules and drafters keep the target's distribution.
 
-cases.py     distributions p and q in which rules have gone wrong
-rules.py     a rule on every kind of tree it declares itself exact for
-texts.py     every text that the decoding loop can write, with its probability
-drafters.py  a drafter on a target of a few tokens
-finding.py   the result of one check
+cases.py        distributions p and q on which rules have failed before
+enumeration.py  every random outcome of one step, with its probability
+rules.py        a rule on every kind of tree that it declares itself exact for
+texts.py        every text that the decoding loop can write, with its probability
+drafters.py     a drafter on a target with a few tokens
+synthetic.py    exact expected accepted lengths on random p and q
+finding.py      the result of one check
 """

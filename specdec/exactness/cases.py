@@ -1,4 +1,4 @@
-"""Tables of p and q for the proofs: the kinds of cases in which rules have gone wrong."""
+"""Tables of p and q for the proofs: the kinds of cases on which rules have failed before."""
 
 from __future__ import annotations
 
@@ -11,7 +11,14 @@ KINDS = ("random", "peaked", "sparse_p", "sparse_q", "sparse", "equal", "disjoin
 
 
 def tables(kind: str, vocab: int, depth: int, seed: int) -> tuple[Tables, Tables]:
-    """p for depth + 1 tokens and q for depth."""
+    """Return p for depth + 1 tokens and q for depth tokens.
+
+    Args:
+        kind: one of `KINDS`.
+        vocab: number of tokens.
+        depth: depth of the tree.
+        seed: seed of the random numbers.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def rows(d: int, power: float) -> Tensor:
@@ -26,7 +33,7 @@ def tables(kind: str, vocab: int, depth: int, seed: int) -> tuple[Tables, Tables
         q = [normalised(sparse(level, generator)) for level in q]
     if kind == "equal":
         q = p[:-1]
-    if kind == "disjoint":  # q lives on the first token or two, p on the others
+    if kind == "disjoint":  # q is positive on the first half of the tokens, p on the others
         few = max(1, vocab // 2)
         q = [normalised(level * (torch.arange(vocab) < few)) for level in q]
         p = [normalised(level * (torch.arange(vocab) >= few)) for level in p]
@@ -40,11 +47,12 @@ def tables(kind: str, vocab: int, depth: int, seed: int) -> tuple[Tables, Tables
 
 
 def sparse(level: Tensor, generator: torch.Generator) -> Tensor:
-    """About half of the entries 0, but never all."""
+    """Set about half of the entries of each row to 0, but never the largest."""
     keep = torch.rand(level.shape, generator=generator, dtype=torch.float64) < 0.5
     keep.scatter_(1, level.argmax(-1, keepdim=True), True)
     return level * keep
 
 
 def normalised(level: Tensor) -> Tensor:
+    """Divide each row by its sum."""
     return level / level.sum(-1, keepdim=True)

@@ -1,4 +1,4 @@
-"""Proof of a drafter: on a target of a few tokens, every text has the target's probability whatever is drafted."""
+"""Proof of a drafter: on a target with a few tokens, every text has the target's probability, whatever is drafted."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from specdec.model.target import TargetModel
 
 MakeDrafter = Callable[[TargetModel], Drafter]
 SIZES = ((5, 4), (3, 4), (3, 3), (2, 4), (2, 3))  # tokens of the target, tokens of a text; the largest first
-MOST = 3_000  # outcomes, some seconds
-TOGETHER = 256
+MOST = 3_000  # outcomes; takes a few seconds
+TOGETHER = 256  # outcomes per batch
 PLAIN = SamplingParams(temperature=1.0)
 # every processor that a drafter must apply as the target does; a penalty makes p depend on a node's path
 PROCESSED = SamplingParams(temperature=0.7, top_k=3, top_p=0.95, repetition_penalty=1.3)
 GREEDY_TOKENS = 16
-PROMPTS = [0, 1, 2, 0, 1], [1, 0, 1, 1, 0, 1, 2, 1]  # what n-gram drafters find a match in
+PROMPTS = [0, 1, 2, 0, 1], [1, 0, 1, 1, 0, 1, 2, 1]  # n-gram drafters find matches in these
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class DrafterProof:
         make: makes the drafter for a target, with untrained weights if it needs some.
         verifier: makes the verifier of a target.
         rule: a lossless rule that takes the drafter's trees.
-        sizes: (tokens of the target, tokens of a text), of which the first that gives at most `most` outcomes is taken.
-        most: outcomes at most.
+        sizes: (tokens of the target, tokens of a text). The first pair with at most `most` outcomes is used.
+        most: maximum number of outcomes.
     """
 
     make: MakeDrafter
@@ -50,7 +50,7 @@ class DrafterProof:
         return [self._greedy(), self._sampled("temperature 1", PLAIN), self._sampled("all processors", PROCESSED)]
 
     def _greedy(self) -> Finding:
-        """Greedy text against plain decoding, in a ragged batch and alone."""
+        """Compare greedy text with plain decoding, in a ragged batch and alone."""
         what, target = "temperature 0, against plain decoding", few_tokens(8)
         prompts = [[1, 2, 3, 1, 2], [4], [5, 5, 5], [0, 1, 0, 1, 0, 1, 0]]
         parts = (SamplingParams(), StopRule(GREEDY_TOKENS))
@@ -67,8 +67,11 @@ class DrafterProof:
         return Finding(what, len(texts), failure=f"{wrong} of {len(texts)} texts differ" if wrong else "")
 
     def _sampled(self, name: str, sampling: SamplingParams) -> Finding:
-        """Distance of the texts' joint distribution from the target's: many outcomes in a batch, and, if that fails for
-        a drafter whose trees may depend on the other rows, each alone."""
+        """Compare the texts' joint distribution with the target's.
+
+        First many outcomes share a batch. If that fails for a drafter whose trees may depend on the other rows, each
+        outcome runs alone.
+        """
         for vocab, tokens in self.sizes:
             what = f"{name}: texts of {tokens} tokens, {vocab} in all"
             try:
@@ -89,7 +92,8 @@ class DrafterProof:
         )
 
     def _reads_the_batch(self) -> bool:
-        """Whether a row's tree may depend on the other rows: on their past, or by the numbers of its nodes."""
+        """Whether a row's tree may depend on the other rows: on their past, or because its nodes are numbered
+        by them."""
         drafter = self.make(few_tokens(self.sizes[-1][0]))
         remembers = isinstance(drafter, RememberingDrafter) and drafter.remembers
         return remembers or exit_layer_of(drafter) is not None
@@ -113,5 +117,5 @@ class DrafterProof:
 
 
 def few_tokens(vocab: int) -> TargetModel:
-    """A random target of `vocab` tokens in float64, computed by PyTorch."""
+    """Return a random target with `vocab` tokens in float64, computed by PyTorch."""
     return load_tiny(vocab=vocab, dtype="float64", device="cpu", runtime="stock")

@@ -1,8 +1,8 @@
 """Every random outcome of drafting and accepting, with its probability, through the code of the rules.
 
-`Enumeration` makes the random decisions of a batch whose rows are outcomes: a row follows the script of the decisions
-it was given, takes the first possible outcome of any other decision, and leaves behind a script for each outcome it did
-not take. Running until no script is left visits every outcome once.
+`Enumeration` makes the random decisions of a batch in which each row is one outcome. A row first follows the script of
+decisions it was given. At any further decision it takes the first possible outcome, and leaves a new script for each of
+the others. Running until no script is left visits every outcome once.
 """
 
 from __future__ import annotations
@@ -21,11 +21,17 @@ from specdec.decoding.sampling import Draws, draw_without_replacement
 from specdec.errors import InputError
 from specdec.trees.tree import PAD, TokenTree
 
-OPEN = -1
+OPEN = -1  # a decision that a script leaves open
 
 
 class Forks(NamedTuple):
-    """Outcomes that were not taken: the row each belongs to, its script [forks addresses], and its probability."""
+    """Outcomes that were not taken.
+
+    Args:
+        row: the row that each belongs to.
+        script: its script, [forks addresses].
+        weight: its probability.
+    """
 
     row: Tensor
     script: Tensor
@@ -34,10 +40,13 @@ class Forks(NamedTuple):
 
 @dataclass
 class Enumeration:
-    """Decisions of rows that follow `script` [rows addresses], the outcome at each address, -1 if it is open.
+    """The decisions of rows that follow a script.
 
-    weight [rows]: probability of what each row has done so far; forks: outcomes not taken; precise: whether all
-    probabilities came in float64.
+    Args:
+        script: the outcome at each address, -1 if it is open, [rows addresses].
+        weight: probability of the decisions each row has made so far, [rows].
+        forks: outcomes that were not taken.
+        precise: whether all probabilities were given in float64.
     """
 
     script: Tensor
@@ -50,22 +59,23 @@ class Enumeration:
 
     @classmethod
     def begin(cls, rows: int, addresses: int) -> Enumeration:
-        """Nothing is decided yet."""
+        """Return an enumeration in which nothing is decided yet."""
         return cls(torch.full((rows, addresses), OPEN), torch.ones(rows, dtype=torch.float64))
 
     def decide(self, probs: Tensor, address: Tensor, live: Tensor) -> Tensor:
         """Make one decision in every live row.
 
         Args:
-            probs: possibly unnormalised probabilities of the outcomes [rows outcomes].
-            address: which decision of its row this is [rows].
-            live: rows whose decisions count [rows]; the others fork nothing.
+            probs: possibly unnormalised probabilities of the outcomes, [rows outcomes].
+            address: number of this decision in its row, [rows].
+            live: rows whose decisions count, [rows]; the others fork nothing.
 
         Returns:
             The outcome of each row.
 
         Raises:
-            InputError: no distribution, a second decision at an address, or not what led to the script.
+            InputError: no distribution, a second decision at an address, or probabilities that differ from those when
+                the script was made.
         """
         self.precise &= probs.dtype == torch.float64
         probs, place = probs.double(), address[:, None]
@@ -74,7 +84,7 @@ class Enumeration:
             fix = "clamp what rounding leaves below 0"
             raise InputError("draws", expected="probabilities >= 0 with a sum above 0", got="others", fix=fix)
         possible = probs > 0
-        open_ = live & (possible.sum(-1) > 1)  # otherwise nothing is decided
+        open_ = live & (possible.sum(-1) > 1)  # with one possible outcome there is nothing to decide
         if bool((open_ & (self._taken.gather(1, place)[:, 0] != OPEN)).any()):
             fix = "give every node a slot of its own, and draw children from state.draws(...)"
             expected = "one decision for each slot, by the drafter or by the rule"
@@ -103,26 +113,26 @@ class Enumeration:
         self.forks.append(Forks(row, script, chances[row, outcome]))
 
     def adopt(self, row: int, alone: Enumeration) -> None:
-        """Take over what a row did in an enumeration of its own."""
+        """Replace a row by the only row of another enumeration."""
         self.forks += [Forks(fork.row + row, fork.script, fork.weight) for fork in alone.forks]
         self.weight[row] = alone.weight[0]
         self.precise &= alone.precise
 
     def left(self) -> Forks:
-        """All outcomes that were not taken."""
+        """Return all outcomes that were not taken."""
         nothing = Forks(torch.zeros(0, dtype=torch.long), self.script[:0], self.weight[:0])
         return Forks(*map(torch.cat, zip(nothing, *self.forks, strict=True)))
 
 
 @dataclass
 class EnumeratedDraws:
-    """The Draws protocol over an enumeration.
+    """The `Draws` protocol over an enumeration.
 
     Args:
         enumeration: makes the decisions.
-        first: address of slot 0 in each row [rows].
-        slots: how many slots there are.
-        live: rows whose decisions count [rows].
+        first: address of slot 0 in each row, [rows].
+        slots: number of slots.
+        live: rows whose decisions count, [rows].
     """
 
     enumeration: Enumeration
@@ -132,7 +142,7 @@ class EnumeratedDraws:
 
     @classmethod
     def of(cls, enumeration: Enumeration) -> EnumeratedDraws:
-        """The draws of a single step: a slot is an address."""
+        """Return the draws of a single step, in which a slot is an address."""
         rows, slots = enumeration.script.shape
         return cls(enumeration, torch.zeros(rows, dtype=torch.long), slots, torch.ones(rows, dtype=torch.bool))
 
@@ -152,13 +162,13 @@ class EnumeratedDraws:
 def every_outcome(
     run: Callable[[Draws, Tensor], tuple[Tensor, ...]], starts: int, slots: int, weight: Tensor
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """Run for every outcome of its draws from each of `starts` starts.
+    """Run for every outcome of the draws, from each of `starts` starts.
 
     Args:
         run: gets draws and the start of each row [rows], and returns tensors with one entry per row.
-        starts: how many starts there are.
+        starts: number of starts.
         slots: slots of the draws.
-        weight: probability of each start [starts].
+        weight: probability of each start, [starts].
 
     Returns:
         Start, weight and tensors of every outcome.
@@ -177,7 +187,11 @@ def every_outcome(
 
 @dataclass(frozen=True)
 class Tables:
-    """p(.|prefix) or q(.|prefix): `levels[d]` [vocab^d vocab] for the prefixes of length d, read as numbers."""
+    """p(.|prefix) or q(.|prefix).
+
+    levels: `levels[d]` [vocab^d vocab] holds the distributions after the prefixes of length d. Its rows are indexed by
+    the prefix, read as a number with digits of base `vocab`.
+    """
 
     levels: list[Tensor]
 
@@ -189,7 +203,7 @@ class Tables:
         return self.levels[depth][prefix]
 
     def joint(self) -> Tensor:
-        """The distribution of the first len(levels) tokens."""
+        """Return the distribution of the first len(levels) tokens."""
         joint = torch.ones(1, dtype=torch.float64)
         for level in self.levels:
             joint = (joint[:, None] * level).reshape(-1)
@@ -197,18 +211,26 @@ class Tables:
 
 
 def outcomes(widths: Sequence[int], vocab: int) -> int:
-    """How many different trees of that shape there are at most."""
+    """Return the largest possible number of different trees of that shape."""
     return vocab ** (len(shape_of(widths)) - 1)
 
 
 def shape_of(widths: Sequence[int]) -> list[int]:
-    """Parents of the tree with that many children per node at each depth, level by level."""
+    """Return the parents of the tree with that many children per node at each depth, level by level."""
     parents: list[int] = TreeShape(widths, "top_k").parents.tolist()
     return parents
 
 
 def draft(parents: Sequence[int], q: Tables, how: str, draws: Draws, rows: int) -> TokenTree:
-    """A tree of that shape, its tokens drawn from q or (how="top_k") the most likely ones; root token 0."""
+    """Draft a tree of one shape for each row, with root token 0.
+
+    Args:
+        parents: parents of the nodes, level by level.
+        q: the drafter's distributions.
+        how: how children are chosen: drawn from q, or its most likely tokens (`top_k`).
+        draws: random draws.
+        rows: number of rows.
+    """
     nodes, depth, prefix = len(parents), [0], [torch.zeros(rows, dtype=torch.long)]
     tokens = [torch.zeros(rows, dtype=torch.long)] * nodes
     for parent in range(nodes):
@@ -244,7 +266,7 @@ def draft(parents: Sequence[int], q: Tables, how: str, draws: Draws, rows: int) 
 
 
 def scored(tree: TokenTree, parents: Sequence[int], p: Tables) -> Tensor:
-    """p after every node."""
+    """Return p after every node."""
     depth, prefix, probs = [0], [torch.zeros(tree.batch, dtype=torch.long)], []
     for node, parent in enumerate(parents):
         if node:
@@ -256,8 +278,13 @@ def scored(tree: TokenTree, parents: Sequence[int], p: Tables) -> Tensor:
 
 @dataclass(frozen=True)
 class Emission:
-    """joint: distribution of the first len(p.levels) tokens of the text; accepted: expected length; outcomes: how
-    many were enumerated."""
+    """The text that one step of a rule emits.
+
+    Args:
+        joint: distribution of the first len(p.levels) tokens.
+        accepted: expected number of accepted tokens.
+        outcomes: number of enumerated outcomes.
+    """
 
     joint: Tensor
     accepted: float
@@ -265,7 +292,7 @@ class Emission:
 
 
 def emission(rule: AcceptanceRule, widths: Sequence[int], p: Tables, q: Tables, how: str) -> Emission:
-    """Enumerate what one step of a rule emits; each block is completed with tokens of the target.
+    """Enumerate the tokens that one step of a rule emits, and complete each block with tokens of the target.
 
     Args:
         rule: the rule under test.

@@ -7,21 +7,21 @@ from dataclasses import dataclass
 
 from specdec.errors import InputError
 
-EXACT = 1e-12  # float64 rounding over some 10,000 outcomes stays far below; any bias lies far above
-ROUNDED = 1e-6  # the same if p or q were computed in fp32
+EXACT = 1e-12  # float64 rounding over some 10,000 outcomes stays far below it; any bias is far above it
+ROUNDED = 1e-6  # the tolerance if p or q were computed in fp32
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What was checked, and how it ended.
+    """The subject and the result of one check.
 
     Args:
         what: the check, in words.
-        outcomes: random outcomes that were enumerated, or texts compared.
-        difference: largest difference between two probabilities; None where texts were compared.
+        outcomes: number of random outcomes enumerated, or of texts compared.
+        difference: largest difference between two probabilities; None if texts were compared.
         tolerance: largest difference that passes.
         failure: why the check failed; empty if it passed.
-        note: what else the reader should know, such as the tokens accepted per text.
+        note: further information, such as the tokens accepted per text.
     """
 
     what: str
@@ -37,17 +37,17 @@ class Finding:
 
 
 def in_words(error: Exception) -> str:
-    """One line about what the code under test raised."""
+    """Describe in one line an error that the code under test raised."""
     first = str(error).partition("\n")[0]
     return first if isinstance(error, InputError) else f"{type(error).__name__}: {first}"
 
 
 def require_passed(subject: str, expected: str, findings: Sequence[Finding]) -> None:
-    """Refuse what failed a check.
+    """Refuse a rule or a drafter that failed a check.
 
     Args:
         subject: option that names the rule or the drafter.
-        expected: what should have held.
+        expected: the property that was checked.
         findings: results of all checks.
 
     Raises:

@@ -1,7 +1,8 @@
-"""Proof of an acceptance rule: nothing is assumed of it but what it declares (`exact_for`).
+"""Proof of an acceptance rule. It assumes nothing about the rule but its declaration (`exact_for`).
 
-Every random outcome is enumerated on trees of each declared kind, in batches and row by row; at temperature 0 the rule
-is compared with `greedy_verdict`, which the loop uses in its place; and it must refuse what it does not declare.
+- Every random outcome is enumerated on trees of each declared kind, in batches and row by row.
+- At temperature 0 the rule is compared with `greedy_verdict`, which the loop uses in its place.
+- The rule must refuse all trees that it does not declare.
 """
 
 from __future__ import annotations
@@ -36,12 +37,12 @@ TREES: tuple[Shape, ...] = (
 )  # fmt: skip
 FEW_KINDS = ("random", "sparse", "mirrored")
 QUICK_KINDS, QUICK_CHAINS, QUICK_TREES = ("random", "mirrored"), ((2, (1, 1)),), ((3, (2, 1)),)
-SMALL = 3, (1, 1), (2,)  # vocabulary, a chain, a tree: for checks that ask a rule often
+SMALL = 3, (1, 1), (2,)  # vocabulary, a chain, a tree: for checks that call a rule often
 GREEDY_TREES = 64
 
 
 def prove_rule(rule: AcceptanceRule, quick: bool = False) -> list[Finding]:
-    """Check everything a rule claims; a lossy rule claims nothing.
+    """Check everything that a rule claims. A lossy rule claims nothing.
 
     Args:
         rule: the rule under test.
@@ -70,17 +71,17 @@ def require_proven(rule: AcceptanceRule) -> None:
     """Check a rule quickly before it is used.
 
     Raises:
-        InputError: it is declared lossless, and is not.
+        InputError: it is declared lossless but is not.
     """
     expected = "the target's distribution, as lossless = True declares"
     require_passed(f"acceptance={rule.name}", expected, prove_rule(rule, quick=True))
 
 
 def require_greedy(rule: AcceptanceRule, tree: TokenTree, scores: Scores) -> None:
-    """Compare a lossless rule with what the loop keeps at temperature 0 without asking it.
+    """Compare a lossless rule with `greedy_verdict`, which the loop uses in its place at temperature 0.
 
     Raises:
-        InputError: names the rule, and both texts of the first row where they differ.
+        InputError: names the rule, and both texts of the first row in which they differ.
     """
     asked, kept = (
         Outcome.read(tree, verdict).blocks
@@ -97,7 +98,8 @@ def require_greedy(rule: AcceptanceRule, tree: TokenTree, scores: Scores) -> Non
 
 
 def _enumerated(rule: AcceptanceRule, how: str, kinds: Sequence[str], shapes: Sequence[Shape]) -> Finding:
-    """Distance of the emitted tokens' joint distribution from the target's, the largest of all cases."""
+    """Compare the emitted tokens' joint distribution with the target's, and report the largest difference of
+    all cases."""
     by = ", asked row by row" if isinstance(rule, RowByRow) else ""
     what = f"children {how}, {len(kinds)} kinds of p and q, {len(shapes)} shapes{by}"
     count, worst, failure = 0, 0.0, ""
@@ -117,7 +119,7 @@ def _enumerated(rule: AcceptanceRule, how: str, kinds: Sequence[str], shapes: Se
 
 
 def _cases(kinds: Sequence[str], shapes: Sequence[Shape], how: str) -> Iterator[tuple[str, Shape]]:
-    """Small shapes first, so that the case that is named is easy to follow."""
+    """Yield small shapes first, so that the first failing case is easy to follow."""
     for vocab, widths in shapes:
         if how == "top_k" and max(widths) > vocab:
             continue
@@ -126,8 +128,11 @@ def _cases(kinds: Sequence[str], shapes: Sequence[Shape], how: str) -> Iterator[
 
 
 def _greedy(rule: AcceptanceRule, shapes: Sequence[tuple[int, ...]], padded: bool = False) -> Finding:
-    """At temperature 0 p is one-hot, and every lossless rule keeps the same tokens, whatever q is. padded: rows of
-    different depths, as the end of a text leaves them."""
+    """Check that a rule keeps the greedy tokens at temperature 0, where p is one-hot and every lossless rule keeps the
+    same tokens, whatever q is.
+
+    padded: cut the rows to different depths, as happens at the end of a text.
+    """
     what, seen = f"temperature 0, against the greedy verdict{', with padding' if padded else ''}", 0
     generator = torch.Generator().manual_seed(0)
     for widths, how in ((widths, how) for widths in shapes for how in exact_for(rule).children):
@@ -145,7 +150,7 @@ def _greedy(rule: AcceptanceRule, shapes: Sequence[tuple[int, ...]], padded: boo
 
 
 def _ranked(parents: Sequence[int], how: str, q: Tensor) -> TokenTree:
-    """Trees of one shape, each node's children being the likeliest tokens under q [rows nodes vocab]."""
+    """Build trees of one shape in which each node's children are the most likely tokens under q [rows nodes vocab]."""
     tokens = torch.zeros(q.shape[:2], dtype=torch.long)
     for node in range(len(parents)):
         children = [child for child, parent in enumerate(parents) if parent == node]
@@ -156,10 +161,10 @@ def _ranked(parents: Sequence[int], how: str, q: Tensor) -> TokenTree:
 
 
 def _refusals(rule: AcceptanceRule) -> Finding:
-    """A rule must refuse trees it does not declare: on them its text would be wrong without a word."""
+    """Check that a rule refuses trees that it does not declare, because on those its text would be silently wrong."""
     declared, refused = exact_for(rule), []
     undeclared = [(how, (2,)) for how in CHILDREN if how not in declared.children]
-    if not declared.siblings:  # an only child is drawn with and without replacement alike
+    if not declared.siblings:  # for an only child, drawing with and without replacement are the same
         undeclared = [(declared.children[0], (2,))]
     p, q = tables("random", 3, 2, seed=0)
     for how, widths in undeclared:
@@ -183,7 +188,7 @@ def _refusals(rule: AcceptanceRule) -> Finding:
 
 
 class RowByRow:
-    """A rule that is asked about one row at a time: some have a faster way for a batch of one."""
+    """A rule that is called for one row at a time, because some rules have a faster path for a batch of one."""
 
     def __init__(self, rule: AcceptanceRule) -> None:
         self.rule, self.name, self.lossless = rule, rule.name, rule.lossless

@@ -1,4 +1,4 @@
-"""Expected accepted lengths on random p and q, computed exactly: no model, no sampling."""
+"""Expected accepted lengths on random p and q, computed exactly, without a model and without sampling."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from specdec.errors import InputError
 from specdec.exactness.enumeration import Tables, emission, outcomes
 from specdec.options import Count, NonNegative, Range, Seed, Share
 
-MOST_OUTCOMES = 300_000  # some seconds
+MOST_OUTCOMES = 300_000  # takes a few seconds
 
 
 @dataclass
@@ -25,11 +25,11 @@ class Study:
     Args:
         widths: children per node at each depth.
         vocab: number of tokens.
-        distances: how far q is drawn away from p, 0 to 1.
+        distances: how far q is moved away from p, 0 to 1.
         cases: random pairs per distance.
-        sharpness: p is uniform random numbers to this power, normalised: larger is more peaked.
-        seed: of the first case.
-        rules: how siblings are drawn / the rule that judges them, such as `with_replacement/exact`.
+        sharpness: exponent of the uniform random numbers that p is normalised from. A larger one is more peaked.
+        seed: seed of the first case.
+        rules: pairs of how siblings are drawn and the rule that judges them, such as `with_replacement/exact`.
 
     Raises:
         InputError: an empty list, widths or a way of drawing that do not exist, or too many trees to enumerate.
@@ -45,10 +45,11 @@ class Study:
 
     @property
     def choices(self) -> list[tuple[str, str]]:
-        """Ways of drawing siblings, each with a rule's name."""
+        """Return each way of drawing siblings with the name of its rule."""
         return [choice.partition("/")[::2] for choice in self.rules]
 
     def check(self) -> None:
+        """Refuse empty lists, unknown ways of drawing, and too many trees."""
         for name in ("widths", "distances", "rules"):
             if not getattr(self, name):
                 raise InputError(f"study.{name}", expected="at least one", got="none", fix="name some")
@@ -63,7 +64,8 @@ class Study:
             )
 
     def measured(self, how: str, rule: AcceptanceRule, distance: float) -> dict[str, Any]:
-        """Return the mean over the cases of the expected accepted length, and of the total variation of p and q."""
+        """Return the means over the cases of the expected accepted length and of the total variation distance of p and
+        q."""
         lengths, variations = [], []
         for case in range(self.cases):
             p, q = tables(self.vocab, len(self.widths), distance, self.sharpness, self.seed + case)
@@ -78,13 +80,25 @@ class Study:
         }
 
     def results(self, rules: Sequence[AcceptanceRule]) -> list[dict[str, Any]]:
-        """Return `measured` for every choice at every distance; `rules` in the order of `choices`."""
+        """Return `measured` for every choice at every distance.
+
+        rules: rules in the order of `choices`.
+        """
         ways = [how for how, _ in self.choices]
         return [self.measured(how, rule, d) for how, rule in zip(ways, rules, strict=True) for d in self.distances]
 
 
 def tables(vocab: int, depth: int, distance: float, sharpness: float, seed: int) -> tuple[Tables, Tables]:
-    """Return random p for depth + 1 tokens, and q = (1 - distance) p + distance r with an independent r like p."""
+    """Return random p for depth + 1 tokens, and q = (1 - distance) p + distance r, where r is independent and random
+    like p.
+
+    Args:
+        vocab: number of tokens.
+        depth: depth of the tree.
+        distance: weight of r, 0 to 1.
+        sharpness: see `Study`.
+        seed: seed of the random numbers.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def level(d: int) -> torch.Tensor:

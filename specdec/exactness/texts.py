@@ -1,7 +1,7 @@
-"""Every text that the decoding loop can write, with its probability: drafter, verifier, rule and loop as they run.
+"""Every text that the decoding loop can write, with its probability. Drafter, verifier, rule and loop run unchanged.
 
-A batch holds outcomes: rows of the same prompts that drew differently. Nothing is merged, so that what drafter and
-caches remember of earlier steps is as it is in a run.
+Each row of a batch is one outcome: rows with the same prompt differ in their draws. Equal states are not merged, so
+that drafter and caches remember earlier steps as they do in a run.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ class Loop:
     """The parts of the decoding loop.
 
     Args:
-        drafter: makes the drafter anew, so that nothing of an earlier outcome is left in it.
+        drafter: makes a new drafter, which remembers nothing of earlier outcomes.
         verifier: scores trees.
-        rule: judges them.
+        rule: decides which nodes are kept.
         sampling: how tokens are chosen.
         tokens: length of a text.
     """
@@ -41,8 +41,15 @@ class Loop:
 
 @dataclass(frozen=True)
 class Texts:
-    """joint [prompts vocab^tokens]: probability of every text after each prompt; accepted, drafted: expected numbers of
-    tokens per text; outcomes: how many were enumerated; precise: whether all was decided in float64."""
+    """The result of an enumeration.
+
+    Args:
+        joint: probability of every text after each prompt, [prompts vocab^tokens].
+        accepted: expected number of accepted tokens per text.
+        drafted: expected number of drafted nodes per text.
+        outcomes: number of enumerated outcomes.
+        precise: whether all probabilities were given in float64.
+    """
 
     joint: Tensor
     accepted: float
@@ -56,8 +63,17 @@ class TooManyOutcomes(Exception):
 
 
 class EnumeratedStreams:
-    """Streams of rows that follow an enumeration. A decision's address says how much of the text was written, by whom
-    it is made, and the node: as `Streams` addresses its numbers. Rows of full length decide nothing."""
+    """The random streams of rows that follow an enumeration.
+
+    The address of a decision is made of the tokens written so far, the phase (drafting or accepting), and the node, as
+    in `Streams`. Rows of full length decide nothing.
+
+    Args:
+        enumeration: makes the decisions.
+        prompts: length of each row's prompt.
+        slots: slots per phase.
+        tokens: length of a text.
+    """
 
     def __init__(self, enumeration: Enumeration, prompts: Sequence[int], slots: int, tokens: int) -> None:
         self._enumeration, self._prompts = enumeration, torch.tensor(list(prompts))
@@ -65,6 +81,7 @@ class EnumeratedStreams:
 
     @staticmethod
     def addresses(slots: int, tokens: int) -> int:
+        """Return the number of addresses of a row."""
         return 2 * slots * (tokens + 1)
 
     def draws(self, lengths: Sequence[int], phase: int, slots: int) -> Draws:
@@ -81,7 +98,7 @@ def enumerate_texts(loop: Loop, prompts: Rows, together: int, most: int) -> Text
         loop: the loop under test.
         prompts: token ids; a batch mixes them.
         together: outcomes per batch. 1 if a row's trees depend on the other rows.
-        most: outcomes at most.
+        most: maximum number of outcomes.
 
     Raises:
         TooManyOutcomes: there are more than `most`.
@@ -118,7 +135,15 @@ def enumerate_texts(loop: Loop, prompts: Rows, together: int, most: int) -> Text
 
 
 def joint_of_target(target: TargetModel, sampling: SamplingParams, prompts: Rows, tokens: int) -> Tensor:
-    """The probability of every text after each prompt [prompts vocab^tokens], by the stock model without a cache."""
+    """Return the probability of every text after each prompt, [prompts vocab^tokens], by the stock model without a
+    cache.
+
+    Args:
+        target: the target.
+        sampling: how tokens are chosen.
+        prompts: token ids.
+        tokens: length of a text.
+    """
     vocab = target.vocab_size
     joints = []
     for prompt in prompts:
@@ -133,7 +158,7 @@ def joint_of_target(target: TargetModel, sampling: SamplingParams, prompts: Rows
 
 
 def _numbers(texts: Sequence[Sequence[int]], vocab: int) -> Tensor:
-    """Each text as a number with digits of base `vocab`."""
+    """Read each text as a number with digits of base `vocab`."""
     number = torch.zeros(len(texts), dtype=torch.long)
     for token in torch.tensor(texts).unbind(1):
         number = number * vocab + token

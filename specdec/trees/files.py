@@ -1,8 +1,8 @@
-"""Trees on disk, and the one that is used before any was measured.
+"""Static trees on disk, and the tree that is used before one was measured.
 
-A tree file is YAML: `paths`, best first, so that the first n of them are the best tree of n nodes, beside the
-figures they came from (`python -m experiments.build_tree` writes it). A bare list of index paths is read too, such
-as other projects publish.
+A tree file is YAML. `paths` lists index paths, best first, so that the first n of them are the best tree with n drafted
+nodes; the measured figures stand beside it. `python -m experiments.build_tree` writes such files. A bare list of index
+paths, as other projects publish, is read too.
 """
 
 from __future__ import annotations
@@ -18,12 +18,14 @@ from specdec.files.checked import read_yaml
 from specdec.files.durable import write_text
 from specdec.trees.topology import Topology, best_tree
 
-TREE_FILE = "tree.yaml"  # its name beside the heads it was measured for
+TREE_FILE = "tree.yaml"  # its name in the folder of the heads that it was measured for
 GUESSED_HEADS, GUESSED_RANKS = 4, 10
 
 
 def read_tree(file: str | Path, what: str = "drafter.tree") -> Topology:
-    """Every path of a tree file.
+    """Return every path of a tree file.
+
+    `what`: name used in error messages.
 
     Raises:
         InputError: no such file, not YAML, no paths in it, or paths that make no tree.
@@ -32,7 +34,7 @@ def read_tree(file: str | Path, what: str = "drafter.tree") -> Topology:
 
 
 def first_paths(nodes: int, file: Path | None, heads: int) -> Topology:
-    """The best `nodes` paths of a tree file; without one, of a guess for that many heads.
+    """Return the best `nodes` paths of a tree file, or of a guess for that many heads if there is no file.
 
     Raises:
         InputError: as `read_tree`, or the file holds fewer paths.
@@ -47,13 +49,13 @@ def first_paths(nodes: int, file: Path | None, heads: int) -> Topology:
 
 
 def guessed_accuracies(heads: int) -> list[list[float]]:
-    """[head][rank]: each head is right less often than the one before, each candidate less often than the one
-    before. Made up, to have some tree until `build_tree` has measured."""
+    """Return made-up accuracies [head][rank], used until `build_tree` has measured. They fall from head to head and
+    from candidate to candidate."""
     return [[0.4 * 0.7**head * 0.4**rank for rank in range(GUESSED_RANKS)] for head in range(heads)]
 
 
 def write_tree(file: Path, comment: str, figures: Mapping[str, Any]) -> None:
-    """A tree file: `comment` in its first line, then the figures, `paths` among them."""
+    """Write a tree file: `comment` in its first line, then the figures, which include `paths`."""
     body = yaml.safe_dump(dict(figures), sort_keys=False, default_flow_style=None, width=120, allow_unicode=True)
     write_text(file, f"# {comment}\n{body}")
 

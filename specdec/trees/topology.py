@@ -1,7 +1,7 @@
-"""Static trees: which candidates of which position are drafted, whatever the tokens turn out to be.
+"""Static trees: which candidates of which position are drafted, whatever their tokens are.
 
 A tree is a list of index paths (Medusa's `medusa_choices`): [1, 0] is the best candidate of the second
-position, under the second-best candidate of the first. Knows no tokens and no model.
+position, under the second-best candidate of the first. Depends on no tokens and no model.
 
     paths  [0] [1] [0,0] [0,1] [1,0]            root
                                               /      \\
@@ -30,18 +30,23 @@ Path = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Topology:
-    """paths: one for each drafted node, level by level, so that siblings stand side by side. Node 0 is the root,
-    node i + 1 ends paths[i]."""
+    """The shape of a static tree.
+
+    paths: one for each drafted node, level by level, so that siblings are neighbours. Node 0 is the root, node i + 1
+    ends paths[i].
+    """
 
     paths: tuple[Path, ...]
 
     @classmethod
     def of(cls, paths: object, what: str = "drafter.tree") -> Topology:
-        """From a list of index paths in any order, as a config or a file has it; `what`: how errors call it.
+        """Build a topology from a list of index paths in any order, as a config or a file gives them.
+
+        `what`: name used in error messages.
 
         Raises:
-            InputError: no paths, one that is not a list of integers >= 0, one given twice, or one whose parent
-                is missing.
+            InputError: no paths, one that is not a list of integers >= 0, one given twice, or one whose parent is
+                missing.
         """
         expected = "index paths, like [[0], [1], [0, 0]]"
         if isinstance(paths, str) or not isinstance(paths, Sequence) or not paths:
@@ -65,7 +70,7 @@ class Topology:
 
     @property
     def nodes(self) -> int:
-        """Root included."""
+        """Number of nodes, root included."""
         return len(self.paths) + 1
 
     @property
@@ -74,30 +79,30 @@ class Topology:
 
     @property
     def ranks(self) -> int:
-        """How many candidates of a position are asked for: the largest index plus one."""
+        """Number of candidates needed at each position: the largest index plus one."""
         return max(max(path) for path in self.paths) + 1
 
     @cached_property
     def parents(self) -> Int[Tensor, " nodes"]:
-        """-1 for the root."""
+        """Parent of each node; -1 for the root."""
         node = {path: i + 1 for i, path in enumerate(self.paths)}
         return torch.tensor([-1, *(node.get(path[:-1], 0) for path in self.paths)])
 
     @cached_property
     def candidates(self) -> Int[Tensor, " drafted"]:
-        """Of each drafted node, the place of its candidate in a flattened table [depth, ranks]."""
+        """Index of each drafted node's candidate in a flattened table [depth, ranks]."""
         return torch.tensor([(len(path) - 1) * self.ranks + path[-1] for path in self.paths])
 
     @cached_property
     def families(self) -> list[tuple[int, int, range]]:
-        """(parent node, its depth, its children) for every node with children; level by level."""
+        """Return (parent node, its depth, its children) for every node with children, level by level."""
         parents = enumerate(self.parents.tolist()[1:], 1)
         found = [(parent, [i for i, _ in group]) for parent, group in groupby(parents, key=lambda item: item[1])]
         return [(p, len(self.paths[c[0] - 1]) - 1, range(c[0], c[-1] + 1)) for p, c in found]
 
     @cached_property
     def drawn_from(self) -> Int[Tensor, " nodes"]:
-        """The depth of each node, whose distribution its children are drawn from; the tree's depth for leaves, which
+        """Depth of each node with children, whose distribution they are drawn from; the tree's depth for leaves, which
         have none."""
         depths = torch.full((self.nodes,), self.depth)
         for parent, depth, _ in self.families:
@@ -111,11 +116,13 @@ class Topology:
 
 
 def best_tree(accuracies: Sequence[Sequence[float]], nodes: int) -> tuple[list[Path], list[float]]:
-    """The `nodes` paths with the largest expected number of accepted tokens, best first, and what each adds.
+    """Return the `nodes` paths with the largest expected number of accepted tokens, best first, and the gain of each.
 
-    accuracies: [head][rank], how often that candidate of the head is right. Were heads independent, a node would
-    be accepted with the product of the accuracies on its path, which is what it adds to the expectation; so the
-    most probable nodes make the best tree, and its first n paths are the best tree of n (arXiv 2401.10774, 2.3.3).
+    If heads were independent, a node would be accepted with the product of the accuracies on its path. That is its gain
+    in expected tokens, so the most probable nodes make the best tree, and its first n paths are the best tree of n
+    (arXiv 2401.10774, 2.3.3).
+
+    accuracies: [head][rank], how often that candidate of the head is right.
 
     Raises:
         InputError: accuracies outside [0, 1], or fewer than `nodes` paths in all.
@@ -137,10 +144,13 @@ def best_tree(accuracies: Sequence[Sequence[float]], nodes: int) -> tuple[list[P
 
 
 def most_frequent_tree(ranks: Int[Tensor, "positions heads"], nodes: int) -> tuple[list[Path], list[float]]:
-    """As `best_tree`, without its assumption: counts how often all candidates of a path were right together.
+    """Return the best tree as `best_tree` does, without assuming independence: count how often all candidates of a path
+    were right together.
 
-    ranks: at each position of a text, the rank each head gave the token that came; -1 if it was not among its
-    candidates. Heads err together, so that the product of accuracies underrates deep nodes.
+    Heads err together, so the product of accuracies underrates deep nodes.
+
+    ranks: at each position of a text, the rank that each head gave to the next token; -1 if it was not among the
+    candidates.
 
     Raises:
         InputError: fewer than `nodes` paths were ever right.
@@ -150,12 +160,12 @@ def most_frequent_tree(ranks: Int[Tensor, "positions heads"], nodes: int) -> tup
 
 
 def frequent_paths(ranks: Sequence[Sequence[int]]) -> tuple[list[Path], list[float]]:
-    """Every path that was ever right, most often first, and at which share of the positions it was."""
+    """Return every path that was ever right, most frequent first, and the share of positions at which it was right."""
     counts: Counter[Path] = Counter()
     for row in ranks:
         hit = row[: row.index(-1)] if -1 in row else row
         counts.update(tuple(hit[:length]) for length in range(1, len(hit) + 1))
-    # a path comes no more often than its parent: sorted by count, then by length, parents come first
+    # a path is right no more often than its parent: sorted by count, then by length, parents come first
     paths = sorted(counts, key=lambda path: (-counts[path], len(path), path))
     return paths, [counts[path] / len(ranks) for path in paths]
 
