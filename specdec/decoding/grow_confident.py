@@ -1,4 +1,4 @@
-"""Growing a token tree where the drafter is sure (EAGLE-2, arXiv 2406.16858). Knows no model."""
+"""Grow a token tree where the drafter is confident (EAGLE-2, arXiv 2406.16858). Depends on no model."""
 
 from __future__ import annotations
 
@@ -17,13 +17,17 @@ from specdec.trees.tree import PAD, TokenTree
 
 
 class DynamicTree:
-    """A tree that grows where the drafter is sure (EAGLE-2, arXiv 2406.16858).
+    """A tree that grows where the drafter is confident (EAGLE-2, arXiv 2406.16858).
 
-    A node is worth the probability of its path under q. Level by level the `beam` best nodes are read on and get
-    `beam` children each, the likeliest ones; of all nodes the `nodes` best are proposed. Children are chosen by
-    rank, so the tree is exact to verify at any temperature.
+    The value of a node is the probability of its path under q. At each level the `beam` best nodes are expanded: each
+    gets its `beam` most likely children. Of all nodes found, the `nodes` best are proposed. Children are chosen by
+    rank, so acceptance is exact at any temperature.
 
-    depth: levels at most; threshold: a node worth less is not read on.
+    Args:
+        depth: maximum number of levels.
+        beam: nodes expanded per level, and children of each.
+        nodes: drafted nodes per row, the root not counted.
+        threshold: nodes with a smaller value are not expanded.
 
     Raises:
         InputError: a number out of range.
@@ -45,15 +49,26 @@ class DynamicTree:
         keep_read: bool = False,
         vocabulary: Int[Tensor, " rows"] | None = None,
     ) -> tuple[TokenTree, Int[Tensor, "batch nodes"]]:
-        """The tree, and of each of its nodes how many had been read before it (-1: it was not read). Nodes that were
-        read come first, in that order; `keep_read`: all of them, padding too, however little they are worth.
+        """Grow a tree level by level, keeping the most probable nodes.
 
-        next_q gets the tree of the nodes read so far, and how many of them are its last level, and returns what ranks
-        their children: probabilities, at temperature 0 too; of the tokens of a draft `vocabulary`, where one is given.
-        room: as in `DraftState`. A row's tree is what it would be alone; with `keep_read`, numbers of nodes may differ.
+        A node is expanded once the drafter has run on it. The expanded nodes come first in the tree, in the order in
+        which they were run. A row's tree is the same as if the row were alone; with `keep_read`, numbers of nodes may
+        differ.
+
+        Args:
+            root: last committed token of each row.
+            next_q: called with the tree of the nodes run so far and the size of its last level. Returns the
+                probabilities that rank the children of that level, at temperature 0 too; over the tokens of
+                `vocabulary`, if given.
+            room: as in `DraftState`.
+            keep_read: propose all expanded nodes, padding included, however small their value.
+            vocabulary: token ids of a draft vocabulary, or None.
+
+        Returns:
+            The tree and, per node, its index among the nodes run through the drafter (-1 if not run).
         """
         known = TokenTree.root_only(root)
-        worth = torch.ones_like(known.tokens, dtype=torch.float32)  # of the level that is read next
+        worth = torch.ones_like(known.tokens, dtype=torch.float32)  # values of the level that is run next
         deepest = torch.tensor([max(tokens - 1, 0) for tokens in room], device=root.device)[:, None]
         depth = max(0, min(self.depth, max(room) - 1))
         pool = _Pool.of(root)
@@ -81,8 +96,17 @@ class DynamicTree:
 
 
 class ConfidentTree(DynamicTree):
-    """What a drafter proposes that is asked level by level: the likeliest nodes; or, where children are drawn (another
-    choice than `top_k`, at a temperature above 0), a chain drawn from q with replacement.
+    """The tree of a drafter that computes q level by level.
+
+    With `top_k`, or at temperature 0, it holds the most likely nodes (`DynamicTree`). Otherwise children are drawn, and
+    it is a chain drawn from q with replacement.
+
+    Args:
+        depth: as in `DynamicTree`.
+        beam: as in `DynamicTree`.
+        nodes: as in `DynamicTree`.
+        threshold: as in `DynamicTree`.
+        children: how children are chosen, one of `specdec.decoding.grow_fixed.CHILDREN`.
 
     Raises:
         InputError: a number out of range, an unknown way of choosing children.
@@ -95,7 +119,7 @@ class ConfidentTree(DynamicTree):
 
     @property
     def max_nodes(self) -> int:
-        """Root included."""
+        """Largest number of nodes, root included."""
         return 1 + max(self.nodes, self.depth)
 
     def propose(
@@ -108,7 +132,20 @@ class ConfidentTree(DynamicTree):
         vocab: int,
         keep_read: bool = False,
     ) -> tuple[TokenTree, Int[Tensor, "batch nodes"]]:
-        """As `grow`. next_logits: called like `next_q`; over a draft vocabulary's rows, where there is one."""
+        """Grow the tree from the drafter's logits.
+
+        Args:
+            root: last committed token of each row.
+            next_logits: called like `next_q` in `grow`, returns logits; over the rows of `vocabulary`, if given.
+            state: the state before the step.
+            sampling: how tokens are chosen.
+            vocabulary: token ids of a draft vocabulary, or None.
+            vocab: number of tokens of the target.
+            keep_read: as in `grow`.
+
+        Returns:
+            As `grow`.
+        """
         ranked, reads = self.children == "top_k" or sampling.greedy, 0
 
         def next_q(known: TokenTree, level: int) -> Tensor:
@@ -132,10 +169,14 @@ TINY = torch.finfo(torch.float32).tiny
 
 @dataclass
 class _Pool:
-    """Everything that could be proposed, in the order it was found; the root first.
+    """All nodes found, in the order in which they were found, the root first.
 
-    parents: number of the parent among the nodes read; read: a node's own number among them, -1; worth: 0 where
-    there is nothing; confidence: as in `TokenTree`.
+    Args:
+        tokens: their tokens.
+        parents: index of the parent among the nodes that were run.
+        read: a node's own index among the nodes that were run; -1 if it was not.
+        worth: value; 0 for padding.
+        confidence: as in `TokenTree`.
     """
 
     tokens: Int[Tensor, "batch found"]
@@ -148,7 +189,7 @@ class _Pool:
     def of(cls, root: Int[Tensor, " batch"]) -> _Pool:
         tokens = root[:, None]
         zero, one = torch.zeros_like(tokens), torch.ones_like(tokens, dtype=torch.float32)
-        return cls(tokens, zero - 1, zero, 2 * one, one)  # worth more than all others
+        return cls(tokens, zero - 1, zero, 2 * one, one)  # value 2: the root is always among the best
 
     @property
     def size(self) -> int:
@@ -161,6 +202,14 @@ class _Pool:
         confidence: Float[Tensor, "batch level width"],
         parent: Int[Tensor, " level"],
     ) -> _Pool:
+        """Add the children of a level.
+
+        Args:
+            tokens: tokens of the children.
+            worth: values of the children.
+            confidence: confidence of the children.
+            parent: index of each parent among the nodes that were run.
+        """
         new = [
             tokens,
             parent[:, None].expand_as(tokens),
@@ -172,14 +221,16 @@ class _Pool:
         return _Pool(*(torch.cat([a, b.flatten(1)], 1) for a, b in zip(old, new, strict=True)))
 
     def best(self, count: int) -> tuple[TokenTree, Int[Tensor, "batch nodes"]]:
-        """The `count` most valuable nodes. A child is worth no more than its parent and was found later, so that
-        with every node its parent is chosen."""
+        """Return the `count` nodes with the largest value, as a tree.
+
+        A child's value is at most its parent's, and it was found later, so a chosen node's parent is chosen too.
+        """
         chosen = self.worth.argsort(dim=1, descending=True, stable=True)[:, :count]
         read = self.read.gather(1, chosen)
         order = read.where(read >= 0, self.size).argsort(dim=1, stable=True)
         chosen, read = chosen.gather(1, order), read.gather(1, order)
         there = self.worth.gather(1, chosen) > 0
-        number = torch.zeros_like(self.read)  # of every node read: its number in the tree
+        number = torch.zeros_like(self.read)  # maps every node that was run to its number in the tree
         numbers = torch.arange(chosen.shape[1], device=chosen.device).expand_as(chosen)
         number.scatter_(1, read.where(read >= 0, self.size - 1), numbers)
         parents = self.parents.gather(1, chosen)
@@ -188,14 +239,15 @@ class _Pool:
         return TokenTree(tokens, parents, confidence=self.confidence.gather(1, chosen)), read
 
     def beside(self, known: TokenTree, count: int) -> tuple[TokenTree, Int[Tensor, "batch nodes"]]:
-        """The nodes that were read as they stand, and the most valuable of the others up to `count` in all."""
+        """Return a tree of all nodes that were run, in their order, then the best of the others up to `count` nodes in
+        all."""
         left = self.worth.where(self.read < 0, 0.0)
         free = (count - known.valid.sum(1)).clamp(min=0).minimum((left > 0).sum(1))
         chosen = left.argsort(dim=1, descending=True, stable=True)[:, : int(free.max())]
         there = torch.arange(chosen.shape[1], device=chosen.device) < free[:, None]
         tokens, parents = (table.gather(1, chosen).where(there, PAD) for table in (self.tokens, self.parents))
         read = torch.arange(known.nodes, device=tokens.device).expand_as(known.tokens)
-        # what was read has a place each; everything else falls into one behind them
+        # one slot for each node that was run; all other nodes are written to one slot behind these
         sure = self.worth.new_zeros(len(tokens), known.nodes + 1)
         sure.scatter_(1, self.read.where(self.read >= 0, known.nodes), self.confidence)
         tree = TokenTree(

@@ -1,6 +1,6 @@
-"""Growing a token tree of fixed shape level by level from a drafter's distribution q.
+"""Grow a token tree of fixed shape, level by level, from a drafter's distribution q.
 
-What drafters share that have a q: how children are chosen, and q of a level. Knows no model.
+Also the parts that all drafters with a q share: how children are chosen, and q of a level. Depends on no model.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def require_children(children: str) -> None:
     """Refuse an unknown way of choosing children.
 
     Raises:
-        InputError: and names those there are.
+        InputError: names the known ones.
     """
     if children not in CHILDREN:
         expected = f"one of {', '.join(CHILDREN)}"
@@ -35,10 +35,13 @@ def require_children(children: str) -> None:
 
 
 def require_ranked(tree: TokenTree, drafter: object, what: str) -> None:
-    """Refuse a tree whose children were drawn, where nodes are left out: q would no longer say how they came to be.
+    """Refuse a tree whose children were drawn if nodes are to be left out of it, because q would no longer be the
+    distribution that produced the rest.
+
+    `what`: name used in error messages.
 
     Raises:
-        InputError: and names the drafter.
+        InputError: names the drafter.
     """
     if tree.probs is not None:
         name, expected = type(drafter).__name__, "drafters whose children are chosen by rank"
@@ -46,11 +49,12 @@ def require_ranked(tree: TokenTree, drafter: object, what: str) -> None:
 
 
 class TreeShape:
-    """A tree whose nodes at each depth all have the same number of children.
+    """A tree in which all nodes at one depth have the same number of children.
 
-    widths: children per node at each depth ([1, 1, 1, 1] is a chain of four, [3, 2] a tree of 3 + 6 nodes);
-    children: how they are chosen. `with_replacement` or `without_replacement`: drawn from q, independently or
-    never the same token twice; `top_k`: the most likely ones.
+    Args:
+        widths: children per node at each depth ([1, 1, 1, 1] is a chain of four, [3, 2] a tree of 3 + 6 nodes).
+        children: how they are chosen. `with_replacement`: drawn from q independently. `without_replacement`: drawn from
+            q, never the same token twice. `top_k`: the most likely tokens.
 
     Raises:
         InputError: no widths, one below 1, or an unknown way of choosing.
@@ -76,7 +80,7 @@ class TreeShape:
 
     @property
     def nodes(self) -> int:
-        """Root included."""
+        """Number of nodes, root included."""
         return len(self.parents)
 
     def grow(
@@ -88,12 +92,18 @@ class TreeShape:
         how: str,
         threshold: float = 0.0,
     ) -> TokenTree:
-        """The tree down to `depth`; `how` overrides `children` (at temperature 0 it must be `top_k`).
+        """Grow the tree down to `depth`.
 
-        Slot i of `draws` decides the token of node i. Where q has fewer tokens than there are children to
-        draw without replacement, the tree has padding. A node whose path was drawn with less probability than
-        `threshold` stays, and gets no children: whether it does depends on nothing below it, so that q stays what
-        children were drawn from.
+        If q has too few tokens to draw all children without replacement, the tree has padding.
+
+        Args:
+            root: last committed token of each row.
+            next_q: maps the tree so far to q after the nodes of its last level.
+            draws: slot i decides the token of node i.
+            depth: number of levels.
+            how: how children are chosen, in place of `children`. At temperature 0 it must be `top_k`.
+            threshold: a node whose path was drawn with a smaller probability stays but gets no children. The decision
+                does not depend on anything below the node, so q stays the distribution that children were drawn from.
         """
         tokens, q = root[:, None], []
         path = torch.ones_like(tokens, dtype=torch.float32)
@@ -129,7 +139,7 @@ def _children(
     draws: Draws,
     first: int,
 ) -> Int[Tensor, "batch children"]:
-    """Tokens of the next level, whose nodes are numbered from `first`; a closed node has no children."""
+    """Choose the tokens of the next level, whose nodes are numbered from `first`. A closed node gets no children."""
     groups = []
     for place, (q_parent, is_closed) in enumerate(zip(q.unbind(1), closed.unbind(1), strict=True)):
         tokens = choose_children(q_parent, width, how, draws, first + place * width)
@@ -140,8 +150,18 @@ def _children(
 def choose_children(
     q: Float[Tensor, "batch vocab"], width: int, how: str, draws: Draws, first: int
 ) -> Int[Tensor, "batch width"]:
-    """Tokens of one node's children, which are numbered from `first`; `how`: one of `CHILDREN`. Padding fills up if
-    fewer tokens are possible than there are children, except for children drawn with replacement."""
+    """Choose the tokens of one node's children.
+
+    If fewer tokens are possible than children are wanted, the rest is padding (except for children drawn with
+    replacement).
+
+    Args:
+        q: distribution of the children.
+        width: number of children.
+        how: one of `CHILDREN`.
+        draws: random draws.
+        first: number of the first child.
+    """
     if how == "top_k":
         best = q.topk(min(width, q.shape[-1]), dim=-1)
         possible = best.indices.where(best.values > 0, PAD)
@@ -157,8 +177,17 @@ def level_q(
     rows: Sequence[Sequence[int]],
     sampling: SamplingParams,
 ) -> Float[Tensor, "batch level vocab"]:
-    """q after each node of the known tree's last level: what children are drawn from, penalties for each node's own
-    text included. At temperature 0, where that would be one-hot, what ranks them: q at temperature 1."""
+    """Return q after each node of the known tree's last level, penalties for each node's own text included.
+
+    Children are drawn from it. At temperature 0 q is one-hot and cannot rank children, so q at temperature 1 is
+    returned.
+
+    Args:
+        logits: the drafter's logits after these nodes.
+        known: the tree so far.
+        rows: committed tokens, the root last.
+        sampling: how tokens are chosen.
+    """
     batch, level, vocab = logits.shape
     before = None
     if sampling.needs_history:
@@ -178,7 +207,17 @@ def level_q_among(
     rows: Sequence[Sequence[int]],
     sampling: SamplingParams,
 ) -> Float[Tensor, "batch level rows"]:
-    """`level_q` of a draft vocabulary's tokens alone, as `DynamicTree` ranks them: without writing out the zeros."""
+    """Return `level_q` for the tokens of a draft vocabulary only, as `DynamicTree` ranks them, without writing out
+    zeros.
+
+    Args:
+        logits: the drafter's logits, over the draft vocabulary.
+        vocabulary: its token ids; None for all tokens.
+        vocab: number of tokens of the target.
+        known: as in `level_q`.
+        rows: as in `level_q`.
+        sampling: as in `level_q`.
+    """
     if vocabulary is None or not sampling.needs_history:
         return level_q(logits, known, rows, sampling)
     return level_q(over_all_tokens(logits, vocabulary, vocab), known, rows, sampling)[..., vocabulary]
@@ -187,7 +226,7 @@ def level_q_among(
 def over_all_tokens(
     logits: Float[Tensor, "batch level rows"], vocabulary: Int[Tensor, " rows"] | None, vocab: int
 ) -> Float[Tensor, "batch level vocab"]:
-    """Logits of a draft vocabulary's rows among those of all tokens; the others are impossible."""
+    """Place the logits of a draft vocabulary among those of all tokens. The others are minus infinity."""
     if vocabulary is None:
         return logits
     whole = logits.new_full((*logits.shape[:2], vocab), -torch.inf)
@@ -197,9 +236,15 @@ def over_all_tokens(
 def already_read(
     read: Int[Tensor, "batch nodes"], path: Int[Tensor, "batch kept"]
 ) -> tuple[Int[Tensor, "batch kept"], list[int]]:
-    """How far a drafter's own cache reaches along an accepted path: the place in its block of each node it has read, -1
-    from the first it has not; and how many that are. read: each node's place, -1. Nodes on the path that are not of its
-    tree (a union's other drafters proposed them) are numbered beyond it."""
+    """Return how far a drafter's own cache reaches along an accepted path.
+
+    Path nodes that are not of this drafter's tree (in a union, another drafter proposed them) have numbers beyond it.
+
+    read: each node's slot in the drafter's block; -1 if it was not run.
+
+    Returns:
+        The slot of each node on the path, -1 from the first that was not run; and the number of the slots per row.
+    """
     inside = (path >= 0) & (path < read.shape[1])
     places = read.gather(1, path.clamp(0, read.shape[1] - 1)).where(inside, PAD)
     places = places.where((places >= 0).int().cumprod(1).bool(), PAD)

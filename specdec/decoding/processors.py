@@ -1,11 +1,11 @@
 """Logits processors of `transformers`, applied to every node on its own path.
 
-A model's generation config asks for some (suppressed or forced tokens, no repeated n-grams, ...), and a caller may
-add any others, grammars and constraints too. Both are the very objects that `model.generate` would use, in its order,
-called with one text's tokens and its scores. Knows nothing of a model but its generation config.
+A model's generation config lists some (suppressed or forced tokens, no repeated n-grams, ...), and a caller may add
+others, grammars and constraints included. Both are the same objects that `model.generate` would use, in its order. Each
+is called with the tokens of one text and their scores. Of a model this module reads only the generation config.
 
-Most processors are functions of the tokens. One that keeps a state from call to call (a grammar that follows the text)
-is copied at every node, so that each path has a state of its own.
+Most processors are functions of the tokens. A processor that keeps a state between calls (such as a grammar that
+follows the text) is copied at every node, so that each path has its own state.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ from transformers.generation import logits_process as library
 from specdec.errors import InputError
 
 WHAT = "generation.processors"
-STATES = 1024  # states of stateful processors that are remembered for a text; others are made again
-# settings of a generation config that are obeyed as `generate` obeys them
+STATES = 1024  # states of stateful processors that are kept for a text; others are computed again
+# settings of a generation config that are followed as `generate` follows them
 OBEYED = (
     "sequence_bias", "encoder_repetition_penalty", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size",
     "bad_words_ids", "min_length", "min_new_tokens", "forced_bos_token_id", "forced_eos_token_id",
     "remove_invalid_values", "exponential_decay_length_penalty", "suppress_tokens", "begin_suppress_tokens",
 )  # fmt: skip
-# settings that ours replace, and ours of the same name
+# settings that `SamplingParams` replaces with its own of the same name
 OWN = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
-# settings that neither our loop nor the references follow, with the values that mean nothing
+# settings that neither our loop nor the references follow, with the values that have no effect
 UNUSED: dict[str, tuple[Any, ...]] = {
     "top_h": (), "typical_p": (1.0,), "epsilon_cutoff": (0.0,), "eta_cutoff": (0.0,), "guidance_scale": (1, 1.0),
     "watermarking_config": (), "num_beams": (1,), "num_beam_groups": (1,), "num_return_sequences": (1,),
     "penalty_alpha": (0.0,), "dola_layers": (), "token_healing": (False,), "max_time": (),
     "prompt_lookup_num_tokens": (), "constraints": (), "force_words_ids": (),
 }  # fmt: skip
-# those whose result is a function of the tokens before and of the scores, row by row
+# processors whose result depends on nothing but the earlier tokens and the scores, row by row
 FUNCTIONS = (
     library.MinLengthLogitsProcessor, library.MinNewTokensLengthLogitsProcessor,
     library.RepetitionPenaltyLogitsProcessor, library.EncoderRepetitionPenaltyLogitsProcessor,
@@ -55,20 +55,23 @@ FUNCTIONS = (
 
 
 def obeyed(config: GenerationConfig | None) -> dict[str, Any]:
-    """The settings of a model's generation config that change its greedy text, by name."""
+    """Return the settings of a model's generation config that change its greedy text, by name."""
     return {name: value for name in OBEYED if (value := getattr(config, name, None)) not in (None, False)}
 
 
 def not_used(config: GenerationConfig | None, own: object) -> dict[str, Any]:
-    """The settings of a model's generation config that no method of a run follows: ours stand in their place
-    (own: a `SamplingParams`), or there is nothing that could follow them."""
+    """Return the settings of a model's generation config that no method of a run follows: `SamplingParams` replaces
+    them, or nothing implements them.
+
+    own: the `SamplingParams` in use.
+    """
     found = {name: getattr(config, name, None) for name in (*OWN, *UNUSED)}
     same = {name: (getattr(own, name),) for name in OWN} | UNUSED
     return {name: value for name, value in found.items() if value is not None and value not in same[name]}
 
 
 def plain_config(model: PreTrainedModel, eos: Sequence[int], **values: Any) -> GenerationConfig:
-    """What is obeyed of the model's generation config, and nothing else of it; with further values."""
+    """Return a generation config with those of the model's settings that are followed, and with `values`."""
     config = GenerationConfig(**obeyed(model.generation_config), **values)
     config.eos_token_id = list(eos) or None
     return config
@@ -82,7 +85,16 @@ def processors_for(
     repetition_penalty: float,
     own: Sequence[LogitsProcessor],
 ) -> LogitsProcessorList:
-    """The processors of one text, in the order of `generate`: those of the model's config, the penalty, the own ones.
+    """Return the processors of one text, in the order of `generate`: those of the model's config, the penalty, your
+    own.
+
+    Args:
+        model: the model, or None for no generation config.
+        prompt: token ids of the prompt.
+        eos: token ids that end the text.
+        max_new_tokens: maximum number of new tokens.
+        repetition_penalty: as in `SamplingParams`.
+        own: the caller's processors.
 
     Raises:
         InputError: a value of the generation config that `transformers` refuses.
@@ -109,12 +121,12 @@ def processors_for(
 
 
 class TextProcessors:
-    """The processors of one text at work.
+    """Applies the processors of one text.
 
     Args:
         processors: in the order in which they are applied.
-        start: tokens of the prompt, behind which stateful processors are called once a token.
-        eos: ids that end the text: nothing is asked of the processors behind one.
+        start: tokens of the prompt. After it, stateful processors are called once per token.
+        eos: ids that end the text. Behind one, processors are not applied.
     """
 
     def __init__(self, processors: LogitsProcessorList, start: int, eos: frozenset[int]) -> None:
@@ -130,14 +142,16 @@ class TextProcessors:
         return ", ".join(type(processor).__name__ for processor in self._processors)
 
     def ended(self, text: Sequence[int]) -> bool:
-        """Whether its last token is a new one that ends it."""
+        """Whether the last token of `text` is a new one that ends it."""
         return len(text) > self._start and text[-1] in self._eos
 
     def __call__(
         self, logits: Float[Tensor, "nodes vocab"], histories: Sequence[Sequence[int]], lenient: bool = False
     ) -> Float[Tensor, "nodes vocab"]:
-        """The scores after texts of equal length. lenient: where a processor fails or leaves no token, the logits stay
-        (a drafter may look beyond tokens that the processors forbid, and the target never does).
+        """Return the scores after texts of equal length.
+
+        lenient: if a processor fails or leaves no token, keep the logits. A drafter may look beyond tokens that the
+        processors forbid; the target never does.
 
         Raises:
             InputError: a processor that fails, or leaves no token.
@@ -183,7 +197,8 @@ class TextProcessors:
             raise InputError(WHAT, expected=expected, got=got, fix="mend or remove it") from error
 
     def _before(self, text: tuple[int, ...], logits: Tensor) -> LogitsProcessorList:
-        """A copy of the processors as they are when `text` comes: called after every token from the prompt's end on."""
+        """Return a copy of the processors in their state before `text`, that is, after a call for every earlier token
+        from the prompt's end on."""
         known = len(text) - 1
         while known >= self._start and text[:known] not in self._states:
             known -= 1
@@ -200,7 +215,7 @@ class TextProcessors:
             self._states.popitem(last=False)
 
     def require_replayable(self, prompt: Sequence[int], vocab: int) -> None:
-        """Refuse processors whose copies part: those that draw random numbers, or remember scores.
+        """Refuse processors whose copies give different results, because they draw random numbers or remember scores.
 
         Raises:
             InputError: names them.

@@ -1,11 +1,11 @@
-"""Find out what a model keeps in its KV cache, and what of it its attention reads unchanged.
+"""Find out what a model keeps in its KV cache, and which of it its attention reads unchanged.
 
 Most models attend to the keys and values that they put into the cache. Some change them in between: latent attention
-caches a latent vector and expands it, DiffLlama deals values out to other heads, Doge derives a mask from them. Some
-layers attend to what another layer has cached. Two forwards of a few tokens tell:
+caches a latent vector and expands it, DiffLlama distributes values to other heads, Doge derives a mask from them. Some
+layers attend to the cache of another layer. Two forwards with a few tokens show this:
 
-    stock      what kind of state each layer keeps: a recurrent one cannot forget the rejected branches of a tree
-    recorded   what each layer gives to the cache, and what each attention call gets: the very same tensors or others
+    stock      the kind of state each layer keeps: a recurrent one cannot forget the rejected branches of a tree
+    recorded   the tensors each layer gives to the cache, and those each attention call gets: the same ones or others
 """
 
 from __future__ import annotations
@@ -25,13 +25,18 @@ from specdec.model.cache import LayerShape, cache_argument
 
 _RECORDER = "specdec_layout"
 _TOKENS = 3
-RECURRENT = {"cache_params", "state"}  # how outputs of models without attention name what they keep
+RECURRENT = {"cache_params", "state"}  # names of the state in the outputs of models without attention
 
 
 @dataclass(frozen=True)
 class KVLayout:
-    """shapes: of each layer of the cache; sources: for each attention layer that reads what a layer of the cache holds
-    as it is, that layer. A layer of the cache that is no source is changed by the model before it attends to it."""
+    """The layout of a model's KV cache.
+
+    Args:
+        shapes: KV shape of each layer of the cache.
+        sources: maps each attention layer that reads cached keys and values unchanged to the layer of the cache that
+            holds them. A cache layer that is no source is changed by the model before it attends to it.
+    """
 
     shapes: list[LayerShape]
     sources: dict[int, int]
@@ -39,7 +44,7 @@ class KVLayout:
 
 @torch.inference_mode()
 def require_forgettable(model: PreTrainedModel) -> None:
-    """Refuse a model, run as transformers runs it, whose state is not keys and values per token.
+    """Refuse a model, run as transformers runs it, that keeps more state than keys and values per token.
 
     Raises:
         InputError: it keeps a state that mixes tokens, or keys beside its KV cache.
@@ -67,8 +72,8 @@ def _unforgettable(model: PreTrainedModel, cache: Any, layers: Sequence[Any], ou
 
     Args:
         model: as transformers runs it.
-        cache: of one forward, with the `layers`; None if the forward gave none.
-        layers: of the cache.
+        cache: the cache of one forward, with the `layers`; None if the forward gave none.
+        layers: layers of the cache.
         outputs: names of the forward's outputs.
     """
     recurrent = [isinstance(layer, LinearAttentionCacheLayerMixin) for layer in layers]
@@ -77,7 +82,7 @@ def _unforgettable(model: PreTrainedModel, cache: Any, layers: Sequence[Any], ou
         return f"{_share(recurrent)} a recurrent state, into which every token is mixed"
     if any(indexed):
         return f"{_share(indexed)} the keys of an indexer beside keys and values, which cannot forget a tree's branches"
-    # what transformers says of a class: it cannot be rolled back, or its cache cannot be cropped
+    # flags that transformers sets on a class that cannot be rolled back, or whose cache cannot be cropped
     stateful = getattr(model, "_is_stateful", False) or getattr(type(cache), "is_croppable", True) is False
     if stateful or (not layers and RECURRENT & outputs):
         return "it keeps a recurrent or compressed state, into which tokens are mixed"
@@ -90,11 +95,11 @@ def _share(these: Sequence[bool]) -> str:
 
 
 def kv_layout(model: PreTrainedModel) -> KVLayout:
-    """The layout of a model whose attention can be exchanged.
+    """Return the layout of a model whose attention can be exchanged.
 
     Raises:
         AttributeError: its attention does not go through `AttentionInterface`.
-        InputError: it does not take the positions it is given.
+        InputError: it ignores the positions it is given.
     """
     recorded = _record(model)
     if not recorded.calls or not recorded.written:
@@ -111,7 +116,7 @@ def kv_layout(model: PreTrainedModel) -> KVLayout:
             sources[attention] = of[-1]
         else:
             changed.update([*of, *([] if last is None else [last])])
-            if attention in sources:  # a layer that runs several times, each time with keys of its own
+            if attention in sources:  # a layer that runs several times, each time with other keys
                 changed.add(sources[attention])
     sources = {attention: source for attention, source in sources.items() if source not in changed}
     count = max(recorded.written) + 1
@@ -122,9 +127,16 @@ def kv_layout(model: PreTrainedModel) -> KVLayout:
 
 @dataclass(eq=False)
 class _Recording(Cache):
-    """A cache that keeps nothing but what it was given, in order. calls: layer, key, value and mask of each attention
-    call, and the layer of the cache that was written last before it. told: whether every attention call got the
-    keyword argument `tree` of the forward."""
+    """A cache that only records what it is given, in order.
+
+    Args:
+        written: keys and values that each layer put into the cache.
+        calls: layer, key, value and mask of each attention call, and the cache layer that was written last before it.
+        masks: masks that were made.
+        last: the cache layer that was written last.
+        told: whether every attention call got the keyword argument `tree` of the forward.
+        length: the number of tokens it claims to hold.
+    """
 
     written: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     calls: list[tuple[int | None, Tensor, Tensor, Tensor | None, int | None]] = field(default_factory=list)
@@ -171,7 +183,7 @@ class _Recording(Cache):
 
 @torch.inference_mode()
 def _record(model: PreTrainedModel, length: int = 0) -> _Recording:
-    """One forward at positions 0, 1, 2, with a cache that says it holds `length` tokens."""
+    """Run one forward at positions 0, 1, 2, with a cache that claims to hold `length` tokens."""
     recorded = _Recording(length=length)
     tokens = _tokens(model)
     with _attention(model, recorded):
@@ -184,7 +196,7 @@ def _record(model: PreTrainedModel, length: int = 0) -> _Recording:
 def _require_positions(model: PreTrainedModel, recorded: _Recording) -> None:
     try:
         moved = _record(model, length=_TOKENS)
-    except Exception:  # it works with the length in other ways, which the length 0 of `TreeCache` serves
+    except Exception:  # it uses the length in another way, for which the length 0 of `TreeCache` is right
         return
     first = min(recorded.written)
     if not torch.allclose(recorded.written[first][0], moved.written[first][0], rtol=1e-3, atol=1e-5):

@@ -1,8 +1,8 @@
-"""Where a model's decoder layers are, and the model that runs only some of them.
+"""Find a model's decoder layers, and build a model that runs only some of them.
 
-Found by structure, not by a list of classes: the layers are the `nn.ModuleList` with one module per KV layer, the
-final norm is the module whose output the base model returns. A part of a model is a view: other containers
-around the very same modules, with stand-ins for the layers that are left out. The model itself is not touched.
+They are found by structure, not by a list of classes: the layers are the `nn.ModuleList` with one module per KV layer,
+the final norm is the module whose output the base model returns. A part of a model is a view: new containers around the
+same modules, with stand-ins for the layers that are left out. The model itself is not changed.
 
     layers     0  1  2  3  4  5          lower(3)   0 1 2 - - -   no norm: the residual stream comes out
                                          upper(3)   - - - 3 4 5   the stream is put in where layer 3 begins
@@ -23,12 +23,15 @@ from specdec.errors import InputError
 
 
 class DecoderLayers:
-    """Of a model as transformers runs it.
+    """The decoder layers of a model as transformers runs it.
 
-    count: layers with a KV cache; path: the name of their list ("model.decoder.layers"); None: it is looked for.
+    Args:
+        model: the model.
+        count: number of layers with a KV cache.
+        path: name of the module list ("model.decoder.layers"); None to look for it.
 
     Raises:
-        InputError: no such list, or none that is one module per layer.
+        InputError: no such list, or none with one module per layer.
     """
 
     def __init__(self, model: PreTrainedModel, count: int, path: str | None = None) -> None:
@@ -44,7 +47,7 @@ class DecoderLayers:
         self.norm = self._final_norm(model)
 
     def lower(self, model: PreTrainedModel, layers: int) -> nn.Module:
-        """The base model with its first `layers` layers only, whose last hidden state is the residual stream."""
+        """Return the base model with its first `layers` layers only. Its last hidden state is the residual stream."""
         kept = [layer if i < layers else _Skipped() for i, layer in enumerate(self.of(model))]
         changes: dict[str, nn.Module] = {self.path: nn.ModuleList(kept)}
         if self.norm is not None:
@@ -52,14 +55,15 @@ class DecoderLayers:
         return base_of(view(model, changes))
 
     def upper(self, model: PreTrainedModel, layers: int) -> PreTrainedModel:
-        """The model without its first `layers` layers; called with `entering`, the residual stream before the next."""
+        """Return the model without its first `layers` layers. It is called with `entering`, the residual stream after
+        these."""
         kept = [_Skipped() if i < layers else layer for i, layer in enumerate(self.of(model))]
         at = min(layers, self.count - 1)
         kept[at] = _Entrance(kept[at])
         return view(model, {self.path: nn.ModuleList(kept)})
 
     def of(self, model: PreTrainedModel) -> nn.ModuleList:
-        """The layers themselves."""
+        """Return the layers of `model`."""
         layers: Any = model.get_submodule(self.path)
         return layers
 
@@ -75,9 +79,9 @@ class DecoderLayers:
 
     @torch.inference_mode()
     def _final_norm(self, model: PreTrainedModel) -> str | None:
-        """The name of the sibling of the layers that makes the last hidden state; None where a layer makes it."""
+        """Return the name of the layers' sibling that makes the last hidden state; None if a layer makes it."""
         prefix = self.path.rpartition(".")[0]
-        made: dict[str, Tensor] = {}  # held, so that no address is used twice
+        made: dict[str, Tensor] = {}  # kept alive, so that no address is used twice
 
         def note(name: str) -> Any:
             def hook(_module: nn.Module, _args: object, output: object) -> None:
@@ -108,16 +112,22 @@ class DecoderLayers:
 
 
 def base_of(model: PreTrainedModel) -> Any:
-    """The model without its output layer. `base_model` is the model itself if its class names a module that it does
-    not have (Llama 4's text model); then it is the only model inside."""
+    """Return the model without its output layer.
+
+    `base_model` is the model itself if its class names a module that it does not have (Llama 4's text model). Then the
+    base is the only model inside.
+    """
     inner = [child for child in model.children() if isinstance(child, PreTrainedModel)]
     return inner[0] if model.base_model is model and len(inner) == 1 else model.base_model
 
 
 @contextmanager
 def last_hidden_states(model: PreTrainedModel) -> Iterator[list[tuple[nn.Module, Tensor]]]:
-    """Collect the last hidden states of every forward within the block, with the module that gives them; those of the
-    outermost module come last. Most models are base model and output layer, some have a decoder in between."""
+    """Collect the last hidden states of every forward within the block, with the module that gives them.
+
+    Most models consist of base model and output layer, some have a decoder in between. The outermost module's states
+    come last.
+    """
     seen: list[tuple[nn.Module, Tensor]] = []
 
     def note(module: nn.Module, _args: object, output: object) -> None:
@@ -135,7 +145,7 @@ def last_hidden_states(model: PreTrainedModel) -> Iterator[list[tuple[nn.Module,
 
 
 def view(module: Any, changes: Mapping[str, nn.Module]) -> Any:
-    """`module` with other submodules under the given names; everything else is shared with it."""
+    """Return `module` with other submodules under the given names, sharing everything else with it."""
     shown = copy.copy(module)
     shown._modules = dict(module._modules)
     inside: dict[str, dict[str, nn.Module]] = {}
@@ -156,7 +166,7 @@ class _Skipped(nn.Module):
 
 
 class _Entrance(nn.Module):
-    """The first layer that runs: it reads the stream that is given, not what stands before it."""
+    """The first layer that runs: it reads the given stream, not the output of the layers before it."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
@@ -168,5 +178,5 @@ class _Entrance(nn.Module):
 
 
 def _caches(layer: nn.Module) -> bool:
-    """Whether an attention with a KV cache of its own is in it."""
+    """Whether the layer contains an attention with its own KV cache."""
     return len({getattr(module, "layer_idx", None) for module in layer.modules()} - {None}) == 1
