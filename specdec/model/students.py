@@ -1,7 +1,7 @@
-"""Smaller models made of a target's own layers: what is trained to guess its text.
+"""Smaller models made of a target's own layers, to be trained to predict its text.
 
-A student is an ordinary model of the same class, so that everything that runs the target runs it too. Its layers and
-its final norm are copies; embeddings and output layer are the target's own tensors.
+A student is an ordinary model of the same class, so everything that runs the target can run it. Its layers and its
+final norm are copies; embeddings and output layer are the target's own tensors.
 """
 
 from __future__ import annotations
@@ -23,8 +23,11 @@ from specdec.model.target import TargetModel
 
 
 def student_of(target: TargetModel, layers: Sequence[int], what: str = "recipe.layers") -> PreTrainedModel:
-    """A model with copies (fp32) of the given layers of the target, counted from 0, in that order. They and the final
-    norm can be trained; everything else is frozen, and shared with the target.
+    """Return a model with copies (fp32) of the given layers of the target, counted from 0, in that order.
+
+    The layers and the final norm can be trained; everything else is frozen and shared with the target.
+
+    `what`: name used in error messages.
 
     Raises:
         InputError: no layers, one the target does not have, or weights in a form that cannot be trained.
@@ -38,7 +41,7 @@ def student_of(target: TargetModel, layers: Sequence[int], what: str = "recipe.l
         raise InputError("target.storage", expected=expected, got="quantised ones", fix=fix)
 
     def source(name: str) -> str:
-        """The target's name of what becomes the student's `name`."""
+        """Return the target's name of the tensor that the student calls `name`."""
         place = name.removeprefix(f"{parts.path}.")
         number, _, rest = place.partition(".")
         return name if place == name else f"{parts.path}.{layers[int(number)]}.{rest}"
@@ -67,10 +70,15 @@ def student_of(target: TargetModel, layers: Sequence[int], what: str = "recipe.l
 
 
 class Student(nn.Module):
-    """What is trained of a student: its layers and its norm. vocabulary [rows] or None: the target's ids of the tokens
-    it may guess, ascending."""
+    """The trainable part of a student: decoder layers and final norm.
 
-    vocabulary: Tensor | None  # a buffer: moves with the module, is never trained
+    Args:
+        model: the student's whole model.
+        parts: where its layers and its norm are.
+        vocabulary: the target's ids of the tokens that it may draft, ascending; None for all.
+    """
+
+    vocabulary: Tensor | None  # a buffer: it moves with the module and is not trained
 
     def __init__(
         self, model: PreTrainedModel, parts: DecoderLayers, vocabulary: Int[Tensor, " rows"] | None = None
@@ -79,11 +87,11 @@ class Student(nn.Module):
         assert parts.norm is not None
         self.layers, self.norm = parts.of(model), model.get_submodule(parts.norm)
         self.register_buffer("vocabulary", vocabulary)
-        self._model, self._parts = (model,), parts  # in a tuple: what the target has is no part of the module
+        self._model, self._parts = (model,), parts  # in a tuple, so that shared tensors are not part of the module
 
     @property
     def model(self) -> PreTrainedModel:
-        """The whole model, with what it shares with the target."""
+        """The whole model, with the tensors it shares with the target."""
         return self._model[0]
 
     @property
@@ -97,8 +105,14 @@ class Student(nn.Module):
         use_cache: bool = False,
         **options: Any,
     ) -> Float[Tensor, "batch seq dim"]:
-        """What the output layer reads, of texts from their first token on; `entering` takes the place of what the
-        tokens' embeddings give. options: the model's own."""
+        """Compute the input of the output layer for texts from their first token on.
+
+        Args:
+            tokens: token ids.
+            entering: used in place of the tokens' embeddings, if given.
+            use_cache: as in the model's own forward.
+            options: further options of the model's forward.
+        """
         if entering is None:
             states: Tensor = self.model.base_model(input_ids=tokens, use_cache=use_cache, **options).last_hidden_state
             return states
@@ -107,8 +121,12 @@ class Student(nn.Module):
         return states
 
     def as_model(self, target: TargetModel, storage: str = STORED) -> PreTrainedModel:
-        """For the decoding path: a model whose output layer has the rows of the draft vocabulary. Tensors are shared;
-        the modules are others, since a runtime may exchange them. storage: as in `specdec.model.runtime.linear`."""
+        """Return a model for decoding, whose output layer has the rows of the draft vocabulary.
+
+        Tensors are shared. The modules are new, because a runtime may exchange them.
+
+        storage: as in `specdec.model.runtime.linear`.
+        """
         model = sharing(self.model)
         model.set_output_embeddings(linear(*output_rows(target, self.vocabulary), fast=False))
         require_storage(storage, "drafter.storage")
@@ -117,7 +135,7 @@ class Student(nn.Module):
         return model
 
     def in_precision_of(self, target: TargetModel) -> Student:
-        """Itself, or a copy where the target is not in fp32, in which students are trained."""
+        """Return this student, or a copy in the target's dtype if that is not fp32 (in which students are trained)."""
         if target.dtype is torch.float32:
             return self
         frozen = {id(p): p for p in self.model.parameters() if not p.requires_grad}
@@ -130,10 +148,16 @@ def new_student(
     vocabulary: Int[Tensor, " rows"] | None = None,
     what: str = "recipe.layers",
 ) -> Student:
-    """See `student_of`; negative numbers count from the target's last layer.
+    """Return a new student; see `student_of`. Negative numbers count from the target's last layer.
+
+    Args:
+        target: the target.
+        layers: layers to copy.
+        vocabulary: as in `Student`.
+        what: name used in error messages.
 
     Raises:
-        InputError: as there.
+        InputError: as `student_of`.
     """
     count = len(target.layers)
     model = student_of(target, [layer + count if layer < 0 else layer for layer in layers], what)
@@ -143,7 +167,7 @@ def new_student(
 def output_rows(
     target: TargetModel, vocabulary: Int[Tensor, " rows"] | None
 ) -> tuple[Float[Tensor, "rows dim"], Float[Tensor, " rows"] | None]:
-    """Weight and bias of the target's output layer: themselves, or the rows of a draft vocabulary."""
+    """Return weight and bias of the target's output layer, cut to the rows of a draft vocabulary if there is one."""
     output: Any = target.model.get_output_embeddings()
     weight, bias = output.weight.detach(), getattr(output, "bias", None)
     bias = None if bias is None else bias.detach()
@@ -153,12 +177,12 @@ def output_rows(
 
 
 def sharing(model: PreTrainedModel) -> PreTrainedModel:
-    """The same model in modules of its own, with the very same tensors."""
+    """Return the same model with new modules that share all tensors."""
     return copy.deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})
 
 
 def _config(model: PreTrainedModel, layers: Sequence[int], count: int) -> PreTrainedConfig:
-    """The model's, for these layers: what it lists layer by layer, too."""
+    """Return the model's config for these layers. Options that list one value per layer are cut to them."""
     config = copy.deepcopy(model.config)
     text: Any = config.get_text_config()
     for name, value in list(vars(text).items()):

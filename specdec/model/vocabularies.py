@@ -1,8 +1,8 @@
 """Tokens that a target and a draft model share.
 
-Two models of one tokenizer may pad their logits differently (Qwen2.5: 151,936 and 152,064 for the same tokens),
-and two nearly equal tokenizers may differ in a few added tokens. A draft model proposes only ids that both models
-have and that mean the same to both; every other committed id is fed to it as a stand-in.
+Two models with one tokenizer may pad their logits differently (Qwen2.5: 151,936 and 152,064 for the same tokens), and
+two nearly equal tokenizers may differ in a few added tokens. A draft model proposes only ids that both models have with
+the same meaning. For every other committed id it is given a stand-in.
 
     id         0   1   2   3   4   5   6        proposed: 0 1 2 4
     target     a   b   c   <x> d   .   .        fed as the stand-in: 3 5 6
@@ -25,16 +25,16 @@ from specdec.errors import InputError
 from specdec.model.target import TargetModel
 
 SAME, SHARED = "same", "shared"
-LEAST_SHARED = 0.5  # of the draft's tokens: below, two tokenizers share ids by accident
-NAMED = 4  # differing tokens that a line names
+LEAST_SHARED = 0.5  # share of the draft's tokens; below it, two tokenizers have ids in common by accident
+NAMED = 4  # differing tokens that are named in a message
 
 
 @dataclass(frozen=True)
 class SharedTokens:
-    """The ids that mean the same to target and draft model.
+    """The ids that have the same meaning for target and draft model.
 
     Args:
-        ids: these ids, ascending, Int [rows]; None: all logits of both models.
+        ids: these ids, ascending, Int [rows]; None for all logits of both models.
         stand_in: the id fed to the draft model in place of one that it lacks.
     """
 
@@ -42,14 +42,14 @@ class SharedTokens:
     stand_in: int = 0
 
     def fed(self, row: Sequence[int]) -> list[int]:
-        """The row as the draft model reads it."""
+        """Return the row as it is fed to the draft model."""
         known = self._known
         if known is None:
             return list(row)
         return [token if token in known else self.stand_in for token in row]
 
     def of_draft(self, logits: Float[Tensor, "batch level draft"]) -> Float[Tensor, "batch level rows"]:
-        """The draft model's logits of the shared ids alone."""
+        """Return the draft model's logits of the shared ids."""
         known = self._known
         if self.ids is None or known is None or len(known) == logits.shape[-1]:
             return logits
@@ -57,7 +57,7 @@ class SharedTokens:
 
     @cached_property
     def _known(self) -> range | frozenset[int] | None:
-        """`ids` on the host; a range if only padding differs."""
+        """`ids` on the host; a range if the models differ in padding only."""
         if self.ids is None:
             return None
         ids = self.ids.tolist()
@@ -68,7 +68,9 @@ def shared_tokens(target: TargetModel, draft: TargetModel, vocabulary: str = SAM
     """Compare token-to-id maps and numbers of logits.
 
     Args:
-        vocabulary: `same` refuses tokens that differ; `shared` ignores them and names them in a warning.
+        target: the target.
+        draft: the draft model.
+        vocabulary: `same` refuses differing tokens; `shared` ignores them and names them in a warning.
 
     Raises:
         InputError: tokens differ and the option does not ignore them, or most of them differ.
@@ -97,7 +99,7 @@ def require_vocabulary(vocabulary: str) -> None:
     """Refuse an unknown way of comparing vocabularies.
 
     Raises:
-        InputError: names those there are.
+        InputError: names the known ones.
     """
     if vocabulary not in (SAME, SHARED):
         expected = f"{SAME} or {SHARED}"
@@ -105,7 +107,7 @@ def require_vocabulary(vocabulary: str) -> None:
 
 
 def differing_tokens(target: TargetModel, draft: TargetModel) -> dict[int, tuple[str | None, str | None]]:
-    """(target's token, draft's token) of each id that differs, ascending; empty if a tokenizer is missing."""
+    """Return (target's token, draft's token) for each id that differs, ascending; empty if a tokenizer is missing."""
     if target.tokenizer is None or draft.tokenizer is None or target.tokenizer is draft.tokenizer:
         return {}
     ours, theirs = ({i: t for t, i in m.tokenizer.get_vocab().items()} for m in (target, draft))  # type: ignore[union-attr]
@@ -135,7 +137,7 @@ def _other_tokens(
 
 
 def _stand_in(tokenizer: PreTrainedTokenizerBase | None, shared: Sequence[int]) -> int:
-    """The draft's unknown token, else its padding or EOS, else the first shared id."""
+    """Return the draft's unknown token, else its padding or EOS, else the first shared id."""
     known = set(shared)
     for name in ("unk_token_id", "pad_token_id", "eos_token_id"):
         token = getattr(tokenizer, name, None)

@@ -1,4 +1,4 @@
-"""The flash kernel that PyTorch carries for CPUs; returns (out, lse) like flash-attn does on CUDA."""
+"""PyTorch's flash kernel for CPUs. It returns (out, lse), as flash-attn does on CUDA."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class AtenFlash:
         lengths = context.host_seen
         if min(lengths) == max(lengths):
             out, lse = _attend(folded, keys, values, lengths[0], scale)
-        else:  # the kernel knows no lengths per row: one call a row, each on its own slice
+        else:  # the kernel takes no lengths per row: one call per row, each on its own slice
             rows = [
                 _attend(folded[r : r + 1], keys[r : r + 1], values[r : r + 1], length, scale)
                 for r, length in enumerate(lengths)

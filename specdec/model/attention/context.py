@@ -1,4 +1,4 @@
-"""AttentionContext: what one forward tells every attention layer about the tree."""
+"""AttentionContext: the description of the tree that one forward gives to every attention layer."""
 
 from __future__ import annotations
 
@@ -18,21 +18,27 @@ if TYPE_CHECKING:
 
 @dataclass
 class AttentionContext:
-    """New tokens of one forward, and where they stand.
+    """The new tokens of one forward, and their positions.
 
     Cache slots of row b:  [0, lengths[b])                  committed prefix, slot = position
                            [lengths[b], + block)            the block: nodes of the tree being built
-    A forward brings the block's last `new` nodes; the ones before them (`block - new`) are cached by
-    earlier forwards of the same block (a draft model grows its tree level by level).
 
-    mask       [batch new block]  which block nodes a new node sees; None: causal (then new == block)
-    positions  [batch block]      absolute positions of the block's nodes (prefix + depth)
-    host_lengths  the same as `lengths`, known on the host without waiting for the device. Only a CPU kernel may
-               read it: what is captured as a CUDA graph is replayed at other lengths
-    prefix     False only when nothing is committed in any row (the start of a prompt)
+    A forward computes the block's last `new` nodes. The earlier ones (`block - new`) are already cached by earlier
+    forwards of the same block (a draft model grows its tree level by level).
 
-    A block of one node sees the prefix and itself: it is attended to as a prefix that is one longer
-    (`seen`, `host_seen`), in one part instead of two.
+    A block of one node sees the prefix and itself. It is treated as a prefix that is one longer (`seen`, `host_seen`),
+    in one part instead of two.
+
+    Args:
+        kernel: attention kernel of the prefix.
+        cache: the cache of this forward.
+        lengths: committed tokens of each row.
+        host_lengths: `lengths` on the host, known without waiting for the device. Only a CPU kernel may read it,
+            because a captured CUDA graph is replayed at other lengths.
+        positions: [batch block], absolute positions of the block's nodes (prefix + depth).
+        new: number of new nodes.
+        mask: [batch new block], which block nodes a new node sees; None for causal (then new == block).
+        prefix: False only if no row has any committed token (the start of a prompt).
     """
 
     kernel: PrefixKernel
@@ -51,7 +57,7 @@ class AttentionContext:
 
     @cached_property
     def nothing_seen(self) -> Bool[Tensor, "batch one one"]:
-        """Rows without any key before the block."""
+        """Which rows have no key before the block."""
         return (self.seen == 0)[:, None, None]
 
     @property
@@ -63,7 +69,7 @@ class AttentionContext:
         return self.positions.shape[1]
 
     def block_mask(self) -> Bool[Tensor, "batch new block"]:
-        """`mask`, with the causal one written out."""
+        """Return `mask`; the causal mask is written out."""
         if self.mask is not None:
             return self.mask
         return (
@@ -74,12 +80,13 @@ class AttentionContext:
 
     @property
     def slots(self) -> int:
-        """How many cache slots dense attention looks at: those in use, or all of them in a forward that must not read
-        a length on the host."""
+        """Number of cache slots that dense attention reads: those in use, or all of them in a forward that must not
+        read a length on the host."""
         return max(self.host_lengths) + self.block if self.kernel.on_host else self.cache.capacity
 
     def visible(self) -> Bool[Tensor, "batch new slots"]:
-        """Which cache slots each new node sees: the prefix and its block ancestors. Computed once per forward."""
+        """Return which cache slots each new node sees: the prefix and its block ancestors. Computed once per
+        forward."""
         if self._visible is None:
             in_block, index = self._in_block()
             spread = index[:, None, :].expand(-1, self.new, -1)
@@ -89,17 +96,17 @@ class AttentionContext:
 
     @property
     def offsets(self) -> Int[Tensor, "batch block"]:
-        """Tokens before each node of the block in its own text: where the stock model's cache would hold it, wherever
-        positions begin."""
+        """Number of tokens before each block node in its own text. The stock model's cache would hold the node at this
+        index, wherever positions begin."""
         return self.positions - self.positions[:, :1] + self.lengths[:, None]
 
     def slot_offsets(self) -> Int[Tensor, "batch slots"]:
-        """The same of the token in each slot; undefined behind the block."""
+        """Return `offsets` of the token in each slot. Undefined behind the block."""
         in_block, index = self._in_block()
         slots = torch.arange(self.slots, device=self.lengths.device)
         return torch.where(in_block < 0, slots, self.offsets.gather(1, index))
 
     def _in_block(self) -> tuple[Int[Tensor, "batch slots"], Int[Tensor, "batch slots"]]:
-        """Each slot's number in the block (negative: prefix), and that number cut to the block."""
+        """Return each slot's number in the block (negative for the prefix), and that number clamped to the block."""
         in_block = torch.arange(self.slots, device=self.lengths.device) - self.lengths[:, None]
         return in_block, in_block.clamp(0, self.block - 1)

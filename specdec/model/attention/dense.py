@@ -1,7 +1,7 @@
-"""The reference kernel: masked products in fp32. Slow, obvious, and right for every layer.
+"""The reference kernel: masked products in fp32. Slow and simple, and correct for every layer.
 
-It is also the block part of tree attention under a tree mask, and serves layers that no flash kernel
-can: sliding windows, soft caps, attention sinks, dtypes or head sizes a kernel does not have.
+It also computes the block part of tree attention under a tree mask, and all layers that no flash kernel can: sliding
+windows, soft caps, attention sinks, unsupported dtypes or head sizes.
 """
 
 from __future__ import annotations
@@ -23,12 +23,18 @@ def masked_attention(
     softcap: float | None = None,
     sinks: Float[Tensor, " heads"] | None = None,
 ) -> tuple[Out, Lse]:
-    """Attention of every query to the keys its mask row allows, in fp32 or more. One that may see no key gets zeros,
-    and minus infinity as the logarithm of its sum.
+    """Compute attention of every query to the keys that its mask row allows, in fp32 or more.
 
-    mask: which keys, for all heads or for each (`any` is 1 or heads); a float mask is added to the scores.
-    softcap: scores become softcap * tanh(scores / softcap) (arXiv 2408.00118).
-    sinks: one logit per head that takes probability and gives nothing (arXiv 2508.10925).
+    A query that may see no key gets zeros, and a log-sum-exp of minus infinity.
+
+    Args:
+        query: of the new nodes.
+        keys: all keys.
+        values: all values.
+        mask: the visible keys, for all heads or for each (`any` is 1 or heads). A float mask is added to the scores.
+        scale: factor of the scores.
+        softcap: scores become softcap * tanh(scores / softcap) (arXiv 2408.00118).
+        sinks: one logit per head that takes probability and contributes no value (arXiv 2508.10925).
     """
     batch, heads, new, _ = query.shape
     kv_heads = keys.shape[1]

@@ -1,7 +1,7 @@
 """flash-attn 2 on CUDA (arXiv 2307.08691), with split keys for few queries and a long prefix.
 
-Both parts go through `flash_attn_with_kvcache`: it takes lengths per row on the device, is native to
-grouped queries, and returns the log-sum-exp. Layout there is (batch, seq, heads, dim).
+Both parts go through `flash_attn_with_kvcache`. It takes lengths per row on the device, supports
+grouped queries, and returns the log-sum-exp. Its layout is (batch, seq, heads, dim).
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class FlashAttn:
         self, query: Query, keys: Keys, values: Values, context: AttentionContext, scale: float
     ) -> tuple[Out, Lse]:
         out, lse = self._attend(query, keys, values, context.seen, False, scale)
-        return out, lse.masked_fill(context.nothing_seen, -torch.inf)  # flash-attn says plus infinity there
+        return out, lse.masked_fill(context.nothing_seen, -torch.inf)  # flash-attn returns plus infinity there
 
     def causal(self, query: Query, keys: Keys, values: Values, scale: float) -> tuple[Out, Lse]:
         return self._attend(query, keys, values, None, True, scale)

@@ -1,14 +1,14 @@
-"""The mask function that `transformers` calls where a model builds its attention mask.
+"""The mask function that `transformers` calls when a model builds its attention mask.
 
-A model says which positions a position sees (causal, a sliding window, chunks); the tree says which nodes are on
-a node's path. A node sees what both allow:
+The model's rule decides which positions a position sees (causal, a sliding window, chunks). The tree decides which
+nodes are on a node's path. A node sees what both allow:
 
     slots      0   1   2   3   4   5   6        window of 3, prefix of 4, nodes at positions 4, 5, 5
     positions  0   1   2   3   4   5   5
     node 5a    .   .   .   x   x   x   .
     node 5b    .   .   .   x   x   .   x
 
-`TreeCache.get_query_offset` gives transformers the forward's `AttentionContext`, which it hands on to here.
+`TreeCache.get_query_offset` gives transformers the forward's `AttentionContext`, which it passes on to this function.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ def tree_mask(
     dtype: torch.dtype = torch.float32,
     **_unused: object,
 ) -> Bool[Tensor, "batch 1 new slots"] | Float[Tensor, "batch 1 new slots"] | None:
-    """The mask of one kind of layer in this forward, or None if a node sees all that the tree allows.
+    """Return the mask of one kind of layer in this forward, or None if a node sees all that the tree allows.
 
     Args:
-        q_offset: the forward's `AttentionContext`; anything else is a forward without a cache.
+        q_offset: the forward's `AttentionContext`. Anything else means a forward without a cache.
         mask_function: the model's rule, a function of batch, head, query position and key position.
         local_size: the window or chunk of that rule, if it has one.
-        dtype: of an additive mask, which a model that works on it itself expects.
+        dtype: dtype of an additive mask, for a model that changes the mask itself.
     """
     if not isinstance(q_offset, AttentionContext):
         return None

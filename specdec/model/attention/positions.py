@@ -1,8 +1,8 @@
 """Queries that a model scales by their position.
 
-Llama 4 makes the queries of its layers without rope larger the further on they stand (arXiv 2501.19399), and counts
-positions from the length of the cache: for a tree, a batch of unequal rows or a captured graph that is not where a
-node stands. Other models scale by `position_ids`, which is right as it is.
+In layers without rope, Llama 4 scales queries up with their position (arXiv 2501.19399), which it counts from the
+length of the cache. For a tree, a batch of unequal rows or a captured graph, that is not a node's position. Other
+models scale by `position_ids`, which is correct unchanged.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from specdec.model.attention.protocol import Query
 
 
 def at_own_positions(module: Any, query: Query, tree: AttentionContext) -> Query:
-    """The query as it would be if the layer knew each node's position; `TreeCache` told it that the first is 0."""
+    """Return the query as it would be if the layer used each node's position. The layer counted from 0, the length that
+    `TreeCache` gave."""
     if not getattr(module, "attn_temperature_tuning", False) or getattr(module, "use_rope", True):
         return query
     counted = torch.arange(tree.new, device=query.device)

@@ -1,4 +1,4 @@
-"""What a kernel is: two unmasked-or-causal attentions that also return their log-sum-exp."""
+"""The interface of a kernel: two attentions, unmasked and causal, that also return their log-sum-exp."""
 
 from __future__ import annotations
 
@@ -21,33 +21,61 @@ Lse = Float[Tensor, "batch heads new"]  # natural logarithm
 
 @runtime_checkable
 class PrefixKernel(Protocol):
+    """Attention to a committed prefix, and causal attention."""
+
     name: str
-    on_host: bool  # reads lengths on the host, so that no forward with it is captured as a graph
+    on_host: bool  # whether it reads lengths on the host, so that forwards with it are never captured as graphs
 
     def supports(self, query: Query, keys: Keys, values: Values) -> bool:
-        """Whether dtype, device and head size are this kernel's; otherwise `dense` serves the layer."""
+        """Whether the kernel supports dtype, device and head size. If not, `dense` computes the layer."""
         ...
 
     def prefix(
         self, query: Query, keys: Keys, values: Values, context: AttentionContext, scale: float
     ) -> tuple[Out, Lse]:
-        """Every query of row b sees the first `context.seen[b]` slots of the cache. The log-sum-exp of a row that sees
-        none is minus infinity, its output finite."""
+        """Compute attention of every query of row b to the first `context.seen[b]` slots of the cache.
+
+        A row that sees none has a log-sum-exp of minus infinity and a finite output.
+
+        Args:
+            query: of the new nodes.
+            keys: all slots.
+            values: all slots.
+            context: the forward's context.
+            scale: factor of the scores.
+        """
         ...
 
     def causal(self, query: Query, keys: Keys, values: Values, scale: float) -> tuple[Out, Lse]:
-        """Query i sees keys 0..i; as many keys as queries."""
+        """Compute causal attention: query i sees keys 0..i. There are as many keys as queries.
+
+        Args:
+            query: of the new nodes.
+            keys: of the new nodes.
+            values: of the new nodes.
+            scale: factor of the scores.
+        """
         ...
 
 
 def fold_heads(query: Query, kv_heads: int) -> Float[Tensor, "batch kv_heads rows dim"]:
-    """The query heads that share a KV head become rows of one query: grouped-query attention without
-    a copy of K and V. Possible wherever all heads of a group see the same keys."""
+    """Turn the query heads that share a KV head into rows of one query: grouped-query attention without a copy of K and
+    V.
+
+    Valid if all heads of a group see the same keys.
+    """
     batch, heads, new, dim = query.shape
     return query.reshape(batch, kv_heads, heads // kv_heads * new, dim)
 
 
 def merge(out_a: Out, lse_a: Lse, out_b: Out, lse_b: Lse) -> Out:
-    """Attention over the union of two disjoint sets of keys, from attention over each."""
+    """Merge attention over two disjoint sets of keys into attention over their union.
+
+    Args:
+        out_a: output over the first set.
+        lse_a: its log-sum-exp.
+        out_b: output over the second set.
+        lse_b: its log-sum-exp.
+    """
     lse = torch.logaddexp(lse_a, lse_b)
     return out_a * (lse_a - lse).exp()[..., None] + out_b * (lse_b - lse).exp()[..., None]

@@ -1,4 +1,4 @@
-"""Kernels by name, and the choice for a device."""
+"""Kernels by name, and the default for each device."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ KERNELS: dict[str, Callable[[], PrefixKernel]] = {k.name: k for k in (AtenFlash,
 
 
 def choose_kernel(name: str, device: torch.device) -> PrefixKernel:
-    """The kernel called `name`; `auto` takes the fastest one that is installed for the device.
+    """Return the kernel called `name`. `auto` takes the fastest one that is installed for the device.
 
     Raises:
         InputError: an unknown name, a kernel of another device, or flash-attn not installed.

@@ -1,6 +1,6 @@
 """The attention function that `transformers` calls in every layer.
 
-Registered under `ATTENTION_NAME` with `AttentionInterface`; the keyword `tree=AttentionContext` given to
+It is registered under `ATTENTION_NAME` with `AttentionInterface`. The keyword `tree=AttentionContext` given to
 `model(...)` reaches it through the model's own keyword arguments. No modeling file is patched.
 """
 
@@ -32,17 +32,18 @@ def tree_attention(
     s_aux: Tensor | None = None,
     **_unused: object,
 ) -> tuple[Tensor, None]:
-    """Attention of the new nodes to the committed prefix and to their ancestors in the block.
+    """Compute attention of the new nodes to the committed prefix and to their ancestors in the block.
 
     Args:
-        module: the attention layer; its `layer_idx` tells which keys and values of the cache are its own.
+        module: the attention layer; its `layer_idx` identifies its keys and values in the cache.
         query: of the new nodes, [batch heads new dim].
-        key: of the new nodes, already written to the cache by `TreeCache.update`; or of all slots, if the model
-            changes what the cache holds before it attends to it (latent attention).
+        key: of the new nodes, already written to the cache by `TreeCache.update`. Of all slots, if the model changes
+            the cached keys before it attends to them (latent attention).
         value: likewise.
-        attention_mask: what `tree_mask` gave the model, or what the model made of it; None: all that the tree allows.
-        tree: where the new nodes stand.
-        scaling: of the scores; None: 1 / sqrt(dim).
+        attention_mask: the mask that `tree_mask` gave the model, or what the model made of it; None for all that the
+            tree allows.
+        tree: the new nodes and their positions.
+        scaling: factor of the scores; None for 1 / sqrt(dim).
         softcap: see `masked_attention`.
         s_aux: sinks, see `masked_attention`.
 
@@ -70,7 +71,7 @@ def _prefix_and_block(
 ) -> Out:
     if tree.block == 1:
         return tree.kernel.prefix(query, keys, values, tree, scale)[0]
-    if tree.block > tree.new:  # part of the block was cached by an earlier forward
+    if tree.block > tree.new:  # an earlier forward has cached part of the block
         key, value = tree.cache.block_of(keys, tree.block), tree.cache.block_of(values, tree.block)
     if tree.mask is None:
         out, lse = tree.kernel.causal(query, key, value, scale)
