@@ -21,6 +21,7 @@ from drafters.medusa.loss import medusa_loss
 from drafters.medusa.recipe import MedusaRecipe
 from specdec.decoding.protocols import Drafter
 from specdec.errors import InputError
+from specdec.extras import require_extra
 from specdec.model.target import TargetModel
 from specdec.training.loss.vocabulary_loss import cross_entropy, divergence
 from specdec.training.recipe import Loss, Sum, TrainBatch
@@ -88,6 +89,7 @@ class JointMedusaRecipe:
         if self.backbone == "full":
             target.model.requires_grad_(True)
         else:
+            require_extra("peft", "recipe.backbone=lora")
             from peft import LoraConfig
 
             lora = LoraConfig(r=self.rank, lora_alpha=self.alpha, target_modules="all-linear", task_type="CAUSAL_LM")

@@ -13,6 +13,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from specdec.errors import InputError
+from specdec.extras import require_extra
 from specdec.files.checked import read_bounded
 from specdec.model.target import TargetModel
 from specdec.notes import note
@@ -157,13 +158,9 @@ def dataset(
     Raises:
         InputError: the library is missing, there is no such data set, split or column, or no text in it.
     """
-    try:
-        import datasets
-    except ImportError as error:
-        raise InputError(
-            "prompts=dataset", expected="the library `datasets`", got="no such installation",
-            fix="pip install datasets",
-        ) from error  # fmt: skip
+    require_extra("datasets", "prompts=dataset")
+    import datasets
+
     try:
         table = datasets.load_dataset(name, subset, split=split, **options)
     except Exception as error:  # it raises its own kinds for what is missing, unreachable or malformed

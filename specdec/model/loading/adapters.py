@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from specdec.errors import InputError
+from specdec.extras import require_extra
 from specdec.model.loading.faults import faults
 from specdec.model.loading.keys import listed
 
@@ -25,11 +26,13 @@ def base_of(name: str, hub: Mapping[str, Any], option: str) -> str | None:
     Raises:
         InputError: an adapter that names no base model.
     """
-    from peft import PeftConfig
-
     with faults(name, option):
         if find_adapter_config_file(name, revision=hub.get("revision")) is None:
             return None
+    require_extra("peft", option)
+    from peft import PeftConfig
+
+    with faults(name, option):
         base = PeftConfig.from_pretrained(name, revision=hub.get("revision")).base_model_name_or_path
     if not base:
         target = option.partition(".")[0]
@@ -47,6 +50,7 @@ def merge_adapter(model: PreTrainedModel, adapter: str, option: str) -> PreTrain
         InputError: no adapter there; one that cannot be merged (prompts, prefixes), that was trained for another
             model, or whose file does not hold all of it.
     """
+    require_extra("peft", option)
     from peft import PeftConfig, get_peft_model
 
     with faults(adapter, option):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -238,11 +237,3 @@ def test_data_sets_that_cannot_be_read(saved: dict[str, str]) -> None:
         dataset(column="n", **saved)
     with pytest.raises(InputError, match=r"prompts.name: expected a data set that can be loaded, got 'json'"):
         dataset(**{**saved, "data_files": "nowhere.jsonl"})
-
-
-def test_without_the_library_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(
-        InputError, match="expected the library `datasets`, got no such installation; pip install datasets"
-    ):
-        dataset("anything")
