@@ -1,1 +1,1 @@
-"""From a checkpoint to a model in memory: weights, adapters, tokenizers, and one line about whatever is wrong."""
+"""From a checkpoint to a model in memory: weights, adapters, tokenizers, and one line for every fault."""

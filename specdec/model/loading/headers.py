@@ -16,7 +16,7 @@ EIGHT_BIT_FLOATS = ("F8_E4M3", "F8_E5M2")
 
 
 def stored_tensors(name: str, revision: str | None) -> dict[str, str]:
-    """The type of each tensor of a checkpoint that lies on this machine; empty if it has other files.
+    """Return the type of each tensor of a checkpoint on this machine; empty if it has other files than safetensors.
 
     Raises:
         OSError, ValueError: a file that cannot be read, or an index that names files elsewhere.
@@ -36,7 +36,7 @@ def stored_tensors(name: str, revision: str | None) -> dict[str, str]:
 
 
 def _shards(index: Path) -> list[str]:
-    """The files that an index names."""
+    """Return the files that an index names."""
     found = read_json(index)
     shards = found.get("weight_map") if isinstance(found, dict) else None
     if not isinstance(shards, dict) or not all(isinstance(n, str) and n == Path(n).name for n in shards.values()):
@@ -45,7 +45,7 @@ def _shards(index: Path) -> list[str]:
 
 
 def require_scales(stored: Mapping[str, str], name: str, option: str) -> None:
-    """Refuse 8-bit floats whose scales are lost: `transformers` reads them as if all scales were 1.
+    """Refuse 8-bit floats whose scales are missing, because `transformers` reads them as if all scales were 1.
 
     Raises:
         InputError: names the first of them.

@@ -1,4 +1,4 @@
-"""Which weights a checkpoint lacks, and what those are that its model does not use."""
+"""Weights that a checkpoint lacks, and descriptions of stored weights that its model does not use."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from transformers import PreTrainedModel
 
 from specdec.errors import InputError
 
-LISTED = 3  # keys or patterns that a line names
+LISTED = 3  # keys or patterns named in a message
 
 SCALES = re.compile(r"(weight_scale(_inv|_2)?|input_scale|weight_packed|qweight|qzeros|g_idx|absmax|quant_state\S*)$")
 MTP_LAYER = re.compile(r"\.(eh_proj|enorm|hnorm|shared_head|mtp)\b")
 
 MTP = "modules that predict several tokens (MTP)"
 
-# What a key is that the model does not use: the first pattern that is found in it.
+# Descriptions of keys that the model does not use; the first pattern found in a key counts.
 KINDS: Mapping[str, str] = {
     r"^medusa_heads?\.": "Medusa heads, which drafter=medusa drafter.heads={name} reads",
     r"(^|[._])(mtp|nextn)": MTP,
@@ -34,13 +34,17 @@ KINDS: Mapping[str, str] = {
 
 
 def require_every_weight(model: PreTrainedModel, info: Mapping[str, Any], name: str, option: str) -> None:
-    """Refuse a checkpoint from which `transformers` filled weights with random numbers. Tied weights are not missing.
+    """Refuse a checkpoint if `transformers` filled some of its weights with random numbers. Tied weights are not
+    missing.
 
     Args:
+        model: the loaded model.
         info: `output_loading_info` of `from_pretrained`.
+        name: hub id or folder of the checkpoint.
+        option: name used in error messages.
 
     Raises:
-        InputError: names what is missing, or of another shape.
+        InputError: names the weights that are missing or of another shape.
     """
     kind, unused = type(model).__name__, sorted(info["unexpected_keys"])
     if mismatched := sorted(info["mismatched_keys"]):
@@ -66,11 +70,13 @@ def require_every_weight(model: PreTrainedModel, info: Mapping[str, Any], name: 
 
 
 def say_unused(model: PreTrainedModel, info: Mapping[str, Any], name: str, stored: Iterable[str] = ()) -> None:
-    """Warn of weights that stay unused, with what they are; and of embeddings that the config ties although the
-    file holds two.
+    """Warn of unused weights, with descriptions, and of embeddings that the config ties although the file holds two.
 
     Args:
-        stored: all keys of the checkpoint, so that those are named, too, that the model's class passes over.
+        model: the loaded model.
+        info: `output_loading_info` of `from_pretrained`.
+        name: hub id or folder of the checkpoint.
+        stored: all keys of the checkpoint, so that keys that the model's class ignores are named too.
     """
     passed_over = [re.compile(pattern) for pattern in model._keys_to_ignore_on_load_unexpected or ()]
     ignored = {key for key in stored if any(pattern.search(key) for pattern in passed_over)}
@@ -86,7 +92,7 @@ def say_unused(model: PreTrainedModel, info: Mapping[str, Any], name: str, store
 
 
 def described(keys: Sequence[str], model: PreTrainedModel, name: str) -> str:
-    """Kinds of unused keys, with how many there are of each."""
+    """Describe the kinds of unused keys, with the number of each."""
     layers = getattr(model.config.get_text_config(), "num_hidden_layers", None)
     predicting = {layer_of(key) for key in keys if MTP_LAYER.search(key)}
 
@@ -103,13 +109,13 @@ def described(keys: Sequence[str], model: PreTrainedModel, name: str) -> str:
 
 
 def layer_of(key: str) -> int | None:
-    """The number of the decoder layer that a key belongs to."""
+    """Return the number of the decoder layer that a key belongs to, or None."""
     match = re.search(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.", key)
     return int(match[1]) if match else None
 
 
 def listed(keys: Iterable[str]) -> str:
-    """Keys in one line: all of a few; else patterns with `*` for layer numbers, and how many keys each stands for."""
+    """Join keys to one line. If there are many, layer numbers become `*`, and each pattern has its number of keys."""
     keys = list(keys)
     if len(keys) <= LISTED:
         return ", ".join(keys)

@@ -1,4 +1,4 @@
-"""A causal LM from a hub id or a folder, with every weight its own: nothing is filled with random numbers.
+"""A causal LM from a hub id or a folder, with all of its weights: none is filled with random numbers.
 
 checkpoint                          model
 a causal LM                         as transformers loads it
@@ -38,18 +38,18 @@ from specdec.model.loading.values import require_eos_ids, require_finite_weights
 def read_model(
     name: str, dtype: torch.dtype | str, hub: Mapping[str, Any], adapter: str | None = None, option: str = "target.name"
 ) -> PreTrainedModel:
-    """The model of a checkpoint, on the CPU.
+    """Read the model of a checkpoint, to the CPU.
 
     Args:
-        name: hub id or folder; of an adapter, the base model it names is read.
-        dtype: of the weights; `auto` is the checkpoint's own.
+        name: hub id or folder. For an adapter, the base model that it names is read.
+        dtype: dtype of the weights; `auto` is the checkpoint's own.
         hub: `revision` and `trust_remote_code`.
-        adapter: hub id or folder of a PEFT adapter that is merged into the weights.
+        adapter: hub id or folder of a PEFT adapter, which is merged into the weights.
         option: name used in error messages.
 
     Raises:
-        InputError: no such checkpoint; a file that is torn, an LFS pointer or malformed; weights that are missing, of
-            another shape or not finite; EOS ids that are no numbers; an architecture that is no causal LM; a
+        InputError: no such checkpoint; a file that is truncated, an LFS pointer or malformed; weights that are missing,
+            of another shape or not finite; EOS ids that are no numbers; an architecture that is no causal LM; a
             quantisation that cannot be read.
     """
     adapter_option = f"{option.partition('.')[0]}.adapter" if adapter else option
@@ -79,7 +79,7 @@ def read_model(
 
 
 def _kind(config: PreTrainedConfig, name: str, option: str) -> Any:
-    """The auto class that reads this architecture.
+    """Return the auto class that reads this architecture.
 
     Raises:
         InputError: it is no causal LM.
@@ -105,7 +105,7 @@ def _say_quantised(config: PreTrainedConfig, model: PreTrainedModel, name: str) 
 
 
 def _text_part(model: PreTrainedModel, name: str) -> PreTrainedModel:
-    """The text LM inside a model of text and images, if `transformers` has its class; else the model itself."""
+    """Return the text LM inside a model of text and images if `transformers` has its class, else the model itself."""
     text = model.config.get_text_config()
     if text is model.config or not isinstance(model, GenerationMixin):
         return model

@@ -1,4 +1,4 @@
-"""Loading without chatter."""
+"""Load without progress bars and log lines."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from transformers.utils import logging as transformers_logging
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No progress bars and chatter of `transformers` while loading (its GGUF reader has a bar of its own)."""
+    """Suppress progress bars and log lines of `transformers` while loading (its GGUF reader prints its own bar)."""
     level = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()

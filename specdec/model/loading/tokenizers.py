@@ -1,4 +1,4 @@
-"""The tokenizer of a checkpoint, and how it writes conversations."""
+"""The tokenizer of a checkpoint, and its chat template."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from specdec.model.loading.faults import faults
 from specdec.model.loading.quiet import quiet
 
 NO_TEMPLATE = "none"
-LEAST_TOKENS = 4  # ordinary ones: a class without its files has one at most, an alphabet of nucleotides has four
+LEAST_TOKENS = 4  # ordinary tokens: a class without its files has at most one, a nucleotide alphabet has four
 
 TINY_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
@@ -26,7 +26,7 @@ TINY_TEMPLATE = (
 
 
 def read_tokenizer(name: str, hub: Mapping[str, Any], option: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a hub id or a folder.
+    """Read the tokenizer of a hub id or a folder.
 
     Raises:
         InputError: there is none, or its files are missing or malformed.
@@ -36,16 +36,18 @@ def read_tokenizer(name: str, hub: Mapping[str, Any], option: str) -> PreTrained
     with faults(name, option, expected=expected, fix=fix), quiet():
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, **hub)
     special = {*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}
-    if len({*tokenizer.get_vocab()} - special) < LEAST_TOKENS:  # a class makes an empty one without its files
+    if len({*tokenizer.get_vocab()} - special) < LEAST_TOKENS:  # without its files, a class makes an empty one
         raise InputError(option, expected=expected, got=f"{name!r} without one", fix=fix)
     return tokenizer
 
 
 def with_template(tokenizer: PreTrainedTokenizerBase, template: str | None, option: str) -> PreTrainedTokenizerBase:
-    """Exchange the chat template.
+    """Exchange the chat template, and return the tokenizer.
 
     Args:
-        template: a Jinja file, `none` to join messages without a template, None to keep the tokenizer's own.
+        tokenizer: the tokenizer, which is changed.
+        template: a Jinja file; `none` to join messages without a template; None to keep the tokenizer's own.
+        option: name used in error messages.
 
     Raises:
         InputError: no such file.
@@ -63,7 +65,7 @@ def with_template(tokenizer: PreTrainedTokenizerBase, template: str | None, opti
 
 
 def require_template_kwargs(tokenizer: PreTrainedTokenizerBase, kwargs: Mapping[str, Any], option: str) -> None:
-    """Refuse variables that the chat template never reads: a misspelt one would change nothing.
+    """Refuse variables that the chat template never reads, because a misspelt one would have no effect.
 
     Raises:
         InputError: names the variable.
@@ -79,7 +81,7 @@ def require_template_kwargs(tokenizer: PreTrainedTokenizerBase, kwargs: Mapping[
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """One token per byte, two chat markers, and a chat template."""
+    """Return a tokenizer with one token per byte, two chat markers, and a chat template."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(BPE(vocab={char: i for i, char in enumerate(alphabet)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)

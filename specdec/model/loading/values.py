@@ -1,4 +1,4 @@
-"""Weights and token ids that are numbers."""
+"""Checks that weights are finite and that token ids are numbers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def require_finite_weights(model: nn.Module, name: str, option: str) -> None:
     for key, weight in model.named_parameters():
         if not weight.is_floating_point() or weight.numel() == 0:
             continue
-        values = weight.detach() if weight.element_size() > 1 else weight.detach().float()  # no extrema of 8-bit floats
+        values = weight.detach() if weight.element_size() > 1 else weight.detach().float()  # 8-bit: no `aminmax`
         low, high = torch.aminmax(values)  # both are NaN if any value is
         if not torch.isfinite(torch.stack([low, high])).all():
             raise InputError(
@@ -30,7 +30,7 @@ def require_finite_weights(model: nn.Module, name: str, option: str) -> None:
 
 
 def require_eos_ids(model: PreTrainedModel, name: str, option: str) -> None:
-    """Check the EOS token ids of the configs; a warning names those that the model cannot give.
+    """Check the EOS token ids of the configs. Warn of ids that are outside the vocabulary.
 
     Raises:
         InputError: one is no whole number.

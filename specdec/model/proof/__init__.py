@@ -1,4 +1,4 @@
-"""Proof at the door: a model is let in only if our forward gives what transformers' own gives."""
+"""A check before use: a model is accepted only if our forward gives what transformers' own gives."""
 
 from specdec.model.proof.admission import Path, Proof, admitted
 

@@ -1,4 +1,4 @@
-"""Let a model in, on the fastest path that gives what the stock model gives; or refuse it with one line."""
+"""Accept a model on the fastest path that gives what the stock model gives, or refuse it with one line."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from specdec.model.proof.twin import WINDOW, small_twin, windows
 if TYPE_CHECKING:
     from specdec.model.target import TargetModel
 
-REMEMBERED_FROM = 0.5  # seconds; what takes less is proven anew
+REMEMBERED_FROM = 0.5  # seconds; shorter proofs are made again at each start
 
 
 @dataclass(frozen=True)
 class Path:
-    """A way through a model.
+    """A way to compute a model's forwards.
 
     Args:
-        fused: all layers in one call.
-        fast: our products on a CPU, captured launches on CUDA; otherwise everything is left to PyTorch.
-        kernel: the attention kernel's name.
+        fused: whether all layers are one call.
+        fast: whether our products (CPU) or captured launches (CUDA) are used; otherwise PyTorch does everything.
+        kernel: name of the attention kernel.
     """
 
     fused: bool
@@ -40,7 +40,10 @@ class Path:
     kernel: str
 
     def instead_of(self, faster: Path, kind: str, apart: str) -> str:
-        """The line that says that a model of this `kind` takes this path, since the faster one gives other results."""
+        """Return the warning that a model of this `kind` takes this path because the faster one gives other results.
+
+        apart: description of the difference.
+        """
         if self == replace(faster, fused=False):
             return f"{kind} runs module by module: its layers are wired differently ({apart})"
         kernel = f"kernel={self.kernel}" if self.kernel != faster.kernel else ""
@@ -53,11 +56,11 @@ class Proof:
     """A comparison of our forward with the stock model's.
 
     Args:
-        differences: stage -> (largest, median) root mean square difference of logits or hidden states of a token,
-            as a share of their spread.
-        path: the way through the model that was compared.
-        note: the line that says what was given up for it, and why; "" if nothing was.
-        seconds: time it took.
+        differences: maps each stage to (largest, median) of the root mean square differences of a token's logits or
+            hidden states, as shares of their spread.
+        path: the path that was compared.
+        note: warning that names the faster path that was given up, and why; "" if none was.
+        seconds: wall time of the proof.
         remembered: whether it was made at an earlier start.
     """
 
@@ -79,11 +82,12 @@ class Proof:
 
 
 def admitted(target: TargetModel, kernel: str, runtime: str) -> Proof:
-    """Leave `target` on the first path whose forwards equal the stock model's.
+    """Set `target` to the first path whose forwards equal the stock model's.
 
     Args:
         target: on its fastest path.
-        kernel, runtime: as they were asked for; what is not `auto` is kept.
+        kernel: the option as the user gave it; kept unless it is `auto`.
+        runtime: likewise.
 
     Raises:
         InputError: no path does, or the comparison cannot be made.
@@ -111,7 +115,7 @@ def admitted(target: TargetModel, kernel: str, runtime: str) -> Proof:
 
 
 def _paths(target: TargetModel, kernel: str, runtime: str) -> list[Path]:
-    """The path that `target` is on, then what may be given up, the dearest last."""
+    """Return the path that `target` is on, then slower ones, the slowest last."""
     fastest = target.path
     kernels = [fastest.kernel]
     if kernel == "auto" and fastest.kernel != Dense.name:
@@ -130,7 +134,7 @@ def _take(target: TargetModel, proof: Proof) -> None:
 
 
 def _recalled(name: str, paths: list[Path]) -> Proof | None:
-    """The proof made at an earlier start; None if there is none, or its file was damaged."""
+    """Return the proof made at an earlier start; None if there is none, or if its file is damaged."""
     found = memory.recall(name)
     try:
         differences = {stage: (float(top), float(middle)) for stage, (top, middle) in found["differences"].items()}
@@ -140,7 +144,7 @@ def _recalled(name: str, paths: list[Path]) -> Proof | None:
 
 
 def _compared(target: TargetModel) -> Proof:
-    """Every comparison that applies to this model."""
+    """Make every comparison that applies to this model."""
     model = target.model
     try:
         differences = _differences(target, Script(model), "")
@@ -156,13 +160,14 @@ def _compared(target: TargetModel) -> Proof:
 
 
 def _of_twin(target: TargetModel) -> dict[str, tuple[float, float]]:
-    """The same, for a small random model of this class with windows of a few tokens and a text three windows long.
+    """Make the comparison for a small random model of this class, whose windows are a few tokens wide, on a text three
+    windows long.
 
-    The twin is in fp32 and its differences are held to fp32's: they are scaled to this dtype's tolerances.
+    The twin is in fp32 and its differences are compared with fp32's tolerances: they are scaled to those of this dtype.
     """
     twin = small_twin(target.model, target.stock_attention)
     _require_own_cache(twin)
-    with warnings.catch_warnings():  # the target has said the same
+    with warnings.catch_warnings():  # the target has already given the same warnings
         warnings.simplefilter("ignore")
         runtime = "auto" if target.path.fast else "stock"
         other = type(target)(twin, name="twin", kernel=target.kernel.name, runtime=runtime, prove=False)
@@ -176,11 +181,11 @@ def _of_twin(target: TargetModel) -> dict[str, tuple[float, float]]:
 
 @torch.inference_mode()
 def _require_own_cache(twin: PreTrainedModel) -> None:
-    """Refuse a class that transformers itself runs otherwise with its KV cache than without, behind a window: its text
-    depends on how many tokens a forward reads.
+    """Refuse a class for which transformers itself gives other results with its KV cache than without, behind a window.
+    Its text depends on how many tokens a forward reads.
 
     Raises:
-        InputError: how far the results are apart.
+        InputError: gives the difference of the results.
     """
     script = Script(twin)
     ids = torch.tensor([[script.token(0, i) for i in range(3 * WINDOW)]], device=twin.device)

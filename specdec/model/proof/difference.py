@@ -1,4 +1,4 @@
-"""How far two computations of the same logits are apart, and how far they may be."""
+"""The difference between two computations of the same logits, and how large it may be."""
 
 from __future__ import annotations
 
@@ -6,19 +6,20 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-# Largest share of a row's spread that rounding may make. Another computation makes 0.1 and more; fp32 rounding 1e-6
-# in trained models, up to 1e-4 in random ones. In 16 bit a token may go to another expert at a near tie: there the
-# median over tokens is judged as well as the largest share, and a small twin in fp32 is read beside it.
+# Largest difference that rounding may explain, as a share of a row's spread. A different computation gives 0.1 and
+# more; fp32 rounding gives 1e-6 in trained models and up to 1e-4 in random ones. In 16 bit a token may be routed to
+# another expert at a near tie. So there the median over tokens is checked too, and a small twin in fp32 is compared.
 LARGEST = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 0.5, torch.bfloat16: 0.5}
 MEDIAN = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 0.03, torch.bfloat16: 0.1}
 ROUNDING = 8  # units in the last place by which one value may differ, however large it is
 
 
 def shares(ours: Float[Tensor, "rows width"], theirs: Float[Tensor, "rows width"]) -> Float[Tensor, " rows"]:
-    """Root mean square of the differences in each row, as a share of the row's spread.
+    """Return the root mean square of the differences in each row, as a share of the row's spread.
 
-    The spread is the distance between the quartiles of `theirs`, so that a few values of -1e4, as masked logits are,
-    do not hide anything. Values that are infinite in both rows agree; a NaN or an infinity in one of them differs.
+    The spread is the distance between the quartiles of `theirs`, so that a few values of -1e4 (as masked logits have)
+    do not hide anything. Values that are infinite in both rows agree; a NaN, or an infinity in one row only, counts as
+    different.
     """
     ours, theirs = ours.double(), theirs.double()
     finite = ours.isfinite() & theirs.isfinite()

@@ -11,20 +11,21 @@ NAMED = ("original_max_position_embeddings", "max_position_embeddings", "floor_s
 
 
 def far_positions(config: PreTrainedConfig, window: int | None, length: int) -> list[tuple[int, int]]:
-    """(named length, first position) of texts to try: the first position behind every length that the config names,
-    and the last ones within the context window.
+    """Return (named length, first position) of texts to try: the first position behind every length that the config
+    names, and the last ones within the context window.
 
     Args:
-        window: longest text in tokens; None if the config does not say.
+        config: the model's config.
+        window: longest text in tokens; None if the config gives none.
         length: tokens of the text to be placed.
     """
     text = config.get_text_config()
     if any("dynamic" in str(value) for value in (getattr(text, "rope_parameters", None) or {}).values()):
-        return []  # every forward of the stock model has frequencies of its own; `RopeByLength` follows `generate`
+        return []  # the stock model's frequencies differ from forward to forward; `RopeByLength` follows `generate`
     named = {value for value in _values(vars(text)) if value > length}
     if window is not None and window > 2 * length:
         named.add(window - length)
-    chunk = getattr(text, "attention_chunk_size", None) or 1  # a text within one chunk: chunks are tried on the twin
+    chunk = getattr(text, "attention_chunk_size", None) or 1  # texts begin with a chunk; chunks are tried on the twin
     places = [(value, -(-value // chunk) * chunk) for value in sorted(named)]
     return [(value, first) for value, first in places if window is None or first + length <= window]
 

@@ -1,4 +1,4 @@
-"""Proofs that took long are remembered: for the same weights, the same code and the same machine."""
+"""Keep proofs that took long, for the same weights, code and machine."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ from specdec.errors import InputError
 from specdec.files.durable import write_json
 from specdec.files.home import cache_folder
 
-SAMPLED = 16  # values of each tensor that the key is made of
+SAMPLED = 16  # values of each tensor that go into the key
 
 
 def key(model: PreTrainedModel, *options: str) -> str:
-    """A name for everything that a proof depends on. It samples the weights: 10 ms for 135 million of them."""
+    """Return a name that depends on everything that a proof depends on. Samples the weights: 10 ms for 135 million of
+    them."""
     digest = hashlib.sha256()
     for part in (*options, _code(), _machine(model.device), _source(type(model)), model.config.to_json_string()):
         digest.update(f"{part}\0".encode())
@@ -37,7 +38,7 @@ def key(model: PreTrainedModel, *options: str) -> str:
 
 
 def recall(name: str) -> Any:
-    """The proof remembered under this key, or None. A file that cannot be read counts as none."""
+    """Return the proof kept under this key, or None. A file that cannot be read counts as none."""
     try:
         return json.loads(_file(name).read_text("utf-8"))
     except (OSError, ValueError):
@@ -45,7 +46,7 @@ def recall(name: str) -> Any:
 
 
 def remember(name: str, proof: dict[str, Any]) -> None:
-    """Keep a proof. Where nothing can be written, the next start makes it again."""
+    """Keep a proof. If nothing can be written, the next start makes it again."""
     file = _file(name)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -69,7 +70,7 @@ def _code() -> str:
 
 
 def _source(kind: type) -> str:
-    """The modeling code, which also changes with the version of transformers."""
+    """Return a hash of the modeling code, which also changes with the version of transformers."""
     try:
         return hashlib.sha256(Path(inspect.getfile(kind)).read_bytes()).hexdigest()
     except (OSError, TypeError):

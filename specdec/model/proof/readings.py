@@ -1,6 +1,6 @@
-"""One short script through everything that the loop does with a model, and the stock model's answer to it.
+"""A short script with everything that the loop does with a model, and the stock model's results for it.
 
-Two rows of unequal length are read as a generation reads them:
+Two rows of unequal length are read as in a generation:
 
     row 0   t t t t | t t t | d | r-a        two chunks of the prompt, a decode step, a branching tree,
     row 1   t t     | t     | d |  `b-c      of which the path r b c is kept, and one more step
@@ -34,7 +34,7 @@ class Reading:
 
     Args:
         stage: what was done, in words.
-        text: the tokens of the row up to this one, those on its path in the tree included.
+        text: the tokens of the row up to this one, including those on its path in the tree.
         logits: Float [vocab].
         hidden: Float [dim], the decoder's last hidden state.
     """
@@ -49,8 +49,8 @@ class Script:
     """Texts of random tokens, read in pieces by our forward and as a whole by the stock model.
 
     Args:
-        model: for its vocabulary; tokens with a role of their own (padding, EOS) are left out.
-        repeat: how often the first chunk is read, for longer texts.
+        model: gives the vocabulary; tokens with a special role (padding, EOS) are left out.
+        repeat: how often the first chunk is read; larger for longer texts.
         first_position: position of the first token.
         rows: 2, or 1 for the first row alone.
     """
@@ -66,7 +66,7 @@ class Script:
         return sum(sizes[0] for sizes in self.chunks) + len(PARENTS) + 2
 
     def ours(self, target: TargetModel) -> list[Reading]:
-        """Every token as `target` reads it."""
+        """Return the state after every token, computed by `target`."""
         reader = _Reader(target, self)
         for number, sizes in enumerate(self.chunks, start=1):
             reader.chain(f"chunk {number} of a prompt", sizes)
@@ -77,7 +77,10 @@ class Script:
 
     @torch.inference_mode()
     def theirs(self, model: PreTrainedModel, texts: Sequence[Text]) -> dict[Text, tuple[Tensor, Tensor]]:
-        """(logits, hidden) after each of `texts`: every longest one is one forward of the stock model by itself."""
+        """Return (logits, hidden) after each of `texts`, by the stock model.
+
+        A text that is no beginning of a longer one is a forward by itself.
+        """
         answers: dict[Text, tuple[Tensor, Tensor]] = {}
         with last_hidden_states(model) as hidden:
             for text in sorted(set(texts), key=len, reverse=True):
@@ -92,7 +95,7 @@ class Script:
         return answers
 
     def token(self, row: int, index: int) -> int:
-        """Some plain token, another one for each place."""
+        """Return a plain token for this position of a row."""
         return self._tokens[(17 * index + 71 * row + 5) % len(self._tokens)]
 
 
@@ -105,7 +108,7 @@ class _Reader:
         self.readings: list[Reading] = []
 
     def chain(self, stage: str, sizes: Sequence[int]) -> None:
-        """Read and commit so many more tokens of each row."""
+        """Read and commit `sizes[r]` more tokens of each row."""
         new = [self._draw(r, size) for r, size in enumerate(sizes)]
         tree = TokenTree.from_rows(new, [range(-1, len(row) - 1) for row in new], self._target.device)
         order = torch.arange(tree.nodes, device=self._target.device)

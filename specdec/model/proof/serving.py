@@ -1,4 +1,4 @@
-"""Which products and which attention kernel serve each layer of a model, observed during one forward."""
+"""Observe, during one forward, which products and which attention kernel compute each layer of a model."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _OBSERVER = "specdec_observer"
 
 @dataclass(frozen=True)
 class Serving:
-    """What one layer runs on.
+    """How one layer is computed.
 
     Args:
         layer: its number, from 0.
-        attention: the kernel that served it; `fused` if all layers are one call.
-        products: what multiplies by its weights.
-        feature: why a flash kernel did not serve it; "" if one did.
+        attention: the attention kernel; `fused` if all layers are one call.
+        products: what computes the products with its weights.
+        feature: why no flash kernel is used; "" if one is.
     """
 
     layer: int
@@ -40,7 +40,7 @@ class Serving:
 
 @torch.inference_mode()
 def served(target: TargetModel) -> list[Serving]:
-    """Each layer, in a forward over a small tree behind a short prefix."""
+    """Return how each layer is computed, in a forward over a small tree behind a short prefix."""
     if target.fused is not None:
         return [Serving(layer, "fused", _products(target.model)) for layer in range(len(target.layers))]
     seen: dict[int, tuple[str, str]] = {}
@@ -57,7 +57,7 @@ def served(target: TargetModel) -> list[Serving]:
 
     AttentionInterface.register(_OBSERVER, observe)
     AttentionMaskInterface.register(_OBSERVER, AttentionMaskInterface()[ATTENTION_NAME])
-    target.kernel, target.graphs = _Watched(kernel, calls), None  # a graph that is replayed would show nothing
+    target.kernel, target.graphs = _Watched(kernel, calls), None  # a replayed graph would call nothing
     target.model.set_attn_implementation(_OBSERVER)
     try:
         cache = target.new_cache(1, 8)
@@ -73,7 +73,7 @@ def served(target: TargetModel) -> list[Serving]:
 
 
 class _Watched:
-    """A kernel that notes when it is used."""
+    """A kernel that records its calls."""
 
     def __init__(self, kernel: Any, calls: list[str]) -> None:
         self._kernel, self._calls, self.name, self.on_host = kernel, calls, kernel.name, kernel.on_host
@@ -91,7 +91,7 @@ class _Watched:
 
 
 def _feature(query: Tensor, key: Tensor, value: Tensor, mask: Any, kwargs: dict[str, Any]) -> str:
-    """The first thing about this call that flash kernels do not do."""
+    """Name the first feature of this call that flash kernels do not support."""
     features = {
         "attention sinks": kwargs.get("s_aux") is not None,
         "a soft cap": kwargs.get("softcap") is not None,

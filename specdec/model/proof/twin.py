@@ -1,8 +1,8 @@
-"""A small random model of the same class and kind of config, to try what a real one would take too long for.
+"""A small random model of the same class and kind of config, for checks that would take too long with a real one.
 
-Windows are counted in cache slots, so that a window of 4,096 shows itself in texts of 4,096 tokens only. The twin
-has the same windows, at most 8 tokens wide. Its rotary embeddings switch behind every text it reads: the model itself
-is tried past the lengths that its config names.
+Windows are counted in cache slots, so a window of 4,096 has an effect in longer texts only. The twin has the same
+windows, at most 8 tokens wide. Its rotary embeddings switch behind every text it reads, because the model itself is
+checked past the lengths that its config names.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 WINDOW = 8
-LARGE = 20_000_000  # parameters, from which on the twin's vocabulary and feed-forward layers are cut down
+LARGE = 20_000_000  # parameters; in a larger twin, vocabulary and feed-forward layers are cut down
 VOCABULARY, INNER = 128, 64
-LONG = 4096  # tokens up to which the twin's rotary embeddings do not depend on the length
+LONG = 4096  # up to this length in tokens, the twin's rotary embeddings do not depend on the length
 LENGTHS = ("max_position_embeddings", "original_max_position_embeddings")
 LEVELS = ("sliding_window", "attention_chunk_size", "window_size", "local_attention", "attention_window_size")
 
 
 def windows(config: PreTrainedConfig) -> dict[str, int]:
-    """The options of a text config that limit how far back attention sees, and their values."""
+    """Return the options of a text config that limit how far back attention sees, and their values."""
     text = config.get_text_config()
     found = {name: getattr(text, name, None) for name in LEVELS}
     return {name: value for name, value in found.items() if isinstance(value, int) and value > 0}
 
 
 def small_twin(model: PreTrainedModel, attention: str) -> PreTrainedModel:
-    """A model of the same class with few random layers of every kind, in fp32 on the same device.
+    """Return a model of the same class with few random layers of every kind, in fp32 on the same device.
 
     attention: the implementation that transformers chose for the model.
     """
@@ -64,13 +64,13 @@ def _config(whole: PreTrainedConfig) -> PreTrainedConfig:
         if isinstance(value, list) and len(value) == text.num_hidden_layers:
             setattr(text, name, [value[layer] for layer in kept])
     text.num_hidden_layers = len(kept)
-    if getattr(text, "num_kv_shared_layers", 0):  # every layer of a twin keeps keys and values of its own
+    if getattr(text, "num_kv_shared_layers", 0):  # every layer of a twin keeps its own keys and values
         text.num_kv_shared_layers = 0
     return config
 
 
 def _lengthen(options: MutableMapping[str, Any]) -> None:
-    """Raise every length at which embeddings switch, those of the rotary parameters included, to `LONG`."""
+    """Raise every length at which embeddings switch to at least `LONG`, including those of the rotary parameters."""
     for name, value in options.items():
         if name in LENGTHS and isinstance(value, int):
             options[name] = max(value, LONG)
@@ -79,7 +79,7 @@ def _lengthen(options: MutableMapping[str, Any]) -> None:
 
 
 def _one_of_each_kind(text: Any) -> Iterator[int]:
-    """Indices of two layers at least, and of the first of every kind that the config tells apart."""
+    """Yield the indices of the first two layers, and of the first layer of every kind that the config distinguishes."""
     count = text.num_hidden_layers
     kinds = getattr(text, "layer_types", None) or [None] * count
     firsts = {kind: layer for layer, kind in reversed(list(enumerate(kinds)))}

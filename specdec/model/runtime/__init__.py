@@ -1,14 +1,19 @@
-"""How an unmodified model is computed.
+"""How the forwards of an unmodified model are computed.
 
-`stock` leaves it to PyTorch. `fast`, on a CPU, uses our kernels (`kernels/`), which read the weights once at
-memory speed: a verify step of 8 tokens then costs about what a decode step costs. On CUDA it replays graphs.
+`stock` leaves them to PyTorch. `fast`, on a CPU, uses our kernels (`kernels/`), which read the weights once at memory
+speed: a verify step of 8 tokens then costs about as much as a decode step. On CUDA, captured graphs are replayed.
 
-    decoder.py    Llama-like models on a CPU: all layers in one call
-    few_rows.py   any other on a CPU: each `nn.Linear` by itself
-    quantised.py  weights in bf16, int8 or int4 for both
-    graphs.py     CUDA: a forward of each shape captured once
+    decoder.py     Llama-like models on a CPU: all layers in one call
+    few_rows.py    other models on a CPU: each `nn.Linear` by itself
+    experts.py     mixtures of experts: each expert by itself
+    quantised.py   weights in bf16, int8 or int4, for both
+    vocabulary.py  sums, entropies and argmaxes over the vocabulary
+    graphs.py      CUDA: a forward of each shape captured once
+    build.py       compile the kernels
+    library.py     load the kernels and describe their structs
+    fast.py        choose a runtime, and put it into a model
 
-Weights are used where they are, not copied, and the modeling code is not touched.
+Weights are used in place, not copied, and the modeling code is not changed.
 """
 
 from specdec.model.runtime.decoder import FusedDecoder

@@ -1,4 +1,4 @@
-"""Compiles a C++ file with the machine's own compiler, once, into the cache folder."""
+"""Compile a C++ file once, with the machine's own compiler, into the cache folder."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from pathlib import Path
 from specdec.files.durable import write_json
 from specdec.files.home import cached
 
-# What a compiler says of a flag that it does not have. Anything else, such as a full disk or too little memory, says
-# nothing about flags.
+# A compiler's message about a flag that it does not support. Other failures, such as a full disk or too little memory,
+# do not match.
 UNSUPPORTED = re.compile(
     r"(?=.*(unrecogni[sz]ed|unknown|unsupported|not supported|invalid|bad value|cannot find|not found))"
     r"(?=.*(march|mcpu|native|fopenmp|gomp|libomp|lomp|as-needed))",
     re.IGNORECASE,
 )
-loaded: dict[str, list[str]] = {}  # the flags of each library that this process runs
+loaded: dict[str, list[str]] = {}  # compiler flags of each library loaded in this process
 
-# Runs a compiler in a process group of its own, and kills the group as soon as standard input ends: also if the process
-# that waits for it was killed and can no longer do it.
+# Runs a compiler in its own process group, and kills the group as soon as standard input ends. So the compiler ends
+# even if the process that waits for it was killed.
 _WATCH = """
 import os, signal, subprocess, sys, threading
 compiler = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)
@@ -41,16 +41,17 @@ os._exit(min(abs(compiler.wait()), 255))
 
 
 class BuildError(RuntimeError):
-    """No compiler, or it refused; the caller goes on without the library."""
+    """There is no compiler, or it failed. The caller continues without the library."""
 
 
 def load_library(source: Path) -> ctypes.CDLL:
-    """The compiled library of `source` and the headers beside it, from the cache where it was built before (some
-    seconds the first time). The flags that the compiler had are in `loaded`.
+    """Return the compiled library of `source` and the headers beside it.
+
+    It is built once (some seconds) and then read from the cache. `loaded` lists the flags that it was compiled with.
 
     Raises:
-        BuildError: there is no C++ compiler, or it failed; no folder can be written; the library belongs to somebody
-            else.
+        BuildError: there is no C++ compiler, or it failed; no folder can be written; the library belongs to another
+            user.
     """
     compiler = next((path for name in _compilers() if (path := shutil.which(name))), None)
     if compiler is None:
@@ -58,7 +59,7 @@ def load_library(source: Path) -> ctypes.CDLL:
     attempts = _commands(compiler, source)
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
     texts = [file.read_text("utf-8") for file in sorted({source, *source.parent.glob("*.hpp")})]
-    named = [[Path(word).name for word in command] for command in attempts]  # the same wherever the checkout lies
+    named = [[Path(word).name for word in command] for command in attempts]  # independent of the checkout's folder
     key = hashlib.sha256("\0".join([*texts, version, _cpu(), repr(named)]).encode()).hexdigest()[:24]
     try:
         folder = cached(f"kernels/{source.stem}-{key}", lambda made: _build(attempts, source, made), deep=True)
@@ -75,7 +76,7 @@ def _compilers() -> list[str]:
 
 
 def _commands(compiler: str, source: Path) -> list[list[str]]:
-    """What to try, best first: for this very CPU with threads, then with less."""
+    """Return the commands to try, best first: for this CPU with threads, then with fewer flags."""
     base = [compiler, "-std=c++17", "-O3", "-ffp-contract=off", "-fPIC", "-shared", source.name]
     # link the OpenMP runtime that torch has loaded: two runtimes would mean two thread pools
     threads = ["-fopenmp", "-Wl,--as-needed", *_loaded_openmp()[:1]]
@@ -103,7 +104,10 @@ def _build(attempts: list[list[str]], source: Path, folder: Path) -> None:
 
 
 def _compile(command: list[str], where: Path, temporary: Path) -> tuple[int, str]:
-    """A compiler's exit status and words. It dies with this process, and its own files lie in `temporary`."""
+    """Run a compiler. Return its exit status and messages.
+
+    It ends when this process does, and puts its own files into `temporary`.
+    """
     environment = {**os.environ, "TMPDIR": str(temporary.absolute()), "LC_ALL": "C"}
     with subprocess.Popen(
         [sys.executable, "-I", "-S", "-c", _WATCH, *command], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
@@ -119,7 +123,7 @@ def _compile(command: list[str], where: Path, temporary: Path) -> tuple[int, str
 
 
 def _require_ours(folder: Path) -> None:
-    """Refuse to run what somebody else may have written.
+    """Refuse to run a library that another user may have written.
 
     Raises:
         BuildError: names the file.
@@ -131,7 +135,7 @@ def _require_ours(folder: Path) -> None:
 
 
 def _loaded_openmp() -> list[str]:
-    """OpenMP runtimes in this process (torch brings one)."""
+    """Return the OpenMP runtimes in this process (torch brings one)."""
     try:
         lines = Path("/proc/self/maps").read_text().splitlines()
     except OSError:
@@ -141,7 +145,7 @@ def _loaded_openmp() -> list[str]:
 
 
 def _cpu() -> str:
-    """What -march=native depends on."""
+    """Return the properties of the CPU that -march=native depends on."""
     try:
         lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
     except OSError:

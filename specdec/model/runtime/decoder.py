@@ -1,9 +1,9 @@
 """All layers of a Llama-like model in one call, for few tokens on a CPU (`kernels/decoder.cpp`).
 
-The model is read, not changed: where its modules are the ones the kernel knows (RMSNorm, rotary embedding,
-grouped-query attention, a gated SiLU feed-forward part), their weights are used in place. That the modules
-are also wired as the kernel does it is not taken on trust: `TargetModel` compares the two before it relies
-on it. Covers Llama, Mistral, Qwen2, Qwen3, Phi-3, SmolLM3 and what is built like them.
+The model is read, not changed. If its modules are those the kernel knows (RMSNorm, rotary embedding, grouped-query
+attention, a gated SiLU feed-forward part), their weights are used in place. The modules might still be wired
+differently than in the kernel, so `TargetModel` compares the two before it relies on it. Covers Llama, Mistral, Qwen2,
+Qwen3, Phi-3, SmolLM3 and similar models.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ _RECORDER = "specdec_recorder"
 
 
 class FusedDecoder:
-    """Reads the layers of `model`.
+    """Computes the layers of `model` with the kernel.
 
-    The weights are read in place: their values may change. Once they have moved or have been exchanged, nothing is
-    covered any more.
+    Weights are read in place: their values may change. Once tensors have been moved or exchanged, nothing is covered
+    any more.
 
     Raises:
         NotCovered: a module, an attention feature or a dtype that the kernel does not have.
@@ -85,8 +85,8 @@ class FusedDecoder:
 
     @property
     def reads_weights(self) -> bool:
-        """Whether the model's tensors are still where they were read: the ones of then are held, so that their memory
-        is never another's."""
+        """Whether the model's tensors are still those that were read. The old ones are kept alive, so that their memory
+        is never reused."""
         now = [tensors.get(name) for tensors, name in self._places]
         same = all(map(operator.is_, now, self._tensors))
         return same and [tensor.data_ptr() for tensor in self._tensors] == self._addresses
@@ -101,8 +101,18 @@ class FusedDecoder:
         first: int = 0,
         stream: Float[Tensor, "batch new dim"] | None = None,
     ) -> tuple[Float[Tensor, "batch kept vocab"], Float[Tensor, "batch new dim"]]:
-        """(logits, hidden) as in `TargetModel.forward`; from the stream that enters layer `first`, if one is given.
-        Padding (token -1) is not computed: its results are zeros."""
+        """Compute (logits, hidden) as `TargetModel.forward` does. Padding (token -1) is not computed: its results are
+        zeros.
+
+        Args:
+            cache: as in `TargetModel.forward`.
+            tokens: as in `TargetModel.forward`.
+            positions: as in `TargetModel.forward`.
+            mask: as in `TargetModel.forward`.
+            logits_at: as in `TargetModel.forward`.
+            first: the first layer that is run.
+            stream: the residual stream before layer `first`; None for the embeddings.
+        """
         batch, new = tokens.shape
         self._require(cache, tokens, positions, mask, stream, (first, len(self._layers)))
         if logits_at is not None and logits_at.numel() and not 0 <= int(logits_at.min()) <= int(logits_at.max()) < new:
@@ -111,7 +121,7 @@ class FusedDecoder:
         x = self._embed(tokens[real]) if stream is None else stream[real]
         wanted = torch.arange(batch)[:, None] * new + (torch.arange(new) if logits_at is None else logits_at)
         kept = real.flatten()[wanted]
-        keep = (real.flatten().cumsum(0) - 1)[wanted[kept]]  # where they stand among the computed ones
+        keep = (real.flatten().cumsum(0) - 1)[wanted[kept]]  # their indices among the computed nodes
         logits, hidden = self._run(cache, x, real, positions, mask, (first, len(self._layers)), keep)
         return _spread(logits, kept), _spread(hidden, real)
 
@@ -123,7 +133,10 @@ class FusedDecoder:
         mask: Bool[Tensor, "batch new block"] | None,
         layers: int,
     ) -> Float[Tensor, "batch new dim"]:
-        """The residual stream after the first `layers` layers, as in `TargetModel.lower`; zeros for padding."""
+        """Compute the residual stream after the first `layers` layers; zeros for padding.
+
+        Arguments as in `TargetModel.lower`.
+        """
         self._require(cache, tokens, positions, mask, None, (0, layers))
         real = tokens >= 0
         x = self._embed(tokens[real])
@@ -140,8 +153,18 @@ class FusedDecoder:
         layers: tuple[int, int],
         keep: Int[Tensor, " kept"] | None,
     ) -> tuple[Float[Tensor, "kept vocab"], Float[Tensor, "rows dim"]]:
-        """Layers [first, last) on the stream `x` of the real nodes, in place; then, unless `keep` is None, final norm
-        and the logits of the rows it names."""
+        """Run layers [first, last) on the stream `x` of the real nodes, in place. Then, unless `keep` is None, compute
+        final norm and the logits of its rows.
+
+        Args:
+            cache: as in `forward`.
+            x: residual stream of the real nodes, which is overwritten.
+            real: which nodes are not padding.
+            positions: as in `forward`.
+            mask: as in `forward`.
+            layers: (first, last).
+            keep: rows of `x` to compute logits for, or None.
+        """
         batch, new = real.shape
         at = real.flatten().nonzero()[:, 0]
         cos, sin = (part.flatten(0, 1)[at] for part in self._cos_sin(positions[:, -new:]))
@@ -167,11 +190,11 @@ class FusedDecoder:
         stream: Tensor | None,
         layers: tuple[int, int],
     ) -> None:
-        """Refuse what the kernel would read or write beyond; the messages are for whoever calls it.
+        """Refuse input that would make the kernel read or write out of bounds. The messages are for callers.
 
         Raises:
             RuntimeError: shapes, dtypes or devices that do not fit together, a cache of another model or too small, or
-                layers [first, last) that the model has not.
+                layers [first, last) that the model does not have.
         """
         (batch, new), block = tokens.shape, positions.shape[-1]
         _require_each(
@@ -191,11 +214,11 @@ class FusedDecoder:
             )
 
     def read_out(self, stream: Float[Tensor, "batch new dim"]) -> Float[Tensor, "batch new vocab"]:
-        """Final norm and output layer, as in `TargetModel.read_out`."""
+        """Apply final norm and output layer, as in `TargetModel.read_out`."""
         _require_each(("stream", stream, (*stream.shape[:2], self._dim), torch.float32))
         x = stream.flatten(0, 1).contiguous()
         rows, lengths, end = torch.arange(len(x)), torch.zeros(1, dtype=torch.long), len(self._layers)
-        texts = lib.Texts(1, 0, len(x), lengths.data_ptr(), None, 0, len(x), rows.data_ptr())  # nothing to attend to
+        texts = lib.Texts(1, 0, len(x), lengths.data_ptr(), None, 0, len(x), rows.data_ptr())  # no layer, no attention
         logits, _ = self._call(texts, (end, end), x, (None, None, None), rows)
         return logits.view(*stream.shape[:2], -1)
 
@@ -207,7 +230,15 @@ class FusedDecoder:
         tables: tuple[Any, Any, Any],
         keep: Int[Tensor, " kept"] | None,
     ) -> tuple[Float[Tensor, "kept vocab"], Float[Tensor, "rows dim"]]:
-        """tables: cosines, sines and the cache's. Reads all of them in place: the caller holds what they point to."""
+        """Call the kernel. All tensors are used in place, so the caller keeps alive what the tables point to.
+
+        Args:
+            texts: what the nodes see.
+            layers: layers [first, last).
+            x: residual stream, which is overwritten.
+            tables: addresses of cosines, sines and the cache's table.
+            keep: rows of `x` to compute logits for, or None.
+        """
         hidden = torch.empty_like(x)
         logits = torch.empty(0 if keep is None else len(keep), self._vocabulary)
         forward = lib.Forward(
@@ -228,7 +259,7 @@ class FusedDecoder:
         return cos.contiguous(), sin.contiguous()
 
     def _table(self, cache: TreeCache) -> int:
-        """The address of the list of where the cache keeps every layer's keys and values."""
+        """Return the address of the list of all layers' keys and values in the cache."""
         if cache not in self._cache_tables:
             layers = [cache.layer(i) for i in range(cache.depth)]
             kv_heads, dim = self._cache_shape
@@ -244,7 +275,11 @@ class FusedDecoder:
 
 
 def _require_each(*expected: tuple[str, Tensor | None, tuple[int, ...], torch.dtype]) -> None:
-    """Raises RuntimeError: one of these (name, tensor, shape, dtype) is not so, on a CPU; names it."""
+    """Check (name, tensor, shape, dtype) of each tensor, which must be on a CPU.
+
+    Raises:
+        RuntimeError: names the tensors that differ.
+    """
     wrong = [
         f"{name} {tuple(tensor.shape)} in {tensor.dtype} on {tensor.device}"
         for name, tensor, shape, dtype in expected
@@ -256,7 +291,7 @@ def _require_each(*expected: tuple[str, Tensor | None, tuple[int, ...], torch.dt
 
 
 def _spread(rows: Float[Tensor, "rows dim"], places: Bool[Tensor, "batch nodes"]) -> Float[Tensor, "batch nodes dim"]:
-    """`rows` at the true `places`, zeros at the others."""
+    """Return `rows` at the true `places`, and zeros at the others."""
     if len(rows) == places.numel():
         return rows.view(*places.shape, rows.shape[-1])
     spread = rows.new_zeros(*places.shape, rows.shape[-1])
@@ -306,8 +341,8 @@ def _norm(norm: Any) -> lib.Norm:
 
 
 def _attention_calls(model: PreTrainedModel) -> tuple[list[tuple[int, int, int, float]], list[int]]:
-    """Query heads, KV heads, head size and scale of every layer, from the calls that the model itself makes; and
-    the sliding windows among them."""
+    """Return query heads, KV heads, head size and scale of every layer, as observed in the model's own attention calls,
+    and its sliding windows."""
     calls: list[tuple[int, int, int, float]] = []
     windows: list[int] = []
 

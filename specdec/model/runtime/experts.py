@@ -1,7 +1,7 @@
-"""Experts of a mixture as products of their own.
+"""Experts of a mixture as separate products.
 
-Transformers keeps the experts of a layer in two tensors with a leading axis (`gate_up_proj`, `down_proj`) and
-multiplies slices of them. Here every expert has two linear layers, which other runtimes exchange for theirs.
+transformers keeps the experts of a layer in two tensors with a leading axis (`gate_up_proj`, `down_proj`) and
+multiplies slices of them. Here every expert has two linear layers, which other runtimes can exchange for their own.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-ALIKE = 1e-4  # of the largest result: between rounding and another computation
-PROBED = 6  # tokens on which both are compared
+ALIKE = 1e-4  # share of the largest result; rounding stays below, a different computation is above
+PROBED = 6  # number of random tokens on which the two are compared
 
 
 class Experts(nn.Module):
-    """down(act(gate(x)) * up(x)) of each token's chosen experts, weighted and added up.
+    """The weighted sum of down(act(gate(x)) * up(x)) over each token's chosen experts.
 
     Args:
-        gate_up: gate and up of each expert, one above the other.
-        down: back to the width of the stream.
+        gate_up: for each expert, gate and up as one linear layer, gate first.
+        down: for each expert, the linear layer back to the width of the stream.
         act: the activation.
     """
 
@@ -32,7 +32,7 @@ class Experts(nn.Module):
 
     @classmethod
     def of(cls, module: Any) -> Experts | None:
-        """The same, sharing the weights; None where a module is no such layer, or computes something else."""
+        """Return the same layer, sharing the weights; None if `module` is no such layer or computes something else."""
         gate_up: Any = getattr(module, "gate_up_proj", None)
         down: Any = getattr(module, "down_proj", None)
         act = getattr(module, "act_fn", None)
@@ -53,7 +53,7 @@ class Experts(nn.Module):
     ) -> Float[Tensor, "tokens dim"]:
         total = torch.zeros_like(hidden_states)
         for number in top_k_index.unique().tolist():
-            if number >= len(self.down):  # nobody's: a token that was not routed
+            if number >= len(self.down):  # a token that was not routed to any expert
                 continue
             token, place = torch.where(top_k_index == number)
             gate, up = self.gate_up[number](hidden_states[token]).chunk(2, -1)
@@ -62,7 +62,7 @@ class Experts(nn.Module):
         return total
 
     def in_lower_precision(self, quantised: Callable[[nn.Linear], nn.Module]) -> Experts:
-        """The same with every linear layer exchanged."""
+        """Exchange every linear layer, and return this module."""
         for layers in (self.gate_up, self.down):
             for number, linear in enumerate(layers):
                 assert isinstance(linear, nn.Linear)
@@ -84,7 +84,7 @@ class Experts(nn.Module):
 
 
 def as_linear(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
-    """A linear layer on these very tensors [outputs, inputs]."""
+    """Return a linear layer that uses these tensors; weight is [outputs, inputs]."""
     layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
     layer.weight = nn.Parameter(weight.detach(), requires_grad=False)
     if bias is not None:

@@ -1,4 +1,4 @@
-"""Puts the fast products into a loaded model and takes them out again."""
+"""Put the fast products into a loaded model, and take them out again."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RUNTIMES = ("auto", "fast", "stock")
 
 
 class FastRuntime:
-    """Every `nn.Linear` of `model` that the kernel covers, exchanged for a `FewRowLinear` that shares its weights."""
+    """Exchanges every `nn.Linear` of `model` that the kernel covers for a `FewRowLinear` that shares its weights."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._places: list[tuple[torch.nn.Module, str, torch.nn.Module, FewRowLinear]] = []
@@ -38,12 +38,18 @@ class FastRuntime:
 
 
 def linear(weight: Tensor, bias: Tensor | None = None, *, fast: bool, storage: str = STORED) -> torch.nn.Module:
-    """x W^T + b on given weights: how a drafter's own products become as fast as the target's. fast: whether the target
-    runs on the fast products (`TargetModel.runtime`), which can then keep a copy of fp32 weights in lower precision
-    (storage: as in `quantise`); otherwise the weights are shared and not copied.
+    """Return x W^T + b on given weights, for the products of a drafter.
+
+    Args:
+        weight: [outputs, inputs].
+        bias: [outputs], or None.
+        fast: whether the target runs on the fast products (`TargetModel.runtime`). Otherwise weights are always shared,
+            not copied.
+        storage: storage format, as in `quantise`. With the fast products, any but `stored` makes a copy in lower
+            precision.
 
     Raises:
-        InputError: an unknown name for `weights`.
+        InputError: an unknown name for `storage`.
     """
     require_storage(storage, "drafter.storage")
     layer = as_linear(weight, bias)
@@ -53,17 +59,19 @@ def linear(weight: Tensor, bias: Tensor | None = None, *, fast: bool, storage: s
 
 
 def choose_runtime(name: str, model: PreTrainedModel) -> FastRuntime | None:
-    """`stock`: None. `fast`: the fast products. `auto`: fast where it can be had (fp32 on a CPU, a compiler). None on
-    CUDA too.
+    """Return the runtime of that name.
+
+    `stock`: None. `fast`: the fast products. `auto`: the fast products if they are available (fp32 on a CPU, a
+    compiler), else None. Always None on CUDA, where `CapturedForwards` is used instead.
 
     Raises:
-        InputError: an unknown name, or `fast` where there is no compiler or nothing it covers.
+        InputError: an unknown name, or `fast` without a compiler or without anything that it covers.
     """
     if name not in RUNTIMES:
         raise InputError(
             "target.runtime", expected=f"one of {', '.join(RUNTIMES)}", got=repr(name), fix="use runtime=auto"
         )
-    if name == "stock" or model.device.type == "cuda":  # there, `CapturedForwards` is what is fast
+    if name == "stock" or model.device.type == "cuda":  # CUDA uses `CapturedForwards` instead
         return None
     has_products = any(FewRowLinear.covers(m) or isinstance(m, QuantisedLinear) for m in model.modules())
     if not has_products and name == "auto":

@@ -1,6 +1,6 @@
 """y = x W^T + b for a few rows of x and a large W, on a CPU (`kernels/product.hpp`).
 
-A row's result does not depend, bit for bit, on how many rows travel with it.
+A row's result is bit for bit the same, however many rows are computed together.
 """
 
 from __future__ import annotations
@@ -15,19 +15,18 @@ from torch.nn import functional as F
 from specdec.model.runtime import library as lib
 from specdec.model.runtime.quantised import QuantisedLinear
 
-MAX_ROWS = 128  # beyond, the library's blocked product is as fast (its rounding may depend on the row count)
+MAX_ROWS = 128  # beyond it, PyTorch's blocked product is as fast (its rounding may depend on the row count)
 
 
 class NotCovered(Exception):
-    """Why the kernels do not know a module."""
+    """A reason why the kernels do not cover a module."""
 
 
 class FewRowLinear(nn.Module):
     """An `nn.Linear` (fp32, CPU) computed with our kernel for up to MAX_ROWS rows.
 
-    Shares the weight and bias of `linear`; everything the kernel does not do goes to `F.linear`, which raises what
-    `nn.Linear` raises. The weights are read in place. Where they are not what they were (moved, converted, exchanged),
-    `F.linear` serves as well.
+    Shares weight and bias of `linear` and reads them in place. `F.linear` computes everything that the kernel does not,
+    and raises what `nn.Linear` raises. It is also used once the weights have been moved, converted or exchanged.
     """
 
     def __init__(self, linear: nn.Linear) -> None:
@@ -49,8 +48,8 @@ class FewRowLinear(nn.Module):
         return y
 
     def _takes(self, x: Tensor) -> bool:
-        """Whether the kernel may read the input, and the weights where they were. Looks the weights up in the dict of
-        parameters: an attribute of a module costs as much as all checks of a tensor."""
+        """Whether the kernel may read the input, and whether the weights are where they were. Reads the weights from
+        the dict of parameters, because an attribute of a module costs as much as all checks of a tensor."""
         weight, bias = self._parameters["weight"], self._parameters.get("bias")
         return (
             lib.plain(x)
@@ -68,7 +67,7 @@ class FewRowLinear(nn.Module):
 
     @staticmethod
     def covers(module: nn.Module) -> bool:
-        """Whether this very class of module, dtype and device is one the kernel computes."""
+        """Whether the kernel computes exactly this class of module, dtype and device."""
         return (
             type(module) is nn.Linear
             and lib.plain(module.weight)
@@ -78,7 +77,11 @@ class FewRowLinear(nn.Module):
 
 
 def matrix(linear: nn.Module, start: int = 0, size: int | None = None) -> lib.Matrix:
-    """The outputs `start` to `start + size` of a linear layer as the kernels read them, in place."""
+    """Return the outputs `start` to `start + size` of a linear layer in the form that the kernels read, in place.
+
+    Raises:
+        NotCovered: the kernels cannot read its weights.
+    """
     if isinstance(linear, QuantisedLinear):
         return linear.matrix(start, size)
     if not isinstance(linear, FewRowLinear) and not FewRowLinear.covers(linear):

@@ -1,8 +1,8 @@
 """Forwards of fixed shape, captured once and replayed: on CUDA one graph launch instead of hundreds of kernels.
 
-A step of few tokens is bound by the launching of kernels as much as by memory. Trees of one drafter have one
-shape, and the cache keeps its addresses, so that everything but the contents of a few inputs is the same at
-every step. Graphs belong to a cache and go with it. Where time is measured nothing is captured (`captures_postponed`).
+A step of few tokens is bound by kernel launches as much as by memory. The trees of one drafter have one shape, and the
+cache keeps its addresses, so everything but the contents of a few inputs is the same at every step. Graphs belong to a
+cache and are deleted with it. While time is measured nothing is captured (`captures_postponed`).
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from torch import Tensor
 
 from specdec.model.cache import TreeCache
 
-MAX_CHAIN = 16  # trees have few shapes, chains of a prompt's tokens have many: only short ones are captured
+MAX_CHAIN = 16  # trees have few shapes, chains of prompt tokens have many: only chains up to this length are captured
 WARM_UPS = 3  # forwards before a capture: libraries allocate and choose their kernels in the first ones
 
 Outputs = tuple[Tensor, ...]
 Inputs = tuple[Tensor | None, ...]
-# runs a forward, and returns a call that does the same again on the same memory, and its outputs
+# Runs a forward. Returns a function that repeats it on the same memory, and its outputs.
 Capture = Callable[[Callable[[], Outputs]], tuple[Callable[[], Any], Outputs]]
 
 
@@ -33,10 +33,10 @@ _postponed: ContextVar[list[Callable[[], None]] | None] = ContextVar("_postponed
 
 @contextmanager
 def captures_postponed() -> Iterator[None]:
-    """Capture nothing in the body: a forward of a shape not met before runs as it is there, and is captured after it.
-    So a capture, which takes longer than hundreds of forwards, is never part of the time that the body measures.
+    """Capture nothing in the body. A forward of a new shape runs uncaptured, and is captured after the body.
 
-    What the caches hold is lost at the end, since a capture writes to them.
+    A capture takes longer than hundreds of forwards, so it must not be part of the time that the body measures. The
+    contents of the caches are lost at the end, because a capture writes to them.
     """
     waiting: list[Callable[[], None]] = []
     token = _postponed.set(waiting)
@@ -49,6 +49,7 @@ def captures_postponed() -> Iterator[None]:
 
 
 def cuda_graph(forward: Callable[[], Outputs]) -> tuple[Callable[[], Any], Outputs]:
+    """Capture a forward as a CUDA graph. Return its replay function and its outputs."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -62,12 +63,16 @@ def cuda_graph(forward: Callable[[], Outputs]) -> tuple[Callable[[], Any], Outpu
 
 
 class CapturedForwards:
-    """Calls `forward(cache, *tensors)` through a capture per cache and shape of the tensors.
+    """Calls `forward(cache, *tensors)` through one capture per cache and shape of the tensors.
 
-    forward must read nothing but the tensors and the cache's storage and lengths on the device, and write nothing
-    but the cache's storage: then running it several times, as a capture does, changes nothing. Its outputs are
-    overwritten by the next call of the same shape. A forward that cannot be captured (it waits for the device) runs as
-    it is, with a line that says so.
+    `forward` must read nothing but the tensors and the cache's storage and lengths on the device, and write nothing but
+    the cache's storage. Then running it several times, as a capture does, changes nothing. Its outputs are overwritten
+    by the next call of the same shape. A forward that cannot be captured (because it waits for the device) runs
+    uncaptured, with a warning.
+
+    Args:
+        forward: the forward.
+        capture: how it is captured.
     """
 
     def __init__(self, forward: Callable[..., Outputs], capture: Capture = cuda_graph) -> None:
@@ -105,7 +110,7 @@ class CapturedForwards:
             warnings.warn(f"runs without captured graphs: {str(error).splitlines()[0]}", stacklevel=5)
 
     def _later(self, cache: TreeCache, tensors: Inputs) -> Callable[[], None]:
-        """A capture of this forward for when its batch is over, at the lengths it had."""
+        """Return a function that captures this forward at its present lengths, to be called after the batch."""
         lengths, inputs = list(cache.host_lengths), tuple(None if t is None else t.clone() for t in tensors)
 
         def capture() -> None:

@@ -1,4 +1,4 @@
-"""The compiled kernels (`kernels/`) and the structs they take."""
+"""The compiled kernels (`kernels/`) and their structs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.nn import Parameter
 
 from specdec.model.runtime.build import load_library
 
-FLOAT32, BFLOAT16, INT8, INT4 = range(4)  # how a matrix keeps its weights
+FLOAT32, BFLOAT16, INT8, INT4 = range(4)  # storage formats of a matrix
 
 _pointer, _number = ctypes.c_void_p, ctypes.c_int64
 
@@ -83,7 +83,7 @@ class Forward(ctypes.Structure):
 
 @functools.cache
 def kernels() -> ctypes.CDLL:
-    """The compiled library; built at the first call.
+    """Return the compiled library; the first call builds it.
 
     Raises:
         BuildError: see `load_library`.
@@ -97,8 +97,11 @@ def kernels() -> ctypes.CDLL:
 
 
 def plain(tensor: Any) -> bool:
-    """Whether the kernels may read its memory: fp32 numbers of this process, as they are. A subclass (a DTensor) keeps
-    them elsewhere, a sparse layout otherwise, and a negative view turns their signs when it is read."""
+    """Whether the kernels may read the memory of `tensor`: fp32 numbers in this process, stored unchanged.
+
+    A subclass (a DTensor) keeps them elsewhere, a sparse layout stores them differently, and a negative view changes
+    their signs on reading.
+    """
     return (
         type(tensor) in (Tensor, Parameter)
         and tensor.dtype is float32
@@ -109,4 +112,5 @@ def plain(tensor: Any) -> bool:
 
 
 def address(tensor: Tensor | None) -> int | None:
+    """Return the address of a tensor's data; None for None."""
     return None if tensor is None else tensor.data_ptr()

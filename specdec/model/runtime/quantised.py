@@ -1,7 +1,7 @@
-"""Weights in lower precision: bf16, int8 or int4, widened to fp32 in the first-level cache as they are used.
+"""Weights in lower precision: bf16, int8 or int4, widened to fp32 in the first-level cache when they are used.
 
-A decode step reads a half, a quarter or less than a sixth of the bytes; activations stay in fp32. The
-quantised model is then the target: lossless means with respect to it, and references run it too.
+A decode step reads a half, a quarter or less than a sixth of the bytes; activations stay in fp32. The quantised model
+is then the target: lossless refers to it, and references run it too.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ GROUP = 32  # int4 weights that share a scale, as in kernels/product.hpp
 
 
 class QuantisedLinear(nn.Module):
-    """An `nn.Linear` on a CPU whose weights are kept as `storage` says; `linear` itself is not changed.
+    """An `nn.Linear` on a CPU whose weights are kept in the format `storage`. `linear` itself is not changed.
 
-    int8: one scale per output. int4: one scale per 32 inputs, two weights a byte. Both round to the nearest of a
-    symmetric grid.
+    int8 has one scale per output, int4 one scale per 32 inputs and two weights per byte. Both round to the nearest
+    value of a symmetric grid.
     """
 
     codes: Tensor
@@ -63,7 +63,7 @@ class QuantisedLinear(nn.Module):
 
     @property
     def weight(self) -> Float[Tensor, "outputs features"]:
-        """The weights that are computed with, in fp32 (a copy)."""
+        """The dequantised weights in fp32 (a copy)."""
         if self.scale is None:
             return self.codes.float()
         if self.kind == lib.INT8:
@@ -72,6 +72,7 @@ class QuantisedLinear(nn.Module):
         return (values * self.scale[..., None]).flatten(1)[:, : self.in_features]
 
     def matrix(self, start: int = 0, size: int | None = None) -> lib.Matrix:
+        """Return the outputs `start` to `start + size` in the form that the kernels read, in place."""
         scale, bias = (None if tensor is None else tensor[start:] for tensor in (self.scale, self.bias))
         return lib.Matrix(
             self.codes[start:].data_ptr(),
@@ -84,14 +85,14 @@ class QuantisedLinear(nn.Module):
     def forward(self, x: Float[Tensor, "*batch features"]) -> Float[Tensor, "*batch outputs"]:
         rows = math.prod(x.shape[:-1])
         if not rows or (torch.is_grad_enabled() and x.requires_grad) or not self._takes(x):
-            return F.linear(x, self.weight, self.bias)  # it raises what `nn.Linear` raises
+            return F.linear(x, self.weight, self.bias)  # raises what `nn.Linear` raises
         x = x.contiguous()
         y = torch.empty(*x.shape[:-1], self.out_features)
         self._kernel(x.data_ptr(), rows, self.in_features, y.data_ptr(), self._whole)
         return y
 
     def _takes(self, x: Tensor) -> bool:
-        """Whether the kernel may read the input and the weights; makes their matrix anew where they have moved."""
+        """Whether the kernel may read the input and the weights. Updates their matrix if they have moved."""
         parts = self._buffers  # an attribute of a module costs as much as all checks of a tensor
         codes, scale, bias = parts["codes"], parts["scale"], parts["bias"]
         readable = (
@@ -115,18 +116,22 @@ class QuantisedLinear(nn.Module):
 
 
 def _fits(part: Tensor | None, size: torch.Size | None) -> bool:
-    """Whether a scale or bias is what it was, and can be read; None fits None."""
+    """Whether a scale or bias has its original size and can be read; None fits None."""
     if part is None or size is None:
         return part is None and size is None
     return lib.plain(part) and part.shape == size and part.is_contiguous()
 
 
 def quantise(model: PreTrainedModel, storage: str) -> str | None:
-    """Exchange every product of `model` with its weights (`nn.Linear`, GPT-2's `Conv1D`, experts that transformers
-    keeps in one tensor) for one with weights of lower precision, and let the originals go.
+    """Exchange every product of `model` with its weights for one in lower precision, and free the originals.
 
-    storage: `stored` (nothing is done), `bf16`, `int8` or `int4`. Embeddings stay; an output layer that
-    shared their weights has its own from then on. Returns a line that says what stays in fp32.
+    Products are `nn.Linear`, GPT-2's `Conv1D`, and experts that transformers keeps in one tensor. Embeddings stay; an
+    output layer that shared their weights has its own from then on.
+
+    storage: `stored` (nothing is done), `bf16`, `int8` or `int4`.
+
+    Returns:
+        A line that names what stays in fp32, or None if nothing was done.
 
     Raises:
         InputError: an unknown name, a model that is not in fp32 on a CPU, or no compiler.
@@ -155,7 +160,8 @@ def quantise(model: PreTrainedModel, storage: str) -> str | None:
 
 
 def in_lower_precision(module: nn.Module, storage: str) -> nn.Module | None:
-    """The same products with such weights; None for a module that is none of those `quantise` knows."""
+    """Return the same products with weights in format `storage`; None for a module that `quantise` does not
+    exchange."""
     if type(module) is nn.Linear:
         return QuantisedLinear(module, storage)
     if type(module) is Conv1D:
@@ -165,7 +171,7 @@ def in_lower_precision(module: nn.Module, storage: str) -> nn.Module | None:
 
 
 def _what_stays(model: PreTrainedModel, storage: str) -> str:
-    """One line: how many weights are kept so, and how many in fp32, where."""
+    """Return one line: how many weights are quantised, and how many stay in fp32 in which modules."""
     kept: Counter[str] = Counter()
     for module in model.modules():
         for parameter in module.parameters(recurse=False):
@@ -176,10 +182,12 @@ def _what_stays(model: PreTrainedModel, storage: str) -> str:
 
 
 def require_storage(storage: str, what: str) -> None:
-    """Refuse an unknown way of keeping weights.
+    """Refuse an unknown storage format.
+
+    `what`: name used in error messages.
 
     Raises:
-        InputError: and names those there are.
+        InputError: names the known ones.
     """
     if storage not in STORAGE:
         expected, fix = f"one of {', '.join(STORAGE)}", "use storage=stored"
@@ -187,5 +195,5 @@ def require_storage(storage: str, what: str) -> None:
 
 
 def _scale(w: Tensor, largest: int) -> Tensor:
-    """Of each last dimension: the step of a grid that reaches its largest value."""
+    """Return the step of a grid that reaches the largest absolute value of each last dimension."""
     return (w.abs().amax(-1, keepdim=True) / largest).clamp(min=torch.finfo(torch.float32).tiny)

@@ -1,5 +1,8 @@
-"""Passes over rows as long as the vocabulary: one each where the compiled kernels serve (fp32 on a CPU, a compiler), by
-PyTorch anywhere else, with the same result up to rounding."""
+"""Passes over rows as long as the vocabulary.
+
+If the compiled kernels are available (fp32 on a CPU, a compiler), each is a single pass. Otherwise PyTorch computes
+them, with the same result up to rounding.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,14 @@ from specdec.trees.tree import PAD
 
 
 def mass(p: Float[Tensor, " vocab"], q: Float[Tensor, " vocab"] | None, times: float, without: Sequence[int]) -> float:
-    """`masses` of a single row, in plain numbers; `without` holds tokens only."""
+    """Return `masses` of a single row, as a Python float.
+
+    Args:
+        p: one row.
+        q: one row, or None.
+        times: factor of q.
+        without: tokens left out; must not contain -1.
+    """
     library = _library(p, q, dims=1)
     if library is None or not all(0 <= token < p.numel() for token in without):
         one = torch.tensor([times], dtype=torch.float64, device=p.device)
@@ -33,7 +43,14 @@ def masses(
     times: Float[Tensor, " rows"] | None = None,
     without: Int[Tensor, "rows some"] | None = None,
 ) -> Float[Tensor, " rows"]:
-    """The sum of relu(p - times q) over all tokens but those of `without` (-1 is none), in float64. Without q: of p."""
+    """Return the sum of relu(p - times q) over all tokens but those of `without`, in float64.
+
+    Args:
+        p: one distribution per row.
+        q: likewise; None for the sum of p.
+        times: factor of q per row.
+        without: tokens left out per row; -1 is none.
+    """
     library = _library(p, q)
     if library is None or not _inside(p, without):
         rest = p if q is None or times is None else leftover(p, q, times)
@@ -46,7 +63,7 @@ def masses(
 
 
 def entropies(p: Float[Tensor, "rows vocab"]) -> Float[Tensor, " rows"]:
-    """-sum p log p in nats, in float64."""
+    """Return -sum p log p in nats, in float64."""
     library = _library(p)
     if library is None:
         return torch.special.entr(p).sum(-1).double()
@@ -54,7 +71,8 @@ def entropies(p: Float[Tensor, "rows vocab"]) -> Float[Tensor, " rows"]:
 
 
 def argmaxes(x: Float[Tensor, "rows vocab"]) -> Int[Tensor, " rows"]:
-    """The (first) largest of each row; -1 where it is infinite, or where the row holds a NaN."""
+    """Return the (first) index of the largest value of each row; -1 if that value is infinite or the row holds
+    a NaN."""
     library = _library(x)
     if library is None:
         best = x.max(-1)
@@ -65,7 +83,8 @@ def argmaxes(x: Float[Tensor, "rows vocab"]) -> Int[Tensor, " rows"]:
 
 
 def picks(p: Float[Tensor, "rows vocab"], u: Float[Tensor, " rows"]) -> Int[Tensor, " rows"]:
-    """The first token of each row whose CDF exceeds u in [0, 1) of the whole: never one of probability 0."""
+    """Return the first token of each row whose CDF exceeds u times the row's sum, u in [0, 1). Its probability is never
+    0."""
     library = _library(p)
     if library is None:
         cdf = p.double().cumsum(-1)
@@ -77,12 +96,12 @@ def picks(p: Float[Tensor, "rows vocab"], u: Float[Tensor, " rows"]) -> Int[Tens
 def leftover(
     p: Float[Tensor, "rows vocab"], q: Float[Tensor, "rows vocab"], times: Float[Tensor, " rows"]
 ) -> Float[Tensor, "rows vocab"]:
-    """relu(p - times q): what is left of p once q has been offered that many times."""
+    """Return relu(p - times q): the rest of p after q has been offered `times` times."""
     return torch.addcmul(p, q, times[:, None].to(p), value=-1).relu_()
 
 
 def without_tokens(p: Float[Tensor, "rows vocab"], tokens: Int[Tensor, "rows some"]) -> Float[Tensor, "rows vocab"]:
-    """p with 0 at the tokens; -1 is none."""
+    """Return p with 0 at the tokens; -1 is none."""
     one_of_them = tokens.amax(1, keepdim=True)
     index = torch.where(tokens == PAD, one_of_them, tokens).clamp(min=0)
     return p.scatter(1, index, torch.where(one_of_them == PAD, p.gather(1, index), 0))
@@ -98,8 +117,11 @@ def _inside(p: Tensor, tokens: Tensor | None) -> bool:
 
 
 def _library(p: Tensor, q: Tensor | None = None, dims: int = 2) -> ctypes.CDLL | None:
-    """The kernels, if they may read `p` and `q`: rows of fp32 in this process's memory, of one shape with `dims`
-    dimensions, not empty. PyTorch raises on what is none of that, or computes it."""
+    """Return the kernels if they may read `p` and `q`, else None.
+
+    Both must be non-empty rows of fp32 in this process's memory, of one shape with `dims` dimensions. PyTorch computes
+    everything else, or raises.
+    """
     for x in (p, q):
         if x is not None and not (
             plain(x) and x.dim() == dims and x.shape == p.shape and x.numel() and x.stride(-1) == 1
@@ -112,7 +134,7 @@ def _library(p: Tensor, q: Tensor | None = None, dims: int = 2) -> ctypes.CDLL |
 def _kernels() -> ctypes.CDLL | None:
     try:
         library = load_library(Path(__file__).with_name("kernels") / "vocabulary.cpp")
-    except BuildError:  # the runtime has said so
+    except BuildError:  # the runtime has already warned
         return None
     pointer, number, real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
     library.mass.argtypes = [number, pointer, pointer, real, pointer, number]
