@@ -1,21 +1,22 @@
-"""Every metric, defined once. Tables, trackers, dashboards and the README only read from here.
+"""Every metric, defined once. Tables, trackers, dashboards and the README import these definitions.
 
-Words (per step and row unless said otherwise):
-    offered    depth of the deepest drafted node (cut where the text ended inside the block)
-    accepted   drafted tokens that were kept
-    emitted    accepted + the one token the target sampled after them, after truncation at the text's end
+Counts of one step of one row:
+    offered    depth of the deepest drafted node; if the text ended inside the block, cut at its end
+    accepted   number of drafted tokens that were kept
+    emitted    accepted + the one token that the target sampled after them, cut at the end of the text
 
-    tokens per step, tau (MAT)   sum of emitted / steps; plain autoregressive decoding is exactly 1.0
+Metrics over many steps:
+    tokens per step, tau (MAT)   sum of emitted / steps; exactly 1.0 for plain autoregressive decoding
     acceptance length            tau - 1
     acceptance at depth d        P(accepted >= d, given accepted >= d - 1 and offered >= d)
     acceptance rate              sum of accepted / sum of offered (a chain: accepted / drafted)
-    draft efficiency             sum of accepted / sum of nodes drafted (the root is not drafted)
-    a node's frequency           how often it was accepted / how often it was offered
-    a node's contribution        how often it was accepted / steps; over all nodes they make accepted tokens per step
+    draft efficiency             sum of accepted / sum of drafted nodes (the root is not drafted)
+    a node's frequency           times accepted / times offered
+    a node's contribution        times accepted / steps; the sum over all nodes is accepted tokens per step
     bandwidth share              time of a plain read of as many bytes as the weights / time of the verify phase
-    speedup                      tokens/s over tokens/s of our autoregressive loop, side by side
+    speedup                      tokens/s / tokens/s of our autoregressive loop, measured side by side
 
-The first token of a text comes from the prompt's forward and belongs to no step.
+The prefill emits the first token of a text; that token belongs to no step.
 """
 
 from __future__ import annotations
@@ -35,9 +36,19 @@ PHASES = ("draft", "verify", "accept", "commit")
 
 @dataclass(frozen=True)
 class StepRecord:
-    """One step of one row. nodes: drafted nodes; path: kept nodes of the tree, root first; tokens: emitted
-    token ids; live: rows that were still generating; ms: the step's time by phase, shared by its rows; parents: of the
-    tree's nodes, as in `TokenTree` (empty in runs of versions that did not record them)."""
+    """One step of one row.
+
+    Args:
+        row: index of the row in its batch.
+        step: index of the step.
+        live: number of rows that were still generating.
+        nodes: number of drafted nodes, the root not counted.
+        offered, accepted, emitted: counts defined at the top of this module.
+        path: kept nodes of the tree, root first.
+        tokens: emitted token ids.
+        ms: milliseconds of the whole batch's step by phase; every row of the step has the same value.
+        parents: parent of each node, as in `TokenTree`; empty in runs of older versions, which did not record it.
+    """
 
     row: int
     step: int
@@ -53,8 +64,11 @@ class StepRecord:
 
     @property
     def closing(self) -> str | None:
-        """Whose the one token after the accepted ones is: "recovered" after a rejection, "bonus" after a full path,
-        "undrafted" where nothing was drafted; None when the text ended before it."""
+        """Kind of the token after the accepted ones.
+
+        "recovered" after a rejection, "bonus" after a path that was accepted to its leaf, "undrafted" if nothing was
+        drafted, None if the text ended before this token.
+        """
         if self.emitted == self.accepted:
             return None
         if not self.nodes:
@@ -65,8 +79,11 @@ class StepRecord:
 
 @dataclass(frozen=True)
 class StepMetrics:
-    """What a set of step records says; None where nothing was offered. emitted_histogram: entry n - 1 counts the steps
-    that emitted n tokens."""
+    """Metrics of a set of step records, defined at the top of this module.
+
+    A ratio is None if its denominator is 0. `emitted_histogram[n - 1]` counts the steps that emitted n tokens;
+    `phase_ms` holds mean milliseconds per step of the batch.
+    """
 
     tokens: int
     steps: int
@@ -101,7 +118,10 @@ class StepMetrics:
 
 
 def acceptance_at_depth(records: Sequence[StepRecord]) -> list[float]:
-    """Entry d - 1: P(accepted >= d | accepted >= d - 1, offered >= d), down to the last depth reached."""
+    """Return acceptance at depths 1, 2, ..., down to the last depth that was tried.
+
+    Entry d - 1 is P(accepted >= d | accepted >= d - 1, offered >= d).
+    """
     rates = []
     for depth in range(1, max((r.offered for r in records), default=0) + 1):
         tried = [r for r in records if r.offered >= depth and r.accepted >= depth - 1]
@@ -118,8 +138,16 @@ def emitted_histogram(records: Sequence[StepRecord]) -> list[int]:
 
 @dataclass(frozen=True)
 class NodeUse:
-    """What became of the node at a place of the drafted trees. place: which child is taken at each depth, counted from
-    0 in the order of the nodes; so (0, 1) is the second child of the first child of the root, in whatever tree."""
+    """How often the node at one position of the drafted trees was offered and accepted.
+
+    Args:
+        place: index of the child taken at each depth, in the order of the nodes: (0, 1) is the second child of the
+            first child of the root, in every tree.
+        offered: number of steps that drafted this node before the end of the text.
+        accepted: number of steps that kept it.
+        frequency: accepted / offered.
+        contribution: accepted / steps.
+    """
 
     place: tuple[int, ...]
     offered: int
@@ -129,11 +157,13 @@ class NodeUse:
 
 
 def tree_use(records: Sequence[StepRecord]) -> list[NodeUse]:
-    """Every place at which a node was offered, parents before children, siblings in order. What lies past the end of a
-    text was offered to nobody."""
+    """Return the use of every position at which a node was offered: parents before children, siblings in order.
+
+    Nodes past the end of a text do not count as offered.
+    """
     offered: Counter[tuple[int, ...]] = Counter()
     accepted: Counter[tuple[int, ...]] = Counter()
-    alike = Counter((tuple(r.parents), tuple(r.path), r.offered) for r in records)  # trees repeat: look at each once
+    alike = Counter((tuple(r.parents), tuple(r.path), r.offered) for r in records)  # equal trees are counted once
     for (parents, path, depth), times in alike.items():
         places = _places(parents)
         for node, place in places.items():
@@ -145,7 +175,7 @@ def tree_use(records: Sequence[StepRecord]) -> list[NodeUse]:
 
 
 def _places(parents: Sequence[int]) -> dict[int, tuple[int, ...]]:
-    """Place of each real node; the root's is ()."""
+    """Return the position (`NodeUse.place`) of each node that is not padding; () for the root."""
     places: dict[int, tuple[int, ...]] = {0: ()}
     children: Counter[int] = Counter()
     for node, parent in enumerate(parents):
@@ -157,7 +187,14 @@ def _places(parents: Sequence[int]) -> dict[int, tuple[int, ...]]:
 
 @dataclass(frozen=True)
 class Stretch:
-    """Steps that began between two places of their texts. first, last: new tokens before the step, both included."""
+    """Speed of the steps that began in one section of their texts.
+
+    Args:
+        first, last: the section; numbers of new tokens before a step, both included.
+        steps: number of steps, over all rows.
+        tokens_per_step: tau of these steps.
+        tokens_per_second: emitted tokens / time of these steps; the rows of a batch share its time.
+    """
 
     first: int
     last: int
@@ -167,8 +204,12 @@ class Stretch:
 
 
 def along_text(texts: Iterable[Sequence[StepRecord]], stretches: int = 16) -> list[Stretch]:
-    """How fast texts grew from their beginning to their end; the prompt's forward is left out. texts: each text's
-    records in order; stretches: at most so many, of equal width."""
+    """Return the decoding speed along the texts, from beginning to end; prefill is left out.
+
+    Args:
+        texts: the step records of each text, in order.
+        stretches: largest number of sections; all are equally wide. Sections without steps are left out.
+    """
     rows = []
     for records in texts:
         before = 1  # the first token comes from the prompt's forward
@@ -188,7 +229,7 @@ def along_text(texts: Iterable[Sequence[StepRecord]], stretches: int = 16) -> li
 
 
 def phase_ms(records: Sequence[StepRecord]) -> dict[str, float]:
-    """Mean milliseconds per step of the batch in each phase; a step of several live rows counts once."""
+    """Return mean milliseconds per step of the batch, by phase; a step with several live rows counts once."""
     steps = sum(1 / r.live for r in records)
     return {p: sum(r.ms[p] / r.live for r in records) / steps if steps else 0.0 for p in PHASES}
 
@@ -196,21 +237,21 @@ def phase_ms(records: Sequence[StepRecord]) -> dict[str, float]:
 Interval = tuple[float, float]
 
 
-Column = Sequence[float] | np.ndarray  # an entry per prompt; [runs prompts] of several runs
+Column = Sequence[float] | np.ndarray  # one entry per prompt, or [runs prompts] for several runs
 
 
 def bootstrap(
     columns: Sequence[Column] | np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], resamples: int = 2000
 ) -> tuple[float, Interval | None]:
-    """Return a statistic of sums, and its 95 % percentile interval from resampling prompts, and runs if several.
+    """Return a statistic of sums, with its 95 % percentile bootstrap interval over prompts and runs.
 
     Args:
         columns: [quantities prompts], or [quantities runs prompts].
-        statistic: gets [quantities samples].
-        resamples: how many.
+        statistic: maps sums [quantities samples] to values [samples].
+        resamples: number of bootstrap samples.
 
     Returns:
-        The statistic of the whole, and the interval; None for one prompt of one run.
+        The statistic of the sums over all data, and its interval (None for one prompt of one run).
     """
     data = np.array(columns, dtype=np.float64)
     data = data[:, None] if data.ndim == 2 else data
@@ -227,11 +268,12 @@ def resampled(data: np.ndarray, resamples: int, stream: int = 1) -> np.ndarray:
 
     Args:
         data: [quantities runs prompts].
-        resamples: how many.
-        stream: of the draws of runs; those of prompts are always the same, so that groups of runs are paired by prompt.
+        resamples: number of bootstrap samples.
+        stream: seed of the draws of runs. Prompts are always drawn with seed 0, so that groups of runs are paired by
+            prompt.
 
     Returns:
-        [quantities resamples].
+        Sums, [quantities resamples].
     """
     _, runs, prompts = data.shape
     drawn = [np.random.default_rng(s).integers(n, size=(resamples, n)) for s, n in ((stream, runs), (0, prompts))]
@@ -242,7 +284,12 @@ def resampled(data: np.ndarray, resamples: int, stream: int = 1) -> np.ndarray:
 def bootstrap_speedup(
     tokens: Column, seconds: Column, base_tokens: Column, base_seconds: Column
 ) -> tuple[float, Interval | None]:
-    """Ratio of tokens/s, paired by prompt."""
+    """Return the ratio of tokens/s, paired by prompt, with its 95 % interval.
+
+    Args:
+        tokens, seconds: new tokens and time of each prompt with the method.
+        base_tokens, base_seconds: the same with the baseline.
+    """
     return bootstrap(
         np.array([tokens, seconds, base_tokens, base_seconds], dtype=np.float64),
         lambda s: (s[0] / s[1]) / (s[2] / s[3]),
@@ -250,12 +297,12 @@ def bootstrap_speedup(
 
 
 def bootstrap_tau(emitted: Column, steps: Column) -> tuple[float, Interval | None]:
-    """Tokens per step."""
+    """Return tokens per step, with its 95 % interval over prompts."""
     return bootstrap(np.array([emitted, steps], dtype=np.float64), lambda s: s[0] / s[1])
 
 
 def median_interval(values: Sequence[float], resamples: int = 2000) -> tuple[float, Interval | None]:
-    """Median of repeated measurements, and its 95 % percentile bootstrap interval, where there are at least two."""
+    """Return the median of repeated measurements, with its 95 % percentile bootstrap interval (None for only one)."""
     data = np.array(values, dtype=np.float64)
     if len(data) == 1:
         return float(data[0]), None
@@ -273,8 +320,11 @@ def _ratio(part: float, whole: float) -> float | None:
 
 
 class PhaseClock:
-    """Time by phase. On CUDA it records events and reads them one step later, so that measuring never
-    waits for the device; a step's dict is then filled after the fact."""
+    """Stopwatch for the phases of steps.
+
+    On CUDA it records events and reads them one step later, so that measuring never waits for the device. The dict
+    that `take` returns is then filled in later: by the next `take`, or by `finish`.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._cuda = device.type == "cuda"
@@ -285,11 +335,11 @@ class PhaseClock:
         self._marks = [("", self._now())]
 
     def lap(self, phase: str) -> None:
-        """The time since the last mark was spent in `phase`."""
+        """Assign the time since the last mark to `phase`."""
         self._marks.append((phase, self._now()))
 
     def take(self) -> dict[str, float]:
-        """Milliseconds by phase since the last `start` or `take`."""
+        """Return milliseconds by phase since the last `start` or `take`."""
         step: dict[str, float] = {}
         self._resolve()
         self._open.append((self._marks, step))
@@ -299,7 +349,7 @@ class PhaseClock:
         return step
 
     def finish(self) -> None:
-        """Wait for the device and fill in what is still open."""
+        """Wait for the device and fill in the dicts that are still empty."""
         if self._cuda:
             torch.cuda.synchronize()
         self._resolve()

@@ -1,8 +1,9 @@
-"""The time of a forward on a machine: reading its bytes or doing its arithmetic, whichever takes longer, and talking.
+"""Predict the time of a forward on a machine: the larger of memory time and compute time, plus communication.
 
-Weights and attention are done one after the other and bound by different things (at a large batch and a long context,
-arithmetic bounds the first and memory the second), so the limit is taken of each and added up. What kernels do not
-reach of a peak, and what a message costs however short, are options: 1 and 0 give the limit no forward can beat.
+Weights and attention run one after the other and can be bound by different resources: at a large batch and a long
+context, compute bounds the weights and memory bounds the attention. Therefore the limit of each is computed and the two
+are added. `Reach` holds the share of the peaks that kernels reach and the fixed costs; its default values give a
+limit that no forward can beat.
 """
 
 from __future__ import annotations
@@ -18,8 +19,15 @@ from specdec.hardware.model_cost import Attention, ModelShape, Precision
 
 @dataclass(frozen=True)
 class Part:
-    """What one device does for a part of a forward. bytes: read and written; flops: a multiplication and an addition
-    count as two; seconds: the larger of their times."""
+    """Work and time of one device for one part of a forward.
+
+    Args:
+        name: "weights" or "attention".
+        bytes: bytes read and written.
+        flops: operations; a multiplication and an addition count as two.
+        seconds: the larger of memory time and compute time.
+        memory_bound: True if memory time is the larger one.
+    """
 
     name: str
     bytes: float
@@ -30,7 +38,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Forward:
-    """One forward on each device. communication: seconds; overhead: seconds that are neither."""
+    """Work and time of one forward, per device. `communication` and `overhead` are seconds."""
 
     parts: Sequence[Part]
     communication: float = 0.0
@@ -55,7 +63,7 @@ class Forward:
 
     @property
     def bound(self) -> str:
-        """What most of the time goes to: memory, compute, communication or overhead."""
+        """Name of the largest share of the time: memory, compute, communication or overhead."""
         times = {
             "memory": sum(p.seconds for p in self.parts if p.memory_bound),
             "compute": sum(p.seconds for p in self.parts if not p.memory_bound),
@@ -67,11 +75,15 @@ class Forward:
 
 @dataclass(frozen=True)
 class Reach:
-    """What kernels make of the peaks. memory, compute: shares of them, 0 to 1; message_seconds: what an all-reduce
-    costs besides its bytes; overhead_seconds: what a forward costs besides its parts (launching kernels, Python).
+    """How much of a machine's peaks its kernels reach, and fixed costs.
+
+    Args:
+        memory, compute: share of the peak bandwidth and of the peak operations per second, in (0, 1].
+        message_seconds: fixed time of an all-reduce, besides its bytes.
+        overhead_seconds: fixed time of a forward, besides its parts (kernel launches, Python).
 
     Raises:
-        InputError: a share outside (0, 1], or a negative time.
+        InputError: a share is outside (0, 1], or a time is negative or infinite.
     """
 
     memory: float = 1.0
@@ -90,14 +102,23 @@ class Reach:
 
 @dataclass(frozen=True)
 class Roofline:
-    """A model on `devices` machines of a kind, tensor-parallel: a `CostCurve`.
+    """Cost curve (`CostCurve`) of a tensor-parallel model on equal devices.
 
-    Every matrix is split evenly over the devices, norms and biases are not; KV heads are split, and copied where
-    there are more devices than heads. Two all-reduces a layer and one gather of the logits, in a ring: a device sends
-    2 (t-1)/t of each sum's bytes.
+    Every matrix is split evenly over the devices; norms and biases are copied. KV heads are split, and copied if there
+    are more devices than heads. A layer has two all-reduces, and the logits are gathered once. In a ring of t devices
+    an all-reduce sends 2 (t-1)/t of the sum's bytes per device.
+
+    Args:
+        shape: the model.
+        machine: one device.
+        precision: dtypes of weights, KV cache and computation.
+        devices: number of devices.
+        link: name of the link between them; by default the machine's fastest.
+        reach: share of the peaks that kernels reach, and fixed costs.
 
     Raises:
-        InputError: no devices, heads that cannot be split over them, no link, or a dtype the machine has no figure for.
+        InputError: no devices, heads that cannot be split over them, no link between devices, or a dtype that the
+            machine has no figure for.
     """
 
     shape: ModelShape
@@ -120,20 +141,32 @@ class Roofline:
                 raise _bad("devices", expected, self.devices, "use a power of two that divides them")
 
     def seconds(self, nodes: int, batch: int = 1, context: int = 512) -> float:
-        """Of one forward that verifies `nodes` tokens per sequence, the root included, behind `context` tokens."""
+        """Return the seconds of one forward that verifies `nodes` tokens per row, the root included.
+
+        Args:
+            nodes: tokens per row.
+            batch: rows.
+            context: tokens of each row already in the KV cache.
+        """
         return self.forward(nodes, batch, context).seconds
 
     def decode(self, batch: int = 1, context: int = 512) -> Forward:
-        """Plain decoding: one token."""
+        """Return the forward of one step of plain decoding: one token per row."""
         return self.forward(1, batch, context)
 
     def prefill(self, tokens: int, batch: int = 1) -> Forward:
-        """A prompt: causal, logits at its last token only."""
+        """Return the forward of a prefill: causal, logits at the last token of each row only."""
         return self.forward(tokens, batch, 0, causal=True)
 
     def forward(self, nodes: int, batch: int = 1, context: int = 512, causal: bool = False) -> Forward:
-        """causal: as a prompt is read; otherwise all nodes are scored against each other, as a tree under a mask, and
-        have logits.
+        """Return the work and time of one forward.
+
+        Args:
+            nodes: new tokens per row.
+            batch: rows.
+            context: tokens of each row already in the KV cache.
+            causal: True for a prefill: causal attention, logits at the last token only. False for a tree under a mask:
+                attention between all nodes is computed, and all have logits.
 
         Raises:
             InputError: no nodes or rows, or a negative context.
@@ -151,20 +184,20 @@ class Roofline:
 
     @property
     def weight_bytes(self) -> float:
-        """On each device, all that is stored."""
+        """Bytes of all stored weights, per device."""
         shape, split = self.shape, self.shape.elements - self.shape.vectors
         return split / self.devices * BYTES[self.precision.weights] + shape.vectors * BYTES[self.precision.compute]
 
     @property
     def kv_bytes(self) -> float:
-        """On each device, of one token in all layers, windows apart."""
+        """Bytes of the KV cache for one token in all layers, per device, ignoring sliding windows."""
         return (
             sum(a.layers * self._kv_heads(a) * (a.key + a.value) for a in self.shape.attention)
             * (BYTES[self.precision.kv])
         )
 
     def cache_bytes(self, batch: int, context: int) -> float:
-        """On each device; a layer with a window keeps no more than that."""
+        """Return the bytes of the KV cache per device; a layer with a sliding window keeps at most its window."""
         kept = sum(
             a.layers * self._kv_heads(a) * (a.key + a.value) * min(context, a.window or context)
             for a in self.shape.attention
@@ -173,12 +206,17 @@ class Roofline:
 
     @property
     def free_bytes(self) -> float:
-        """On each device, for the cache; negative when the weights alone do not fit. Activations are not counted."""
+        """Bytes left for the KV cache per device; negative if the weights alone do not fit.
+
+        Activations are not counted.
+        """
         return self.machine.bytes - self.weight_bytes
 
     def require_fit(self, batch: int = 1, context: int = 0) -> None:
-        """Raises:
-        InputError: weights and cache do not fit; says by how much, and how many devices would do.
+        """Refuse a batch and context whose weights and KV cache do not fit the memory of a device.
+
+        Raises:
+            InputError: they do not fit; the message says by how many GB.
         """
         needed = self.weight_bytes + self.cache_bytes(batch, context)
         if needed <= self.machine.bytes:
@@ -195,16 +233,19 @@ class Roofline:
         )
 
     def largest_batch(self, context: int) -> int:
-        """Rows of `context` tokens that fit; 0 when not even one does."""
+        """Return the largest number of rows of `context` tokens that fits; 0 if not even one does."""
         row = self.cache_bytes(1, context)
         return max(0, int(self.free_bytes // row)) if row else 0
 
     def largest_context(self, batch: int = 1) -> int:
-        """Tokens of each of `batch` rows that fit, at most the model's own window; 0 when the weights do not."""
+        """Return the largest number of tokens per row that fits, at most the model's context window.
+
+        0 if the weights alone do not fit.
+        """
         if self.free_bytes <= 0 or not self.kv_bytes:
             return 0
         low, high = 0, self.shape.window or int(self.free_bytes / self.kv_bytes * len(self.shape.attention) * 1e3)
-        while low < high:  # windows make the bytes of a row a bent line
+        while low < high:  # bisection: with sliding windows the bytes of a row are not proportional to its tokens
             middle = (low + high + 1) // 2
             low, high = (middle, high) if self.cache_bytes(batch, middle) <= self.free_bytes else (low, middle - 1)
         return low
@@ -212,7 +253,14 @@ class Roofline:
     # ---- work -------------------------------------------------------------------------------------------------------
 
     def _weights(self, rows: int, scored: int) -> Part:
-        """Everything but attention itself. Each product reads its input and writes its output once."""
+        """Return the part of all weights: everything except the attention scores and their weighted sums.
+
+        Each matrix product reads its input and writes its output once.
+
+        Args:
+            rows: tokens in all rows.
+            scored: tokens that have logits.
+        """
         shape, t = self.shape, self.devices
         read, products, features = shape.dense, rows * shape.dense, rows * shape.features
         read += shape.output
@@ -228,7 +276,11 @@ class Roofline:
         return self._part("weights", weights + features / t * BYTES[self.precision.compute], 2 * products / t)
 
     def _attention(self, nodes: int, batch: int, context: int, causal: bool) -> Part:
-        """Keys and values are read once for all nodes of a row, and the new ones written; queries in, results out."""
+        """Return the attention part. Arguments as in `forward`.
+
+        The keys and values of a row are read once for all its nodes, and new ones written; queries are read and
+        results written.
+        """
         kv = io = pairs = 0.0
         for a in self.shape.attention:
             seen = context + ((nodes + 1) / 2 if causal else nodes)

@@ -1,10 +1,10 @@
-"""What a run leaves behind. JSON lines are the truth; a tracker (W&B) mirrors them.
+"""Write the files of a run. The JSON files are the record; a tracker (such as W&B) receives a copy.
 
 steps.jsonl        one record per step and row
-generations.jsonl  one record per prompt, turn and repeat: the text, and how long each method took
-train.jsonl        a training run's figures, one line per report (instead of steps and generations)
-summary.json       the figures, written last
-report.html        the pictures of it, on one page (drawn by `experiments.report` from the files above)
+generations.jsonl  one record per prompt, turn and repeat: the text, and the time of each method
+train.jsonl        figures of a training run, one line per report (instead of steps and generations)
+summary.json       final figures, written last
+report.html        charts on one page, drawn by `experiments.report` from the files above
 provenance.json    command, commit, uncommitted changes, versions, machine, and how the run ended
 """
 
@@ -39,23 +39,26 @@ from specdec.model.runtime.build import loaded
 KEEP_DIFF = "SPECDEC_PROVENANCE_DIFF"  # set by `provenance.diff=true`, also for the processes of a sweep
 DISTRIBUTION = "specdec-lab"
 ROOT = Path(__file__).resolve().parents[2]
-CARD = "README.md"  # of a trained drafter's folder, as model hubs show it
+CARD = "README.md"  # model card in a trained drafter's folder; model hubs show it
 PACKAGES = ("torch", "transformers", "accelerate", "hydra-core", "wandb", "numpy", "flash-attn")
 
 
 class Label(NamedTuple):
-    """How a run is called elsewhere. group: the sweep that it is a job of."""
+    """Name of a run in a tracker. `group` is the sweep that the run is a job of, if any."""
 
     name: str
     group: str | None = None
 
 
-Artifacts = Mapping[str, Path]  # a file or a folder by its kind: report, drafter
+Artifacts = Mapping[str, Path]  # files or folders by kind ("report", "drafter")
 
 
 @runtime_checkable
 class Tracker(Protocol):
-    """Mirrors a run elsewhere. May fail: `RunLog` then warns and goes on without it."""
+    """Copy a run's records to another place, such as a server.
+
+    If a method raises, `RunLog` and `TrainLog` warn and continue without the tracker.
+    """
 
     def start(self, folder: Path, config: Mapping[str, Any], label: Label) -> None: ...
     def steps(self, records: Sequence[Mapping[str, Any]]) -> None: ...
@@ -64,7 +67,7 @@ class Tracker(Protocol):
 
 
 class NoTracker:
-    """Leaves the JSON files alone."""
+    """Tracker that does nothing."""
 
     def start(self, folder: Path, config: Mapping[str, Any], label: Label) -> None: ...
     def steps(self, records: Sequence[Mapping[str, Any]]) -> None: ...
@@ -73,13 +76,13 @@ class NoTracker:
 
 
 class StepFigures:
-    """The figures of a step as trackers chart them; tokens/s are those of all steps so far."""
+    """Turns step records into figures for a tracker's charts; tokens/s is that of all steps so far."""
 
     def __init__(self) -> None:
         self._tokens, self._ms = 0, 0.0
 
     def of(self, record: Mapping[str, Any]) -> dict[str, float]:
-        """record: a line of `steps.jsonl`."""
+        """Return the figures of `record`, a line of `steps.jsonl`, by their names in charts."""
         self._tokens += record["emitted"]
         self._ms += sum(record["ms"].values()) / record["live"]
         return {
@@ -90,7 +93,7 @@ class StepFigures:
 
 
 class WandbTracker:
-    """Size & Biases; offline unless `mode` or the environment variable WANDB_MODE says otherwise."""
+    """Tracker for Weights & Biases; offline unless `mode` or the environment variable WANDB_MODE is set."""
 
     def __init__(self, project: str = "specdec", mode: str | None = None, group: str | None = None) -> None:
         mode = mode or os.environ.get("WANDB_MODE") or "offline"
@@ -99,7 +102,7 @@ class WandbTracker:
         self._figures = StepFigures()
 
     def start(self, folder: Path, config: Mapping[str, Any], label: Label) -> None:
-        os.environ.setdefault("WANDB_SILENT", "true")  # also for its service, which reads no settings
+        os.environ.setdefault("WANDB_SILENT", "true")  # for wandb's service process, which ignores `settings`
         import wandb
 
         settings = wandb.Settings(silent=True, console="off")
@@ -114,7 +117,7 @@ class WandbTracker:
         self._run.log({name: value for name, value in record.items() if name != "step"}, step=record["step"])
 
     def finish(self, summary: Mapping[str, Any], artifacts: Artifacts) -> None:
-        """Log the summary, its charts and the artifacts: docs/wandb-board.md builds a board of them."""
+        """Log the summary, its charts and the artifacts. docs/wandb-board.md describes a board for them."""
         import wandb
 
         scalars: dict[str, Any] = {}
@@ -138,8 +141,10 @@ class WandbTracker:
 
 
 def _tables(summary: Mapping[str, Any]) -> dict[str, tuple[list[str], list[list[Any]]]]:
-    """What is charted of a summary: columns and rows by name; the first column is the bar's label, the second its
-    length."""
+    """Return the tables to chart, as (columns, rows) by name.
+
+    The first column labels the bars, the second is their length.
+    """
     tables = {
         "acceptance_at_depth": (
             ["depth", "acceptance"],
@@ -158,7 +163,7 @@ def _tables(summary: Mapping[str, Any]) -> dict[str, tuple[list[str], list[list[
 
 
 class Mirror:
-    """A tracker that may fail: the first failure is a warning, and the run goes on without it."""
+    """Call a tracker's methods by name; after its first exception, warn and stop calling it."""
 
     def __init__(self, tracker: Tracker) -> None:
         self.tracker: Tracker | None = tracker
@@ -174,12 +179,18 @@ class Mirror:
 
 
 class RunLog:
-    """The files of one run, and its tracker.
+    """Write the files of one run, and copy them to its tracker.
 
-    The folder is claimed until the run ends; an earlier run in it is set aside (`claims.py`).
+    The folder is locked until the run ends; an earlier run in it is moved aside (`claims.py`).
+
+    Args:
+        folder: the run's folder.
+        tracker: receives a copy of all records.
+        config: the run's configuration; `names` in it goes into provenance.json.
+        label: name of the run in the tracker, by default the folder's name.
 
     Raises:
-        InputError: a run in the folder lives, or the folder cannot be written.
+        InputError: another run in the folder is still running, or the folder cannot be written.
     """
 
     def __init__(self, folder: Path, tracker: Tracker, config: Mapping[str, Any], label: Label | None = None) -> None:
@@ -195,7 +206,7 @@ class RunLog:
             self._mirror("start", folder, config, label or Label(folder.name))
 
     def steps(self, records: Sequence[StepRecord], context: Sequence[Mapping[str, Any]]) -> None:
-        """Append step records; `context` holds a dict per row (prompt, category, turn ...)."""
+        """Append step records; `context` holds one dict per row of the batch (prompt, category, turn, repeat)."""
         lines = [{**context[record.row], **asdict(record)} for record in records]
         self._steps.append(lines)
         self.steps_written += len(lines)
@@ -205,8 +216,13 @@ class RunLog:
         self._generations.append(records)
 
     def finish(self, summary: Mapping[str, Any], report: Callable[[Path], Path] | None = None) -> None:
-        """Write the summary: the run is complete. report: draws its pictures, now that its files are whole, and returns
-        their file; where it fails the run is complete all the same."""
+        """Write the summary, which completes the run.
+
+        Args:
+            summary: the final figures.
+            report: draws the report of the folder it is given and returns the report's file. It is called after all
+                other files are written; if it raises, the run is complete without a report.
+        """
         for lines in (self._steps, self._generations):
             lines.sync()
         write_json(self.folder / "summary.json", summary)
@@ -220,7 +236,7 @@ class RunLog:
         self._mirror("finish", summary, artifacts)
 
     def stop(self, status: str) -> None:
-        """The run ended early: what was written stays, and says so if it can be written."""
+        """End the run early. The files stay, and provenance.json records `status` if it can be written."""
         _if_it_can_be(lambda: self._end(status))
         self._mirror("finish", {"status": status}, {})
 
@@ -231,8 +247,17 @@ class RunLog:
 
 
 class TrainLog:
-    """The files of a training run, and its tracker. A run that is resumed at `step` goes on in the same files; what
-    they say of later steps, which are made again, is dropped. provenance: what its file says.
+    """Write the files of a training run, and copy them to its tracker.
+
+    A resumed run appends to the same files. Reports of steps after `step` are dropped first, because these steps are
+    run again. `provenance` holds the content of provenance.json.
+
+    Args:
+        folder: the run's folder.
+        tracker: receives a copy of all reports.
+        config: the run's configuration; `names` in it goes into provenance.json.
+        step: number of steps that are done already; 0 for a new run.
+        label: name of the run in the tracker, by default the folder's name.
 
     Raises:
         InputError: the folder cannot be written.
@@ -258,14 +283,14 @@ class TrainLog:
         self._mirror("training", record)
 
     def finish(self, summary: Mapping[str, Any], artifacts: Artifacts | None = None) -> None:
-        """Write the summary: the run is complete. artifacts: for the tracker, such as the trained drafter's folder."""
+        """Write the summary, which completes the run; `artifacts` (the trained drafter's folder) go to the tracker."""
         self._lines.sync()
         write_json(self.folder / "summary.json", summary)
         self._end("finished")
         self._mirror("finish", summary, artifacts or {})
 
     def stop(self, status: str) -> None:
-        """The run ended early, and says so if it can be written; it can be resumed."""
+        """End the run early; it can be resumed. provenance.json records `status` if it can be written."""
         _if_it_can_be(lambda: self._end(status))
         self._mirror("finish", {"status": status}, {})
 
@@ -276,7 +301,7 @@ class TrainLog:
 
 
 def _reports(file: Path, step: int) -> Iterator[bytes]:
-    """The lines of earlier reports, up to a step; what is no report is left out."""
+    """Yield the lines of earlier reports up to `step`; other lines are left out."""
     for line in read_bounded(file).split(b"\n")[:-1] if file.exists() else ():
         with suppress(ValueError):
             report = parse_json(line)
@@ -286,7 +311,7 @@ def _reports(file: Path, step: int) -> Iterator[bytes]:
 
 @contextmanager
 def releasing(lock: BaseFileLock, *files: Lines) -> Iterator[None]:
-    """Close a run's files, then give its folder back, whatever fails."""
+    """Close a run's files, then release the lock on its folder, even if an exception is raised."""
     try:
         with ExitStack() as stack:
             for file in files:
@@ -298,7 +323,7 @@ def releasing(lock: BaseFileLock, *files: Lines) -> Iterator[None]:
 
 @contextmanager
 def _stopped_at_once(stop: Callable[[str], None]) -> Iterator[None]:
-    """Write down an interruption that comes before the caller has the log: a tracker may take its time to start."""
+    """Record an interruption during `__init__`, before the caller has the log; a tracker may be slow to start."""
     try:
         yield
     except KeyboardInterrupt:
@@ -314,7 +339,7 @@ def _if_it_can_be(write: Callable[[], None]) -> None:
 
 
 def provenance() -> dict[str, Any]:
-    """Command, commit, uncommitted changes, versions, machine and process."""
+    """Return the command, commit, uncommitted changes, versions, machine and process of this run."""
     return {
         "command": [sys.executable, *sys.orig_argv[1:]],
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -331,9 +356,9 @@ def provenance() -> dict[str, Any]:
 
 
 def changes() -> dict[str, Any] | None:
-    """Uncommitted changes: a hash of the diff and the files; None without any.
+    """Return the hash of the uncommitted diff and the names of the changed files; None without changes.
 
-    The diff itself, which may hold anything, only if `provenance.diff=true` was typed.
+    The diff itself may contain secrets, so it is included only with `provenance.diff=true`.
     """
     diff = _git("diff", "HEAD")
     if not diff:
@@ -346,7 +371,7 @@ def changes() -> dict[str, Any] | None:
 
 
 def this_process() -> dict[str, Any]:
-    """Where it ran; whether it still does, its folder's lock tells."""
+    """Return host and pid. Whether the run is still running is read from the lock on its folder, not from the pid."""
     return {"host": platform.node(), "pid": os.getpid()}
 
 
@@ -362,7 +387,7 @@ def machine() -> dict[str, Any]:
 
 
 def _git(*args: str) -> str | None:
-    """What git says of this repository; None for a copy that was installed, whatever repository it lies in."""
+    """Return the output of a git command in this repository; None if this is an installed copy or git fails."""
     if not _is_checkout(ROOT):
         return None
     try:
@@ -373,7 +398,7 @@ def _git(*args: str) -> str | None:
 
 @cache
 def _is_checkout(folder: Path) -> bool:
-    """Whether a folder is the top of a repository, and the repository this project's: it tracks this very file."""
+    """Return whether a folder is the top of this project's repository: one in which this file is tracked."""
     file = str(Path(__file__).resolve().relative_to(folder))
     try:
         for command in (["rev-parse", "--show-prefix"], ["ls-files", "--error-unmatch", "--", file, "pyproject.toml"]):

@@ -1,5 +1,7 @@
-"""Runs as they lie on disk: the reading side of `runlog.py`. A run may still be growing, have died, or be of an older
-version; what is whole is used, and `notes` say what is not.
+"""Read runs that `log.py` wrote.
+
+A run may still be growing, have crashed, or come from an older version. Complete records are used; `Run.notes` lists
+what is missing or broken.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ FOREIGN = ("wandb", "tracked", "checkpoints")  # folders of a run that hold no r
 
 
 class TextKey(NamedTuple):
-    """One text of a run."""
+    """Identifies one text of a run."""
 
     prompt: str
     category: str
@@ -32,13 +34,13 @@ class TextKey(NamedTuple):
 
 
 class JsonLines:
-    """A file that may still be written: `read` gives the objects of the lines that became whole since the last call."""
+    """Read a JSON lines file that may still grow; each `read` returns the objects of the new complete lines."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._place = path, 0
         self.broken = 0  # whole lines that hold no JSON object
         self._refused = False
-        self.rest = b""  # what stands behind the last whole line
+        self.rest = b""  # bytes after the last whole line
 
     def read(self) -> list[dict[str, Any]]:
         try:
@@ -48,11 +50,11 @@ class JsonLines:
         except FileNotFoundError:
             return []
         except OSError:
-            self._refused = True  # a link, a folder, a file of somebody else
+            self._refused = True  # a link, a folder, or no permission
             return []
         self._place += sum(len(line) + 1 for line in lines)
         found = [_object(line) for line in lines]
-        if rest and (whole := _object(rest)) is not None:  # the last line lacks its newline only
+        if rest and (whole := _object(rest)) is not None:  # the last line is complete but for its newline
             self._place, rest = self._place + len(rest), b""
             found.append(whole)
         self.rest = rest
@@ -62,7 +64,7 @@ class JsonLines:
 
     @property
     def note(self) -> str | None:
-        """What could not be read, in words."""
+        """Message about what could not be read, or None."""
         refused = f"{self._path.name} cannot be read" if self._refused else None
         cut = f"the last line of {self._path.name} is cut off" if self.rest else None
         bad = f"{self.broken} lines of {self._path.name} hold no record" if self.broken else None
@@ -70,10 +72,15 @@ class JsonLines:
 
 
 class Run:
-    """One run folder. `look` reads its head (summary, provenance), `refresh` also what was added to steps and texts.
+    """One run folder. `look` reads summary and provenance; `refresh` also reads new steps, texts and reports.
 
-    texts: the step records of each text, in order. generations: one dict per text. training: a training run's
-    reports. notes: what is missing or broken.
+    folder        the folder
+    texts         step records of each text, in order
+    generations   one dict per text
+    training      reports of a training run
+    head          content of summary.json
+    provenance    content of provenance.json
+    notes         what is missing or broken
     """
 
     def __init__(self, folder: Path) -> None:
@@ -88,11 +95,11 @@ class Run:
         self.generations: list[dict[str, Any]] = []
         self.training: list[dict[str, Any]] = []
         self._unreadable: list[str] = []
-        self.head: dict[str, Any] = {}  # what summary.json holds
+        self.head: dict[str, Any] = {}
         self.provenance: dict[str, Any] = {}
 
     def look(self) -> None:
-        """Read the head, if it changed."""
+        """Read summary and provenance if their files changed."""
         seen = tuple(_stamp(self.folder / name) for name in HEAD)
         if seen != self._seen_head:
             self._seen_head, self._unreadable = seen, []
@@ -105,7 +112,7 @@ class Run:
             self.__dict__.pop("figures", None)
 
     def refresh(self) -> bool:
-        """Read what is new; whether anything was."""
+        """Read what was added since the last call; return whether anything changed."""
         sizes = tuple(_stamp(self.folder / name) for name in self._files)
         head = self._seen_head
         self.look()
@@ -142,7 +149,7 @@ class Run:
 
     @property
     def files(self) -> list[Path]:
-        """All that is ever read of it."""
+        """Paths of all files that are read, whether they exist or not."""
         return [self.folder / name for name in (*self._files, *HEAD, CONFIG)]
 
     @property
@@ -151,8 +158,11 @@ class Run:
 
     @cached_property
     def figures(self) -> dict[str, Any]:
-        """`summary.json`; what it lacks (the run is under way, died, or is of an older version) is computed from the
-        step records, and is None where they do not tell."""
+        """Content of `summary.json`, completed from the step records.
+
+        Figures are missing there if the run is under way, crashed, or comes from an older version. A ratio whose
+        denominator is 0 is None.
+        """
         if not self.texts or {"by_category", *StepMetrics.__dataclass_fields__} <= set(self.head):
             return self.head
         of_category: dict[str, list[StepRecord]] = {}
@@ -164,7 +174,7 @@ class Run:
 
     @property
     def stamp(self) -> list[int]:
-        """Differs when something was read that was not there before."""
+        """Change stamp of the data that was read: it differs whenever a file has changed between two reads."""
         return [*self._seen, *self._seen_head]
 
     @property
@@ -173,20 +183,23 @@ class Run:
 
     @property
     def status(self) -> str:
-        """running, finished, interrupted, failed; killed if it ended without a word: nobody holds its lock; unknown
-        without a provenance."""
+        """One of: running, finished, interrupted, failed, killed, unknown.
+
+        "killed" means that provenance.json says "running" but no process holds the folder's lock; "unknown" that there
+        is no provenance.
+        """
         status = str(self.provenance.get("status", "unknown"))
         return "killed" if status == "running" and not lives(self.folder) else status
 
     @property
     def names(self) -> dict[str, str]:
-        """How its target, drafter ... are called."""
+        """Names of the run's target and drafter, "unknown" if not recorded."""
         known = {**self.provenance.get("names", {}), **self.head}
         return {group: str(known.get(group, "unknown"))[:200] for group in ("target", "drafter")}
 
     @cached_property
     def options(self) -> dict[str, Any]:
-        """The run's configuration, with dots between the levels."""
+        """The run's configuration by dotted names; empty if it cannot be read."""
         try:
             with open_below(self.folder, CONFIG) as file:
                 config = parse_yaml(file.read(MOST_BYTES))
@@ -196,7 +209,7 @@ class Run:
 
     @property
     def command(self) -> str:
-        """The command that made it, without the machine's paths before the module."""
+        """Command of the run, with "python" instead of the interpreter's path."""
         words = [str(word) for word in self.provenance.get("command", [])]
         return " ".join(["python", *words[1:]]) if words else "unknown"
 
@@ -210,7 +223,7 @@ class Run:
 
     @property
     def notes(self) -> list[str]:
-        """What a reader of its figures must know."""
+        """Warnings about the figures: broken files, an unfinished run, a disturbed machine, missing records."""
         notes = [*self._unreadable, *(note for file in self._files.values() if (note := file.note))]
         if self.status == "running":
             notes.append("the run is under way: figures are those of its steps so far")
@@ -244,10 +257,10 @@ _STEP_FIELDS = tuple(StepRecord.__dataclass_fields__)
 
 
 def find_runs(folders: Sequence[Path]) -> list[Run]:
-    """The runs in and below folders, oldest path first.
+    """Return the runs in and below folders, each once, in the order of the folders; sorted by path within each.
 
     Raises:
-        InputError: no such folder, or one without a run.
+        InputError: a folder does not exist or holds no run.
     """
     found = []
     for folder in folders:
@@ -264,19 +277,22 @@ def find_runs(folders: Sequence[Path]) -> list[Run]:
 
 
 def run_folders(root: Path) -> list[Path]:
-    """Folders below `root` that hold a run. Links are not followed; runs that were set aside are left out."""
+    """Return `root` and the folders below it that hold a run.
+
+    Links are not followed. Runs that were moved aside (`claims.py`) are left out.
+    """
     return [folder for folder, files in folders_below(root) if STEPS in files or TRAINING in files]
 
 
 def folders_below(root: Path) -> Iterator[tuple[Path, list[str]]]:
-    """Yield `root` and the folders below it that may hold a run, each with its files' names."""
+    """Yield `root` and the folders below it that may hold a run, each with the names of its files."""
     for folder, inside, files in os.walk(root):
         inside[:] = sorted(n for n in inside if not n.startswith((".", PREVIOUS)) and n not in FOREIGN)
         yield Path(folder), files
 
 
 def _stamp(path: Path) -> int:
-    """Of an append-only file its size says whether it changed; of one that is replaced, its time."""
+    """Return a change stamp: the size of an append-only (.jsonl) file, the mtime in ns of others, 0 if missing."""
     try:
         found = path.stat()
     except OSError:

@@ -1,7 +1,7 @@
-"""What a trainable drafter brings: a module, a loss, its file format, and the module as a drafter.
+"""Interface of a trainable drafter: a module, a loss, a file format, and the module as a drafter.
 
-The trainer knows nothing else of it. One recipe is one class (beside its drafter) and one YAML in `conf/recipe/`,
-named as the drafter's.
+The trainer uses nothing else. A recipe is one class, next to its drafter, and one YAML in `conf/recipe/` with the same
+name as the drafter's.
 """
 
 from __future__ import annotations
@@ -22,10 +22,13 @@ from specdec.model.target import TargetModel
 class TrainBatch:
     """Sequences of the target's own text, padded on the right.
 
-    tokens: ids, 0 where padded. answer: the token at this position was written by the target; losses count
-    predictions *of* these tokens only (a prompt's tokens are nobody's to learn). valid: not padding.
-    features: by name, fp32, at every valid position (zero at padding); what they are, see `Recipe.features`.
-    progress: the share of the training done, in [0, 1): for weights that change while training.
+    Args:
+        tokens: token ids, 0 at padding.
+        answer: True if the target wrote the token at this position. Losses count predictions *of* these tokens only;
+            tokens of a prompt are not learnt.
+        valid: True if the position is not padding.
+        features: by name (see `Recipe.features`), fp32, zero at padding.
+        progress: share of the training that is done, in [0, 1); for loss weights that change while training.
     """
 
     tokens: Int[Tensor, "batch seq"]
@@ -37,9 +40,9 @@ class TrainBatch:
 
 @dataclass(frozen=True)
 class Sum:
-    """A weighted mean kept as its two parts, both scalars: `total / weight`.
+    """A weighted mean, `total / weight`, kept as these two scalars.
 
-    Parts add up exactly over micro-batches and processes, which means of means do not.
+    Totals and weights add up exactly over micro-batches and processes; means of means do not.
     """
 
     total: Float[Tensor, ""]
@@ -48,9 +51,12 @@ class Sum:
 
 @dataclass(frozen=True)
 class Loss:
-    """loss: what is minimised, as sums over this batch: `total` carries the gradient, `weight` does not and counts
-    what was summed (0 is allowed: a batch without any). metrics: figures to report, detached, under the same names
-    in every batch ("top1/head0": hits over positions)."""
+    """The loss of a batch, and figures to report.
+
+    Args:
+        loss: `total`, the sum to minimise, has a gradient; `weight`, the number of summed terms, has none and may be 0.
+        metrics: detached figures by name, the same names in every batch; for example "top1/head0", hits / positions.
+    """
 
     loss: Sum
     metrics: Mapping[str, Sum]
@@ -60,13 +66,13 @@ class Loss:
 class Recipe(Protocol):
     """How one kind of drafter is trained.
 
-    features    what `loss` reads, at each position: "hidden", the target's last hidden state after its final norm;
-                "layer:k", the residual stream after its first k layers ("layer:0": the embeddings)
-    live        False: the target is frozen; features come from the data folder or a forward without gradient. True:
-                the module holds parts of the target that are trained with it (LoRA on the backbone), so that stored
-                features would be stale; `features` must be empty and `loss` runs the target itself, with gradient.
-    lr_scale    factors on the learning rate by first part of the parameter's name in the module
-                ({"backbone": 0.25}); {} for one rate everywhere
+    features    the target's features that `loss` reads at each position: "hidden", the last hidden state after the
+                final norm; "layer:k", the residual stream after the first k layers ("layer:0": the embeddings)
+    live        False: the target is frozen, and features come from the data folder or a forward without gradient.
+                True: the module holds parts of the target that are trained with it (LoRA on the backbone). Stored
+                features would be stale, so `features` must be empty, and `loss` runs the target with gradient.
+    lr_scale    factors on the learning rate, by the first component of the parameter's name in the module
+                ({"backbone": 0.25}); {} for the same rate everywhere
     """
 
     features: Sequence[str]
@@ -74,16 +80,26 @@ class Recipe(Protocol):
     lr_scale: Mapping[str, float]
 
     def build(self, target: TargetModel, frequencies: Int[Tensor, " vocab"]) -> nn.Module:
-        """A fresh module in fp32 on the target's device, seeded by torch's global generator. Parameters with
-        `requires_grad` are trained; what the module shares with the target but does not train stays out of it.
-        frequencies: how often each token stands in the answers of the training split (for draft vocabularies)."""
+        """Return a new module in fp32 on the target's device, initialised with torch's global random generator.
+
+        Parameters with `requires_grad` are trained. Parameters of the target that are not trained must not be part of
+        the module.
+
+        Args:
+            target: the target.
+            frequencies: number of times each token occurs in the answers of the training split (for draft
+                vocabularies).
+        """
         ...
 
     def loss(self, module: nn.Module, target: TargetModel, batch: TrainBatch) -> Loss:
-        """The batch's loss. Called inside the forward of whatever DDP or FSDP made of the module, so that `module` is
-        the plain one here: its attributes and submodules may be used freely. The trainer minimises the sum of `total`
-        over all micro-batches and processes of a step, divided by the sum of `weight`: so the gradient does not
-        depend on how the global batch was dealt out."""
+        """Return the loss of a batch.
+
+        The trainer calls it inside the forward of the DDP or FSDP wrapper, so `module` is the one that `build`
+        returned, and its attributes and submodules may be used freely. The trainer minimises the sum of `total` over
+        all micro-batches and processes of a step, divided by the sum of `weight`; the gradient therefore does not
+        depend on how the global batch was split.
+        """
         ...
 
     def save(self, module: nn.Module, target: TargetModel, folder: Path) -> None:
@@ -91,5 +107,5 @@ class Recipe(Protocol):
         ...
 
     def drafter(self, module: nn.Module, target: TargetModel) -> Drafter:
-        """The module as a drafter, sharing its weights: measures tokens per step while training."""
+        """Return a drafter that shares the module's weights; the trainer measures its tokens per step."""
         ...

@@ -1,7 +1,7 @@
-"""One trainer for every trainable drafter: a recipe brings the module and the loss, this brings everything else.
+"""One trainer for every trainable drafter: a recipe provides the module and the loss, this module everything else.
 
-Knows tensors, texts and an `Accelerator`; no drafter, no verifier, no prompts. What is measured through the real
-decoding path comes in as a callable.
+It handles tensors, texts and an `Accelerator`, but no drafters, verifiers or prompts: measurements through the real
+decoding path are passed in as a callable.
 """
 
 from __future__ import annotations
@@ -37,8 +37,10 @@ SHOWN = (LOSS, "validation/loss", "tokens_per_step")
 
 
 class LossModule(nn.Module):
-    """The trained module with its loss as forward, so that DDP and FSDP see one forward and one backward. Plain
-    containers go in and out, which they know how to move and to cast."""
+    """The trained module, with its loss as forward, so that DDP and FSDP see one forward and one backward.
+
+    Inputs and outputs are dicts and tuples of tensors, which DDP and FSDP can move and cast.
+    """
 
     def __init__(self, recipe: Recipe, module: nn.Module, target: TargetModel) -> None:
         super().__init__()
@@ -46,20 +48,27 @@ class LossModule(nn.Module):
         self._recipe, self._target = recipe, target
 
     def forward(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
-        """The loss's total, which carries the gradient; and all sums, the loss's under LOSS."""
+        """Return the loss's total, with gradient, and all sums as (total, weight) by name; the loss is `LOSS`."""
         loss = self._recipe.loss(self.module, self._target, TrainBatch(**batch))
         sums = {LOSS: loss.loss, **loss.metrics}
         return loss.loss.total, {name: (s.total.detach(), s.weight.detach()) for name, s in sums.items()}
 
 
 class Trainer:
-    """Trains a recipe's module on a folder of its target's text.
+    """Train a recipe's module on a folder of its target's text.
 
-    measure: what the module is worth as a drafter (tokens per step), through the decoding path that serves.
+    Args:
+        recipe: module and loss.
+        target: the target.
+        store: the text folder.
+        schedule: epochs, batch size, learning rate and so on.
+        reports: how often to report, evaluate and save.
+        accelerator: processes, precision and device.
+        measure: maps a drafter to figures such as tokens per step, through the decoding path that is used in serving.
 
     Raises:
-        InputError: text of another target or chat template, without the features the recipe reads, or too little of
-            it; a batch that cannot be dealt out evenly.
+        InputError: the text is of another target or chat template, lacks the features that the recipe reads, or is too
+            little; or the batch size is not divisible by processes x accumulation.
     """
 
     def __init__(
@@ -84,7 +93,7 @@ class Trainer:
         self._frequencies = store.frequencies()
         set_seed(schedule.seed)
         module = recipe.build(target, self._frequencies)
-        set_seed(schedule.seed, device_specific=True)  # the same module everywhere, but draws of one's own
+        set_seed(schedule.seed, device_specific=True)  # the module is the same in all processes, later draws are not
         groups = parameter_groups(module, recipe.lr_scale)
         optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=schedule.weight_decay)
         self._model, self._optimizer = accelerator.prepare(LossModule(recipe, module, target), optimizer)
@@ -101,19 +110,20 @@ class Trainer:
         on_step: Callable[[str], None] = lambda words: None,
         stop: Callable[[], object] = lambda: None,
     ) -> dict[str, Any]:
-        """Train from the latest checkpoint on.
+        """Train, starting from the latest checkpoint if there is one.
 
         Args:
-            checkpoints: where the run goes on from, and where its state is kept.
-            log: None in all processes but the main one.
-            on_step: is called with a few words after each step.
-            stop: is called after each step; what it returns, other than None, in any process ends the run.
+            checkpoints: loads and saves the state of the run.
+            log: takes the figures; None in all processes except the main one.
+            on_step: called after each step with a short progress text.
+            stop: called after each step; the run ends if it returns anything but None in any process.
 
         Returns:
             The last figures.
 
         Raises:
-            KeyboardInterrupt: the run was stopped, maybe after its last step; the step is in a checkpoint.
+            InputError: the loss or the gradient is not finite, or the texts hold no tokens to learn.
+            KeyboardInterrupt: `stop` ended the run, possibly after the last step. A checkpoint of that step was saved.
         """
         begun = checkpoints.latest or 0
         latest: dict[str, Any] = {}
@@ -161,7 +171,7 @@ class Trainer:
 
     @property
     def tokens(self) -> int:
-        """Answer tokens that a whole run learns from: a text counts whenever a step reads it, up to where it is cut."""
+        """Number of answer tokens that a whole run reads; every reading of a text counts, up to `schedule.longest`."""
         epochs, rest = divmod(self.steps * self.schedule.batch_size, len(self.training))
         longest = self.schedule.longest
         whole, part = (
@@ -171,14 +181,16 @@ class Trainer:
         return epochs * whole + part
 
     def evaluate(self) -> dict[str, float]:
-        """Loss and metrics on the first validation texts, and what the module is worth as a drafter. Draws no random
-        number that training would have drawn."""
+        """Return loss and metrics on the first validation texts, and the figures of the module as a drafter.
+
+        The state of the random generators is restored afterwards, so that evaluating does not change the training.
+        """
         size = max(self.schedule.batch_size // self._parts, 1)
         texts = self.validation[: self.reports.validation_texts]
         sums: Sums = {}
         self._model.eval()
         with torch.random.fork_rng(), torch.no_grad():
-            # every process all of it: FSDP needs them in step, and nobody would be waiting less
+            # every process evaluates all texts: FSDP needs the processes in step, and splitting would save no time
             for first in range(0, len(texts), size):
                 add(sums, self._model(self._batch(texts[first : first + size], 0.0))[1])
             figures = {f"validation/{name}": value for name, value in means(sums).items()}
@@ -190,7 +202,7 @@ class Trainer:
         return figures
 
     def plain_module(self) -> nn.Module | None:
-        """The trained module as the recipe built it; only the main process gets one."""
+        """Return the trained module without its DDP or FSDP wrapper in the main process, None in the others."""
         if not self._sharded:
             module = self.accelerator.unwrap_model(self._model).module
             return module if self.accelerator.is_main_process else None
@@ -202,11 +214,15 @@ class Trainer:
         return module
 
     def gradients(self, step: int) -> tuple[Sums, int]:
-        """Leave a step's gradients in the parameters: those of the mean loss over the whole global batch, however it
-        was dealt out. Returns the sums over all processes, and the tokens read.
+        """Compute a step's gradients, of the mean loss over the global batch, and leave them in the parameters.
+
+        The gradients do not depend on how the global batch is split into micro-batches and processes.
+
+        Returns:
+            The sums over all processes, and the number of tokens read.
 
         Raises:
-            InputError: the loss is not finite; names the last good checkpoint.
+            InputError: the loss is not finite; the message names the last good checkpoint.
         """
         sums: Sums = {}
         for number in range(self.schedule.accumulation):
@@ -220,15 +236,15 @@ class Trainer:
         if not math.isfinite(loss):
             raise self._diverged("loss", loss, step)
         for parameter in self._model.parameters():
-            if parameter.grad is not None:  # DDP and FSDP have averaged what is to be summed
+            if parameter.grad is not None:  # DDP and FSDP average over processes; the sum is needed
                 parameter.grad.mul_(self.accelerator.num_processes / (weight or 1.0))
         return sums, int(sums.pop(TOKENS)[0])
 
     def _step(self, step: int) -> tuple[Sums, int, float]:
-        """One optimizer step. Returns the sums over all processes, the tokens read, and the gradient's norm."""
+        """Run one optimizer step. Return the sums over all processes, the tokens read, and the gradient's norm."""
         sums, tokens = self.gradients(step)
         norm = self.accelerator.clip_grad_norm_(self._model.parameters(), self.schedule.clip or math.inf)
-        if not math.isfinite(norm) and self.accelerator.scaler is None:  # in fp16 such steps are left out
+        if not math.isfinite(norm) and self.accelerator.scaler is None:  # in fp16 the scaler skips such steps
             raise self._diverged("gradient", float(norm), step)
         for group in self._optimizer.param_groups:
             group["lr"] = group["lr_scale"] * self.schedule.rate(step, self.steps)
@@ -242,8 +258,11 @@ class Trainer:
         return sums
 
     def _counted(self, batch: dict[str, Any]) -> float:
-        """Operations per token of a batch's forward and backward. The counter takes operators apart, which rounds
-        otherwise: so it watches a pass of its own, which leaves no gradient and takes no random number."""
+        """Return operations per token of a batch's forward and backward.
+
+        The counter decomposes operators, which changes rounding. Therefore it runs on a separate pass that keeps no
+        gradients and restores the random state.
+        """
         model = self.accelerator.unwrap_model(self._model)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
 
@@ -265,7 +284,7 @@ class Trainer:
         return figures
 
     def _micro_batch(self, number: int) -> dict[str, Any]:
-        """This process's share of a step, as micro-batches numbered over all steps."""
+        """Return micro-batch `number` of this process; micro-batches are counted over all steps."""
         step, part = divmod(number, self.schedule.accumulation)
         mine = deal(self._order[step], self._parts)[self.accelerator.process_index :: self.accelerator.num_processes]
         return self._batch(mine[part], step / self.steps)
@@ -276,11 +295,11 @@ class Trainer:
 
     @property
     def _parts(self) -> int:
-        """Micro-batches of a step, over all processes."""
+        """Number of micro-batches of a step, over all processes."""
         return self.accelerator.num_processes * self.schedule.accumulation
 
     def _anywhere(self, here: bool) -> bool:
-        """Whether it is so in any process."""
+        """Return whether `here` is True in any process."""
         if self.accelerator.num_processes == 1:
             return here
         count = torch.tensor(int(here), device=self.accelerator.device)
@@ -303,7 +322,13 @@ class Trainer:
             )
 
     def _diverged(self, what: str, value: float, step: int) -> InputError:
-        """The error that ends a run whose numbers are no longer finite, before they reach the weights."""
+        """Return the error for a loss or gradient that is not finite; it is raised before the weights change.
+
+        Args:
+            what: name used in the error message.
+            value: the value that is not finite.
+            step: index of the step.
+        """
         kept = (
             "no checkpoint was made yet" if self._saved is None else f"step-{self._saved} is the last good checkpoint"
         )
@@ -315,10 +340,10 @@ class Trainer:
 
 
 def parameter_groups(module: nn.Module, lr_scale: Mapping[str, float]) -> list[dict[str, Any]]:
-    """The trained parameters, by their factor on the learning rate.
+    """Return the trained parameters as AdamW groups, one for each factor on the learning rate.
 
     Raises:
-        InputError: a factor for a part the module does not have, or nothing to train.
+        InputError: `lr_scale` names a part that the module does not have, or no parameter is trained.
     """
     groups: dict[float, list[nn.Parameter]] = {}
     parts = {name.partition(".")[0] for name, _ in module.named_parameters()}
