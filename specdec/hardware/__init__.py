@@ -1,13 +1,14 @@
-"""What a forward costs on a machine that need not be here: from a config and a datasheet, or from a measured profile.
+"""Predict the cost of a forward on any machine, from a config and a datasheet or from a measured profile.
 
-machine.py     a device's peaks, as conf/hardware/ has them or as measured here
-model_cost.py  what a config says of a model: elements, KV cache, attention, experts
-configs.py     configs by name: kept in configs/, embedded, tiny, or any hub id or folder; no weights
+machine.py     peaks of a device, from conf/hardware/ or measured on this machine
+model_cost.py  elements, KV cache, attention and experts of a model, from its config
+configs.py     load configs by name: kept in configs/, embedded, tiny, a hub id or a folder; no weights
 roofline.py    time, bound and memory of a forward on a machine
-curves.py      cost curves, from a roofline or measured, and what drafting costs
-planning.py    which tree pays at a batch and a context
+curves.py      cost curves, predicted or measured, and the cost of drafting
+acceptance.py  statistics of accepted nodes, and the candidate trees they give
+planning.py    choose the best tree for a batch and a context
 
-Everything but a measured curve is a prediction: a limit that real kernels approach and do not reach.
+All figures except measured curves are predictions: limits that real kernels approach but do not reach.
 """
 
 from specdec.hardware.configs import load_config

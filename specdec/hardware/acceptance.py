@@ -1,13 +1,12 @@
-"""Statistics that trees are chosen by, and the lists of trees `hardware.planning.best_plan` chooses from.
+"""Acceptance statistics, and the lists of trees that `hardware.planning.best_plan` chooses from.
 
-A node adds to the tokens of a step the probability that it is accepted, whatever else is drafted, and no more than its
-parent does. So the n likeliest nodes down to a depth are a tree, and no tree of that size and depth expects more: what
-Sequoia's dynamic programming over size and depth finds (arXiv 2402.12374) is found by sorting. Every size and every
-depth is then held against what it costs.
+A node adds its probability of being accepted to the expected tokens of a step, regardless of the other nodes, and never
+more than its parent adds. So the n most probable nodes up to a depth form a tree, and no other tree of that size and
+depth has a higher expectation. Sorting therefore finds what Sequoia finds by dynamic programming over size and depth
+(arXiv 2402.12374). `best_plan` then compares every size and depth by its cost.
 
-That is the best of all trees where drafting a level costs the same however wide it is (heads, lookups, a draft model
-bound by memory). Where it does not, the true cost decides between these trees, and a tree that is none of them may be
-better.
+The result is the best of all trees if the cost of drafting a level does not depend on its width (heads, lookups, a
+memory-bound draft model). Otherwise it is the best of these trees by their true cost, but another tree may be better.
 """
 
 from __future__ import annotations
@@ -24,14 +23,16 @@ from specdec.trees.topology import frequent_paths
 from specdec.trees.tree import PAD
 
 LEAST = 100  # observations at depth 1; fewer are refused
-LEAST_DEEPER = 20  # at a deeper depth; fewer end the statistics there
+LEAST_DEEPER = 20  # observations at a deeper depth; with fewer, the statistics end above it
 
 
 @dataclass(frozen=True)
 class Acceptances:
-    """How often the child of each rank was right, where its parent was.
+    """How often the child of each rank was right, counted over positions at which its parent was right.
 
-    right [depths ranks], tried [depths ranks]: counts.
+    Args:
+        right: number of times the child was right, [depths ranks].
+        tried: number of times it was tried, [depths ranks].
     """
 
     right: np.ndarray
@@ -39,8 +40,13 @@ class Acceptances:
 
     @classmethod
     def of_ranks(cls, right: np.ndarray, ranks: int) -> Acceptances:
-        """right [positions depths]: the rank that was right where all before it were among the candidates, or -1
-        (`TextTrace.right`)."""
+        """Count a trace.
+
+        Args:
+            right: rank of the right candidate if all candidates above it were right too, else -1; [positions depths],
+                see `TextTrace.right`.
+            ranks: number of candidates at each depth.
+        """
         hits, tried = [], []
         reached = np.ones(len(right), dtype=bool)
         for column in right.T:
@@ -51,8 +57,10 @@ class Acceptances:
 
     @classmethod
     def of_steps(cls, records: Iterable[StepRecord]) -> Acceptances:
-        """Of any run: siblings in the order of their nodes. A child counts as tried where its parent was accepted and
-        the text went on."""
+        """Count the step records of any run. The rank of a child is its index among its siblings, by node.
+
+        A child counts as tried if its parent was accepted and the text did not end there.
+        """
         right: dict[tuple[int, int], int] = {}
         tried: dict[tuple[int, int], int] = {}
         for record in records:
@@ -60,7 +68,7 @@ class Acceptances:
             for depth, node in enumerate(record.path):
                 last = depth == len(record.path) - 1
                 if node == PAD or (last and not whole):
-                    continue  # nobody judged what lies past the end of a text
+                    continue  # nodes past the end of a text were not judged
                 children = [i for i, parent in enumerate(record.parents) if parent == node]
                 for rank, child in enumerate(children):
                     tried[depth, rank] = tried.get((depth, rank), 0) + 1
@@ -74,8 +82,11 @@ class Acceptances:
         return cls(counts[0], counts[1])
 
     def rates(self, sure: float = 0.0) -> Acceptance:
-        """[depth][rank]. sure: how many standard errors to stay below what was observed (Wilson's interval, 1.96 for
-        95 %): the fewer the observations, the lower.
+        """Return acceptances, [depth][rank].
+
+        Args:
+            sure: if above 0, return the lower bound of Wilson's interval at this many standard errors (1.96 for 95 %)
+                instead of the observed rate. The fewer the observations, the lower the bound.
 
         Raises:
             InputError: fewer than `LEAST` observations at depth 1.
@@ -91,7 +102,7 @@ class Acceptances:
         ]
 
     def interval(self, sure: float = 1.96) -> tuple[np.ndarray, np.ndarray]:
-        """Wilson's, of each rate [depths ranks]; the whole of [0, 1] where nothing was tried."""
+        """Return Wilson's interval of each rate as (low, high), each [depths ranks]; (0, 1) if nothing was tried."""
         n = np.maximum(self.tried, 1)
         p, z = self.right / n, sure * sure / n
         middle, half = (p + z / 2) / (1 + z), np.sqrt(p * (1 - p) * z + z * z / 4) / (1 + z)
@@ -100,7 +111,12 @@ class Acceptances:
 
 
 def by_depth(ranked: Ranked, nodes: int) -> list[Ranked]:
-    """For every depth that the paths reach, those that go no deeper: the first n are the best tree of n nodes."""
+    """Return, for each maximum depth, the paths up to that depth; the first n of a list are the best tree of n nodes.
+
+    Args:
+        ranked: paths, best first, and their gains.
+        nodes: largest number of paths in a list.
+    """
     trees = []
     for depth in range(1, max(map(len, ranked[0]), default=0) + 1):
         kept = [(path, gain) for path, gain in zip(*ranked, strict=True) if len(path) <= depth][:nodes]
@@ -109,10 +125,17 @@ def by_depth(ranked: Ranked, nodes: int) -> list[Ranked]:
 
 
 def counted(right: np.ndarray, nodes: int, least: int = LEAST) -> list[Ranked]:
-    """By depth, from how often all of a path was right [positions depths]: knows that candidates err together.
+    """Return the best trees for each maximum depth, from how often whole paths were right.
+
+    Unlike `independent`, this accounts for candidates that are wrong together.
+
+    Args:
+        right: as in `Acceptances.of_ranks`, [positions depths].
+        nodes: largest number of nodes in a tree.
+        least: smallest number of positions.
 
     Raises:
-        InputError: fewer positions than `least`, or nothing was ever right.
+        InputError: fewer positions than `least`, or no candidate was ever right.
     """
     if len(right) < least:
         fix = "record more prompts, or longer texts"

@@ -1,4 +1,4 @@
-"""Configs by name: those kept in configs/, the embedded model's, the tiny one's, or any of the hub's. No weights."""
+"""Load model configs by name: kept in configs/, embedded, tiny, or from the hub. No weights are loaded."""
 
 from __future__ import annotations
 
@@ -16,10 +16,13 @@ HUB = {json.loads(file.read_text("utf-8"))["_name_or_path"]: file for file in KE
 
 
 def load_config(name: str) -> PreTrainedConfig:
-    """By the name or the hub id of a kept config, `smollm2_135m`, `tiny`, a folder, or any other hub id.
+    """Return a model's config.
+
+    Args:
+        name: name or hub id of a kept config, `smollm2_135m`, `tiny`, a folder, or any other hub id.
 
     Raises:
-        InputError: no such config; suggests the nearest kept one.
+        InputError: no such config; the message suggests the nearest name.
     """
     if name == "tiny":
         return load_tiny(device="cpu", runtime="stock").model.config

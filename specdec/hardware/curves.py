@@ -1,4 +1,4 @@
-"""What a forward costs by its nodes: predicted (`Roofline`), measured (`MeasuredCurve`), or nothing (`FREE`)."""
+"""Time of a forward by its number of nodes: predicted (`Roofline`), measured (`MeasuredCurve`), or zero (`FREE`)."""
 
 from __future__ import annotations
 
@@ -15,15 +15,21 @@ import numpy as np
 from specdec.errors import InputError
 from specdec.hardware.machine import read_profile
 
-MOST_DIP = 0.1  # of the time of fewer nodes: more than noise and tile sizes make
+MOST_DIP = 0.1  # largest drop of the time with more nodes, as a share; noise and tile sizes cause less
 
 
 @runtime_checkable
 class CostCurve(Protocol):
-    """Never falls with nodes, in any batch and context."""
+    """Time of a forward. It never falls with the number of nodes, at any batch and context."""
 
     def seconds(self, nodes: int, batch: int = 1, context: int = 512) -> float:
-        """Of one forward over `nodes` tokens per sequence, the root included, `batch` rows behind `context` tokens."""
+        """Return the seconds of one forward.
+
+        Args:
+            nodes: tokens per row, the root included.
+            batch: rows.
+            context: tokens of each row already in the KV cache.
+        """
         ...
 
 
@@ -37,14 +43,23 @@ FREE: CostCurve = _Free()
 
 @dataclass(frozen=True)
 class DraftCost:
-    """once: heads, which guess all depths at a time; level: a draft model, which runs once for each depth over the
-    nodes of the level above (at depth 1 the root)."""
+    """Time of drafting a tree.
+
+    Args:
+        once: cost of heads, which draft all depths in one forward.
+        level: cost of a draft model, which runs once per depth over the nodes of the depth above (the root at first).
+    """
 
     once: CostCurve = FREE
     level: CostCurve = FREE
 
     def seconds(self, levels: Sequence[int], batch: int = 1, context: int = 512) -> float:
-        """Of drafting a tree with `levels` nodes at depth 1, 2, ...; nothing where nothing is drafted."""
+        """Return the seconds of drafting a tree; 0 for an empty tree.
+
+        Args:
+            levels: number of nodes at depth 1, 2, ...
+            batch, context: as in `CostCurve.seconds`.
+        """
         if not levels:
             return 0.0
         grown = sum(self.level.seconds(nodes, batch, context) for nodes in [1, *levels[:-1]])
@@ -52,18 +67,18 @@ class DraftCost:
 
 
 class MeasuredCurve:
-    """A `profile.json` of `experiments.profile_target`, interpolated linearly between its points. Each point is the
-    lower quartile of its rounds: disturbances only ever add time, and on a busy machine they are in most rounds.
+    """Cost curve of a `profile.json` of `experiments.profile_target`, interpolated linearly between its points.
 
-    Used are the pairs of prefix and batch at which several numbers of tokens were measured (`grid` of that command, and
-    its base point). Outside of what was measured nothing is guessed.
-
-    A forward can always be padded with nodes that nobody looks at. So where more nodes were measured to take less
-    time, the fewer are given that time too: the curve never falls. It says so where this changes more than 2 %, and
-    refuses a dip of more than `MOST_DIP`, which is a disturbed measurement and not a property of the machine.
+    - A point is the lower quartile of its rounds: disturbances only add time, and on a busy machine most rounds are
+      disturbed.
+    - The curve uses the pairs of prefix and batch at which several numbers of tokens were measured (`grid` of that
+      command, and its base point). It does not extrapolate.
+    - A forward can be padded with unused nodes. So if more nodes took less time, fewer nodes get that shorter time,
+      and the curve never falls. A change of more than 2 % is a warning; a drop of more than `MOST_DIP` is refused as a
+      disturbed measurement.
 
     Raises:
-        InputError: no such file, not a profile, too few points, or a curve that falls.
+        InputError: no such file, not a profile, too few points, or a curve that falls by more than `MOST_DIP`.
     """
 
     def __init__(self, file: Path | str) -> None:
@@ -74,11 +89,11 @@ class MeasuredCurve:
 
     @staticmethod
     def _complete(curves: dict[tuple[int, int], Mapping[int, float]]) -> dict[tuple[int, int], Mapping[int, float]]:
-        """Prefixes and batches whose every pair was measured: those of the grid, or else a single pair."""
+        """Return the curves of a full grid of prefixes and batches: every pair of them was measured."""
         prefixes, batches = ({pair[i] for pair in curves} for i in (0, 1))
         if len(curves) == len(prefixes) * len(batches):
             return curves
-        # the base point often lies beside the grid: leave out the pairs that have no partner
+        # the base point often lies outside the grid: leave out prefixes that were not measured at every batch
         common = {p for p in prefixes if all((p, b) in curves for b in batches)}
         whole = {pair: curve for pair, curve in curves.items() if pair[0] in common}
         if not whole:
@@ -86,8 +101,10 @@ class MeasuredCurve:
         return whole
 
     def seconds(self, nodes: int, batch: int = 1, context: int = 512) -> float:
-        """Raises:
-        InputError: outside of what was measured.
+        """Return the interpolated seconds. Arguments as in `CostCurve.seconds`.
+
+        Raises:
+            InputError: outside the measured range.
         """
         prefixes, batches = (sorted({pair[i] for pair in self._curves}) for i in (0, 1))
         total = 0.0
@@ -100,7 +117,7 @@ class MeasuredCurve:
 
 
 def _monotone_all(points: Sequence[Mapping[str, Any]]) -> dict[tuple[int, int], Mapping[int, float]]:
-    """Curves by (prefix, batch), seconds by tokens, rising."""
+    """Return curves by (prefix, batch): seconds by number of tokens, never falling."""
     found: dict[tuple[int, int], dict[int, float]] = {}
     if not isinstance(points, list):
         raise _bad("profile", "a list of points", type(points).__name__, "name a profile.json as it was written")
@@ -138,10 +155,15 @@ def _monotone(pair: tuple[int, int], curve: Mapping[int, float]) -> Mapping[int,
 
 
 def _around(what: str, value: int, known: Sequence[int]) -> list[tuple[int, float]]:
-    """The known values on both sides, with their shares.
+    """Return the known values next to `value`, with their weights in the linear interpolation.
+
+    Args:
+        what: name used in error messages.
+        value: the value to interpolate at.
+        known: measured values, sorted.
 
     Raises:
-        InputError: outside.
+        InputError: `value` is outside the measured range.
     """
     if not known[0] <= value <= known[-1]:
         option = {"prefix": "grid.prefix", "batch": "grid.batch", "tokens": "grid.tokens"}[what]

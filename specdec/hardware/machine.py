@@ -1,4 +1,4 @@
-"""A device as its datasheet has it, or as measured here. Knows no model."""
+"""Peaks of a device, from its datasheet or measured on this machine."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from specdec.errors import InputError
 from specdec.files.checked import read_json
 
-# of an element, in bytes; the scales of quantised weights are not counted
+# bytes per element; the scales of quantised weights are not counted
 BYTES = {
     "float64": 8.0,
     "float32": 4.0,
@@ -36,14 +36,18 @@ KINDS = (
 
 @dataclass(frozen=True)
 class Machine:
-    """The peaks of one device. Giga and tera are powers of ten, as datasheets have them.
+    """Peaks of one device. Giga and tera are powers of ten, as in datasheets.
 
-    teraflops: 1e12 dense operations per second by dtype (a multiplication and an addition count as two);
-    gigabytes_per_second: of its memory; gigabytes: of memory; links: 1e9 bytes per second to its like, one
-    direction, by kind of link (none: it works alone).
+    Args:
+        name: name of the device.
+        teraflops: 1e12 dense operations per second by dtype; a multiplication and an addition count as two.
+        gigabytes_per_second: memory bandwidth, 1e9 bytes per second.
+        gigabytes: memory size, 1e9 bytes.
+        links: bandwidth to another device of the same kind, 1e9 bytes per second in one direction, by kind of link;
+            empty if the device cannot be combined with others.
 
     Raises:
-        InputError: a figure that is missing, not a positive number, or of an unknown dtype.
+        InputError: a figure is missing, not a positive number, or of an unknown dtype.
     """
 
     name: str
@@ -65,10 +69,14 @@ class Machine:
 
     @classmethod
     def of(cls, figures: Mapping[str, Any], what: str = "hardware") -> Machine:
-        """From a mapping, as a YAML file has it; `what`: how errors call it.
+        """Return the machine described by a mapping, for example from a YAML file.
+
+        Args:
+            figures: the fields of this class by name.
+            what: name used in error messages.
 
         Raises:
-            InputError: a missing or an unknown figure, and as above.
+            InputError: a figure is missing or unknown, or as in the class.
         """
         known = {f.name: f for f in fields(cls)}
         for key in figures:
@@ -82,8 +90,9 @@ class Machine:
 
     @classmethod
     def from_profile(cls, file: Path | str) -> Machine:
-        """From what `experiments.profile_target` measured: the ceilings of one dtype. gigabytes: of the host's memory,
-        which is more than a CUDA device has.
+        """Return the machine that `experiments.profile_target` measured, with the ceilings of one dtype.
+
+        `gigabytes` is the host's memory, which is more than the memory of a CUDA device.
 
         Raises:
             InputError: no such file, or not a profile.
@@ -111,14 +120,16 @@ class Machine:
         return self.gigabytes * 1e9
 
     def flops_per_second(self, dtype: str) -> float:
-        """Raises:
-        InputError: a dtype it has no figure for.
+        """Return the operations per second in a dtype.
+
+        Raises:
+            InputError: the machine has no figure for this dtype.
         """
         require_known(f"{self.name}: compute", dtype, self.teraflops)
         return self.teraflops[dtype] * 1e12
 
     def link_bytes_per_second(self, link: str | None = None) -> float:
-        """One direction; the fastest link, or the one named.
+        """Return the bandwidth of a link in one direction, bytes per second; of the fastest link if None.
 
         Raises:
             InputError: no such link.
@@ -131,17 +142,20 @@ class Machine:
         return self.links[link] * 1e9
 
     def balance(self, dtype: str) -> float:
-        """Operations per byte read, above which arithmetic and not memory bounds it."""
+        """Return the operations per byte above which compute, not memory, is the bound."""
         return self.flops_per_second(dtype) / self.bytes_per_second
 
 
 def from_figures(**figures: Any) -> Machine:
-    """For config files, whose unknown keys deserve a suggestion."""
+    """Return `Machine.of(figures)`; for config files, so that an unknown key gets a suggestion."""
     return Machine.of(figures)
 
 
 def read_profile(file: Path | str) -> dict[str, Any]:
-    """A `profile.json` of `experiments.profile_target`, or its run folder.
+    """Read a profile of `experiments.profile_target`.
+
+    Args:
+        file: `profile.json`, or the run folder that holds it.
 
     Raises:
         InputError: no such file, or not a profile.
@@ -163,7 +177,16 @@ def read_profile(file: Path | str) -> dict[str, Any]:
 
 
 def require_known(what: str, key: str, known: Mapping[str, Any]) -> None:
-    """Refuse a key that is not there, and suggest the nearest that is."""
+    """Refuse an unknown key, and suggest the nearest known one.
+
+    Args:
+        what: name used in error messages.
+        key: the key to look up.
+        known: mapping with all valid keys.
+
+    Raises:
+        InputError: `key` is not in `known`.
+    """
     if key not in known:
         near = get_close_matches(str(key), list(known), n=1, cutoff=0.4)
         fix = f"did you mean {near[0]}?" if near else "check the spelling"

@@ -1,7 +1,7 @@
-"""What a model's config says of its cost: elements, KV cache, attention, experts. No weights are needed.
+"""Count a model's elements, KV cache, attention and experts from its config. No weights are needed.
 
-The model is built as transformers builds it on the meta device: its modules, with shapes and no memory. So every
-family is counted by its own modules, not by a formula of ours; what its attention looks like is read from the config.
+transformers builds the model on the meta device: its modules have shapes but no memory. So every model family is
+counted by its own modules, not by a formula of ours. The shape of its attention is read from the config.
 """
 
 from __future__ import annotations
@@ -21,13 +21,17 @@ from transformers.utils import logging as transformers_logging
 from specdec.errors import InputError
 from specdec.hardware.machine import BYTES, require_known
 
-EXPERTS = re.compile(r"(.*)\.experts\b")  # a layer's routed experts; shared ones are like any other matrix
+EXPERTS = re.compile(r"(.*)\.experts\b")  # routed experts of a layer; shared experts count as dense matrices
 ATTENDING = ("full_attention", "sliding_attention")
 
 
 @dataclass(frozen=True)
 class Precision:
-    """Dtypes by name. weights, kv: as they are stored; compute: of products, and of all else that is read or written.
+    """Names of dtypes.
+
+    Args:
+        weights, kv: dtypes in which matrices and the KV cache are stored.
+        compute: dtype of matrix products, activations, norms and biases.
 
     Raises:
         InputError: an unknown dtype.
@@ -44,8 +48,15 @@ class Precision:
 
 @dataclass(frozen=True)
 class Attention:
-    """`layers` layers that are alike. kv_heads: 1 is multi-query; key, value: dimensions of a head; window: how many
-    tokens a query sees at most, None for all."""
+    """Attention of a group of equal layers.
+
+    Args:
+        layers: number of layers.
+        query_heads: query heads per layer.
+        kv_heads: KV heads per layer; 1 for multi-query attention.
+        key, value: dimensions of a key and of a value, per head.
+        window: number of tokens in the sliding window, None for full attention.
+    """
 
     layers: int
     query_heads: int
@@ -57,7 +68,15 @@ class Attention:
 
 @dataclass(frozen=True)
 class Experts:
-    """Routed experts of `layers` layers. elements: of one expert in one layer; features: in and out of its matrices."""
+    """Routed experts of a group of equal layers.
+
+    Args:
+        layers: number of layers with experts.
+        count: experts per layer.
+        per_token: experts that a token uses in a layer.
+        elements: elements of one expert in one layer.
+        features: sum of the input and output dimensions of an expert's matrices.
+    """
 
     layers: int
     count: int
@@ -66,19 +85,31 @@ class Experts:
     features: int
 
     def touched(self, tokens: int) -> float:
-        """Expected number of distinct experts that `tokens` tokens use in a layer, each of them choosing `per_token`
-        at random: E (1 - (1 - k/E)^tokens). Real routing repeats itself more and touches fewer."""
+        """Return the expected number of distinct experts that a number of tokens uses in a layer.
+
+        E (1 - (1 - k/E)^tokens), if each token chooses k = `per_token` of E = `count` experts at random. Real routing
+        is less uniform and uses fewer.
+        """
         return self.count * (1 - (1 - self.per_token / self.count) ** tokens)
 
 
 @dataclass(frozen=True)
 class ModelShape:
-    """Elements are counted by what a forward does with them.
+    """Sizes of a model; its elements are counted by what a forward does with them.
 
-    dense: of matrices that every token passes, the output layer apart; output: of the output layer; vectors: of norms
-    and biases; looked_up: stored, of which a token reads one row (embeddings that are not the output layer's too);
-    features: in and out of the dense matrices, so that a token's activations can be counted; hidden: of the residual
-    stream; vocabulary: logits of a token; layers: for communication; window: longest text, None when it does not say.
+    Args:
+        name: name used in results.
+        dense: elements of matrices that every token is multiplied with, without the output layer.
+        output: elements of the output layer.
+        vectors: elements of norms and biases.
+        looked_up: elements of embedding tables that are not tied to the output layer; a token reads one row.
+        features: sum of the input and output dimensions of the dense matrices; gives a token's activations.
+        hidden: dimension of the residual stream.
+        vocabulary: logits per token.
+        layers: number of decoder layers; determines the communication between devices.
+        attention: groups of equal attention layers.
+        experts: routed experts, None for a dense model.
+        window: context window in tokens, None if the config has none.
     """
 
     name: str
@@ -96,21 +127,26 @@ class ModelShape:
 
     @property
     def elements(self) -> int:
-        """All parameters."""
+        """Number of all parameters."""
         experts = self.experts.layers * self.experts.count * self.experts.elements if self.experts else 0
         return self.dense + self.output + self.vectors + self.looked_up + experts
 
     @property
     def kv_elements(self) -> int:
-        """Keys and values of one token in all layers, windows apart."""
+        """Elements of the keys and values of one token in all layers, ignoring sliding windows."""
         return sum(a.layers * a.kv_heads * (a.key + a.value) for a in self.attention)
 
     @classmethod
     def of(cls, config: PreTrainedConfig, name: str) -> ModelShape:
-        """From a transformers config; `name`: how it is called in results.
+        """Return the sizes of the model of a transformers config.
+
+        Args:
+            config: the config.
+            name: name used in results and error messages.
 
         Raises:
-            InputError: not a causal LM, or one whose attention is not counted here (latent, linear, recurrent).
+            InputError: not a causal language model, or its attention is latent, linear or recurrent, which is not
+                supported.
         """
         text: Any = config.get_text_config()
         attention = _attention(text, name)
@@ -137,11 +173,15 @@ class ModelShape:
 
     @classmethod
     def of_heads(cls, elements: int, target: ModelShape, name: str = "heads") -> ModelShape:
-        """Heads on the target's hidden states, by their number of parameters, vocabularies included: they are read once
-        and have no KV cache.
+        """Return the sizes of drafting heads on the target's hidden states. Heads have no attention and no KV cache.
+
+        Args:
+            elements: number of parameters, output layers included.
+            target: the target.
+            name: name used in results and error messages.
 
         Raises:
-            InputError: no parameters.
+            InputError: `elements` < 1.
         """
         if elements < 1:
             raise _bad(name, "a number of parameters >= 1", str(elements))
@@ -149,11 +189,11 @@ class ModelShape:
 
 
 class _Parts:
-    """A model's parameters, each counted once, by what a forward does with it."""
+    """A model's parameters, each counted once, by what a forward does with them."""
 
     def __init__(self) -> None:
         self.dense = self.output = self.vectors = self.looked_up = self.features = 0
-        self.experts: dict[str, tuple[int, int]] = {}  # of a layer: elements of all its experts, features of one
+        self.experts: dict[str, tuple[int, int]] = {}  # by layer: elements of all its experts, features of one
 
     @classmethod
     def of(cls, model: Any) -> _Parts:
@@ -182,10 +222,10 @@ class _Parts:
 
 
 def _attention(text: Any, name: str) -> tuple[Attention, ...]:
-    """The layers, those that are alike together.
+    """Return the attention layers, equal ones as one group.
 
     Raises:
-        InputError: attention that is not counted here.
+        InputError: attention that is not supported.
     """
     kinds = getattr(text, "layer_types", None)
     sliding = getattr(text, "sliding_window", None)

@@ -1,7 +1,7 @@
-"""Which tree pays where: expected tokens per step against the time of a step. Knows cost curves, no model.
+"""Choose the tree with the most expected tokens per second, from acceptances and cost curves.
 
-The expectation is Medusa's and Sequoia's (arXiv 2401.10774, 2402.12374): a node is accepted with the product of the
-acceptances on its path. Acceptances are taken as given and as independent of batch, context and machine.
+As in Medusa and Sequoia (arXiv 2401.10774, 2402.12374), the probability that a node is accepted is the product of the
+acceptances on its path. Acceptances are assumed not to depend on batch, context or machine.
 """
 
 from __future__ import annotations
@@ -15,14 +15,23 @@ from specdec.errors import InputError
 from specdec.hardware.curves import CostCurve, DraftCost
 from specdec.trees.topology import Path, best_tree
 
-Acceptance = Sequence[Sequence[float]]  # [depth][rank]: P(that child is right, given that its parent was)
-Ranked = tuple[Sequence[Path], Sequence[float]]  # paths, best first, and what each adds to the tokens of a step
+Acceptance = Sequence[Sequence[float]]  # [depth][rank]: P(the child of this rank is accepted | its parent is)
+Ranked = tuple[Sequence[Path], Sequence[float]]  # paths, best first; expected tokens per step that each adds
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The best tree at a point; no paths: nothing pays, and a step is plain decoding. levels: nodes at depth 1, 2, ...;
-    seconds: of a step, of which `draft_seconds` are drafting; plain_seconds: of a step that drafts nothing."""
+    """The best tree for a batch and a context.
+
+    Args:
+        batch: rows.
+        context: tokens of each row in the KV cache.
+        paths: paths of the tree's nodes; empty if drafting does not pay and a step is plain decoding.
+        tokens_per_step: expected tokens per step and row.
+        seconds: time of a step.
+        draft_seconds: the part of `seconds` that is drafting.
+        plain_seconds: time of a step of plain decoding.
+    """
 
     batch: int
     context: int
@@ -42,7 +51,7 @@ class Plan:
 
     @property
     def tokens_per_second(self) -> float:
-        """Of all rows together."""
+        """Expected tokens per second of all rows together."""
         return self.batch * self.tokens_per_step / self.seconds
 
     @property
@@ -52,10 +61,16 @@ class Plan:
 
 @dataclass(frozen=True)
 class Planner:
-    """acceptance: see `Acceptance`; verify: the target's curve; most_nodes: drafted, in the largest tree.
+    """Choose trees for given acceptances and cost curves.
+
+    Args:
+        acceptance: acceptances by depth and rank, see `Acceptance`.
+        verify: cost of the target's forward.
+        draft: cost of drafting.
+        most_nodes: largest number of drafted nodes, the root not counted.
 
     Raises:
-        InputError: no acceptances, or some that are no probabilities or add up to more than 1 among siblings.
+        InputError: no acceptances, negative ones, or siblings whose acceptances add up to more than 1.
     """
 
     acceptance: Acceptance
@@ -78,12 +93,15 @@ class Planner:
         return independent(self.acceptance, self.most_nodes)
 
     def best(self, batch: int, context: int) -> Plan:
-        """The tree with the most tokens per second among those that are best for their size and depth."""
+        """Return the plan with the most tokens per second, among the best trees of each size and depth."""
         return best_plan(self._trees, self.verify, self.draft, batch, context)
 
 
 def independent(acceptance: Acceptance, nodes: int) -> list[Ranked]:
-    """For each limit on the depth, the best trees up to `nodes`, were a child right as often under every parent."""
+    """Return, for each maximum depth, the best trees of up to `nodes` nodes as one list of paths.
+
+    The acceptance of a child is assumed not to depend on its parent.
+    """
     trees: list[Ranked] = []
     for depth in range(1, len(acceptance) + 1):
         rates, paths, width = acceptance[:depth], 0, 1
@@ -95,7 +113,15 @@ def independent(acceptance: Acceptance, nodes: int) -> list[Ranked]:
 
 
 def best_plan(trees: Sequence[Ranked], verify: CostCurve, draft: DraftCost, batch: int = 1, context: int = 512) -> Plan:
-    """Of all beginnings of all lists the one with the most tokens per second; no paths where nothing pays."""
+    """Return the best prefix of any list by tokens per second; a plan without paths if drafting does not pay.
+
+    Args:
+        trees: lists of paths. The first n paths of a list are a tree of n nodes.
+        verify: cost of the target's forward.
+        draft: cost of drafting.
+        batch: rows.
+        context: tokens of each row in the KV cache.
+    """
     plain = verify.seconds(1, batch, context)
     best = Plan(batch, context, (), 1.0, plain, 0.0, plain)
     for paths, gains in trees:
@@ -110,6 +136,6 @@ def best_plan(trees: Sequence[Ranked], verify: CostCurve, draft: DraftCost, batc
 
 
 def levels(paths: Sequence[Path]) -> list[int]:
-    """Nodes at depth 1, 2, ..."""
+    """Return the number of nodes at depth 1, 2, ..."""
     counts = Counter(map(len, paths))
     return [counts[depth] for depth in sorted(counts)]
