@@ -1,4 +1,4 @@
 """Training drafters: the target's own text, and one trainer for every trainable drafter.
 
-recipe.py says what a trainable drafter must bring; nothing else here knows any drafter.
+recipe.py defines the interface of a trainable drafter. Nothing in this package depends on a particular drafter.
 """

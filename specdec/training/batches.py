@@ -1,7 +1,7 @@
-"""Which texts a training step sees, and the tensors they make.
+"""Choose the texts of each training step, and build the batches.
 
-The order is addressed, not advanced: step s of a seed is the same texts whatever came before and however many processes
-share them, so that a resumed run and a run on other hardware see what an uninterrupted one would.
+The texts of a step depend on the seed and the step's number only, not on earlier steps or the number of processes. So a
+resumed run, or a run on other hardware, reads the same texts as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ from specdec.training.text.texts import Text
 
 
 class Order:
-    """Shuffled anew every epoch; a batch that reaches over an epoch's end goes on in the next."""
+    """Order of the texts: shuffled anew every epoch. A batch may continue from one epoch into the next.
+
+    `order[step]` is the list of texts of a step.
+    """
 
     def __init__(self, texts: Sequence[Text], batch_size: int, seed: int) -> None:
         self._texts, self._size, self._seed = texts, batch_size, seed
@@ -33,13 +36,13 @@ class Order:
         return [shuffled[place // count][place % count] for place in range(first, first + self._size)]
 
     def epoch(self, number: int) -> list[Text]:
-        """All texts in the order of an epoch."""
+        """Return all texts in the order of an epoch."""
         count = len(self._texts)
         return [self._texts[i] for i in np.random.default_rng([self._seed, number]).permutation(count)]
 
 
 def deal(texts: Sequence[Text], parts: int) -> list[list[Text]]:
-    """A step's texts in equally many parts, neighbours in length together: little padding in each."""
+    """Split a step's texts into `parts` equal parts of texts with similar lengths, so that there is little padding."""
     assert len(texts) % parts == 0
     by_length = sorted(texts, key=lambda text: (text.tokens, text.key, text.sample))
     size = len(texts) // parts
@@ -47,7 +50,7 @@ def deal(texts: Sequence[Text], parts: int) -> list[list[Text]]:
 
 
 class Ahead:
-    """`make(n)` for n up to `end`, asked for one after the other: while one is used, a thread makes the next."""
+    """Prefetch: while `make(n)` is in use, a thread runs `make(n + 1)`, for n + 1 < `end`."""
 
     def __init__(self, make: Callable[[int], Any], end: int) -> None:
         self._make, self._end = make, end
@@ -65,8 +68,17 @@ class Ahead:
 def make_batch(
     store: TextStore, texts: Sequence[Text], features: Sequence[str], longest: int, progress: float = 0.0
 ) -> TrainBatch:
-    """Texts, cut to `longest` tokens and padded on the right, with their stored features in the 16 bit they are stored
-    in; on the CPU. `move` widens them, where they are used."""
+    """Return a batch on the CPU: texts cut to `longest` tokens and padded on the right.
+
+    Features keep the 16 bits in which they are stored; `move` converts them to fp32.
+
+    Args:
+        store: the text folder.
+        texts: texts of the batch.
+        features: names of stored features to include.
+        longest: largest number of tokens per text.
+        progress: as in `TrainBatch`.
+    """
     lengths = [min(text.tokens, longest) for text in texts]
     rows = [torch.from_numpy(store.tokens(text)[:n]).long() for text, n in zip(texts, lengths, strict=True)]
     answers = []
@@ -84,7 +96,7 @@ def make_batch(
 
 
 def move(batch: TrainBatch, device: torch.device) -> TrainBatch:
-    """The batch on a device, its features in fp32."""
+    """Return the batch on a device, with features in fp32."""
 
     def to(tensor: Tensor) -> Tensor:
         return tensor.to(device, non_blocking=True)

@@ -1,4 +1,4 @@
-"""The card of a trained drafter, `README.md` in its folder: what it is, how it was made, what it reached."""
+"""The model card of a trained drafter, `README.md` in its folder."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ def card(
     """Return the card in Markdown.
 
     Args:
-        names: of the target, the drafter and the recipe.
-        tokens: answer tokens it was trained on, each epoch counted.
-        figures: the last ones of training and validation; numbers only are shown.
-        config: what the results depend on.
-        provenance: of the run (`specdec.runs.log`).
+        names: names of the target, the drafter and the recipe.
+        tokens: answer tokens it was trained on, every epoch counted.
+        figures: last figures of training and validation; only numbers are shown.
+        config: options that the results depend on.
+        provenance: provenance of the run (`specdec.runs.log`).
     """
     command = " ".join(["python", *map(str, provenance["command"][1:])])
     commit, changed = provenance["commit"] or "unknown", " with uncommitted changes" if provenance["changes"] else ""

@@ -1,4 +1,4 @@
-"""Checkpoints of a training run: whole or absent, the last few kept, and never continued under another config."""
+"""Checkpoints of a training run: written atomically, the last few kept, and never resumed with another config."""
 
 from __future__ import annotations
 
@@ -23,12 +23,16 @@ UNREADABLE = (OSError, EOFError, ValueError, KeyError, TypeError, RuntimeError, 
 
 
 class Checkpoints:
-    """`folder/checkpoints/step-N/`, written by accelerate: module, optimizer, scaler, each process's random states.
+    """Save and load `folder/checkpoints/step-N/`: module, optimizer, scaler, and the random states of each process.
 
-    config: what the run's results depend on; `keep`: how many checkpoints stay.
+    Args:
+        folder: the run's folder.
+        accelerator: writes and reads the state.
+        config: options that the run's results depend on.
+        keep: number of checkpoints to keep.
 
     Raises:
-        InputError: the folder holds a run with another config, or `keep` is under 1.
+        InputError: the folder holds a run with another config, or `keep` < 1.
     """
 
     def __init__(self, folder: Path, accelerator: Accelerator, config: Mapping[str, Any], keep: int) -> None:
@@ -52,16 +56,18 @@ class Checkpoints:
 
     @property
     def latest(self) -> int | None:
-        """The step of the newest checkpoint that is whole; of the newest one if none is, which `load` refuses."""
+        """Step of the newest undamaged checkpoint; if all are damaged, of the newest, which `load` refuses."""
         return self._latest
 
     def save(self, step: int, figures: Mapping[str, Any]) -> None:
-        """Write all state beside its place, sealed, then rename; older checkpoints go.
+        """Write a checkpoint atomically, then remove the oldest ones.
 
-        figures: JSON values that `load` gives back.
+        Args:
+            step: number of steps that are done.
+            figures: JSON values that `load` returns.
 
         Raises:
-            OSError: names the checkpoint; those before it stay.
+            OSError: writing failed; the error names the checkpoint, and earlier ones stay.
         """
         path = self._folder / f"step-{step}"
         unfinished = path.with_name(f".{path.name}{UNFINISHED}")
@@ -81,10 +87,10 @@ class Checkpoints:
         self._accelerator.wait_for_everyone()
 
     def load(self, step: int) -> dict[str, Any]:
-        """Restore all state; returns the figures that were saved with it.
+        """Restore all state and return the figures that were saved with it.
 
         Raises:
-            InputError: a file that is missing or cannot be read, this process's random states among them.
+            InputError: a file is missing or cannot be read, for example this process's random states.
         """
         folder = self._folder / f"step-{step}"
         try:
@@ -99,7 +105,7 @@ class Checkpoints:
             ) from error  # fmt: skip
 
     def _require_random_states(self, folder: Path) -> None:
-        """Refuse what accelerate only notes: random states that it could not restore."""
+        """Refuse random states that were not restored; accelerate only logs this."""
         file = folder / f"{RNG_STATE_NAME}_{self._accelerator.process_index}.pkl"
         states = load(file)
         same = torch.equal(states["torch_manual_seed"], torch.get_rng_state())
@@ -134,7 +140,7 @@ def _config(file: Path) -> dict[str, Any]:
 
 
 def flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} becomes {"a.b": 1}."""
+    """Return a nested mapping with dotted keys: {"a": {"b": 1}} becomes {"a.b": 1}."""
     out: dict[str, Any] = {}
     for key, value in data.items():
         out |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}

@@ -1,4 +1,4 @@
-"""Checks before step 1 that a folder has what a recipe learns from: training on nothing must not look like success."""
+"""Check before the first step that a folder has text to train on: a run that learns nothing must not look successful."""
 
 from __future__ import annotations
 
@@ -11,17 +11,24 @@ from specdec.training.schedule import Schedule
 from specdec.training.text.store import TextStore
 from specdec.training.text.texts import VALIDATION_SHARE, Origin, is_validation
 
-MANY = 0.1  # share of the answer tokens whose loss is worth a line
+MANY = 0.1  # warn if cutting texts loses more than this share of the answer tokens
 
 
 def require_enough(
     store: TextStore, recipe: Recipe, target: TargetModel, schedule: Schedule, tell: Callable[[str], None]
 ) -> None:
-    """Refuse text that a recipe cannot be trained on. tell: takes a line on what is odd about it, but usable.
+    """Refuse text that a recipe cannot be trained on.
+
+    Args:
+        store: the text folder.
+        recipe: the recipe.
+        target: the target.
+        schedule: `longest` is the number of tokens to which texts are cut.
+        tell: called with a line about each oddity that is not an error.
 
     Raises:
-        InputError: text of another target or chat template, of fewer than two prompts, without the features that the
-            recipe reads, or without an answer token among those that are used.
+        InputError: the text is of another target or chat template, answers fewer than two prompts, lacks features that
+            the recipe reads, or has no answer tokens left after cutting.
     """
     store.origin.require_same(Origin.of(target), store.folder)
     if recipe.live and recipe.features:
@@ -42,7 +49,7 @@ def require_enough(
 
 
 def _require_answers(store: TextStore, longest: int, tell: Callable[[str], None]) -> None:
-    """Count the answer tokens that are left when texts are cut to `longest` tokens."""
+    """Refuse texts without answer tokens in their first `longest` tokens; tell if many answer tokens are cut off."""
     for split, texts in (("training", store.training), ("validation", store.validation)):
         whole, used = (
             sum(text.answer_tokens_within(n) for text in texts) for n in (max(t.tokens for t in texts), longest)

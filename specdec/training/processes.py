@@ -1,4 +1,4 @@
-"""The end of a run of several processes."""
+"""End a run of several processes cleanly."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import torch
 
 @contextmanager
 def process_group_ends() -> Iterator[None]:
-    """Destroy the process group when the body is left, also by an error.
+    """Destroy the process group when the body ends, also after an exception.
 
-    What still holds the group (a DDP model, in a cycle) is collected first. Else its threads outlive it, and one
-    that asks for the interpreter while that shuts down aborts the process.
+    Objects that still hold the group, such as a DDP model in a reference cycle, are collected first. Otherwise their
+    threads outlive the group, and a thread that takes the GIL while the interpreter shuts down aborts the process.
     """
     try:
         yield

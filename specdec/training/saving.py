@@ -1,4 +1,4 @@
-"""The trained drafter, in its own format, and what it was trained on: whole or absent."""
+"""Save a trained drafter in its own format, with the amount of training text; atomically."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ TRAINING = "training.json"
 def save_drafter(
     recipe: Recipe, module: nn.Module, target: TargetModel, folder: Path, tokens: int, card: str = ""
 ) -> None:
-    """Write a trained drafter in place of an earlier one.
+    """Write a trained drafter, replacing an earlier one in the same folder.
 
     Args:
         recipe: writes the module in the drafter's own format.
-        module: what was trained.
+        module: the trained module.
         target: its target.
-        folder: the drafter's.
+        folder: folder of the drafter.
         tokens: as in `Size.training_tokens`.
-        card: Markdown for its `README.md`; none if empty.
+        card: Markdown of the model card, `README.md`; no card if empty.
     """
     with replacing(folder) as unfinished:
         unfinished.mkdir(parents=True)
@@ -38,10 +38,10 @@ def save_drafter(
 
 
 def training_tokens(folder: Path) -> int | None:
-    """What `save_drafter` wrote of its training; None where nothing is written.
+    """Return the number of training tokens that `save_drafter` wrote; None if there is no such file.
 
     Raises:
-        InputError: a file that says something else.
+        InputError: the file holds no number of tokens.
     """
     file = folder / TRAINING
     if not file.exists():

@@ -1,4 +1,4 @@
-"""How training goes, and how often it reports."""
+"""Settings of a training run: length, batch size, learning rate, and how often it reports."""
 
 from __future__ import annotations
 
@@ -10,14 +10,22 @@ from specdec.errors import InputError
 
 @dataclass(frozen=True)
 class Schedule:
-    """How training goes. Texts are counted, not tokens.
+    """Length, batch size and learning rate of a training run. Sizes count texts, not tokens.
 
-    epochs: passes over the training split; batch_size: texts in a step, over all processes; accumulation: micro-batches
-    a step is made of; learning_rate rises over the first `warmup` (a share of all steps) and falls along a cosine to
-    `final` of itself; clip: largest gradient norm, 0 for none; longest: tokens of a text that are used.
+    Args:
+        epochs: passes over the training split.
+        batch_size: texts in a step, over all processes.
+        accumulation: micro-batches per step and process.
+        learning_rate: highest learning rate; it rises during the warmup and then falls along a cosine.
+        warmup: length of the warmup, as a share of all steps.
+        final: learning rate at the end, as a share of `learning_rate`.
+        weight_decay: weight decay of AdamW.
+        clip: largest norm of the gradient; 0 for no clipping.
+        longest: texts are cut to this number of tokens.
+        seed: seed of the module's initial values and of the order of the texts.
 
     Raises:
-        InputError: a number out of range.
+        InputError: a number is out of range.
     """
 
     epochs: float = 3.0
@@ -49,7 +57,12 @@ class Schedule:
         return max(math.ceil(self.epochs * texts / self.batch_size), 1)
 
     def rate(self, step: int, steps: int) -> float:
-        """The learning rate of a step: a function of its number, so that there is nothing to restore."""
+        """Return the learning rate of a step. It depends on the step's number only, so no state must be restored.
+
+        Args:
+            step: index of the step.
+            steps: number of all steps.
+        """
         warm = self.warmup * steps
         if step < warm:
             return self.learning_rate * (step + 1) / (warm + 1)
@@ -59,8 +72,14 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Reports:
-    """How often (in steps) figures are written, the validation texts and the decoding path are looked at, and
-    checkpoints are made; `validation_texts`: how many."""
+    """How often a training run reports.
+
+    Args:
+        log_every: steps between reports of the training loss.
+        evaluate_every: steps between evaluations on validation texts and through the decoding path.
+        checkpoint_every: steps between checkpoints.
+        validation_texts: number of validation texts that an evaluation reads.
+    """
 
     log_every: int = 10
     evaluate_every: int = 200

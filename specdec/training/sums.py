@@ -1,4 +1,4 @@
-"""Figures as (total, weight) by name: they add up exactly over micro-batches, steps and processes."""
+"""Figures as (total, weight) by name; these add up exactly over micro-batches, steps and processes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,14 @@ Sums = dict[str, tuple[Tensor, Tensor]]
 
 @dataclass
 class Window:
-    """Sums since the last report."""
+    """Sums since the last report.
+
+    Args:
+        sums: (total, weight) by name.
+        tokens: tokens read.
+        seconds: time of the steps.
+        norm: norm of the newest step's gradient.
+    """
 
     sums: Sums = field(default_factory=dict)
     tokens: int = 0
@@ -31,7 +38,7 @@ class Window:
 
     @classmethod
     def of(cls, state: Mapping[str, Any]) -> Window:
-        """What `state` gave, from JSON."""
+        """Return the window that `state` described."""
         sums = {
             name: tuple(torch.tensor(part, dtype=torch.float64) for part in pair)
             for name, pair in state["sums"].items()
@@ -39,12 +46,12 @@ class Window:
         return cls(sums, state["tokens"], state["seconds"], state["norm"])  # type: ignore[arg-type]
 
     def state(self) -> dict[str, Any]:
-        """The sums so far, for a checkpoint: JSON writes every bit of a double."""
+        """Return the sums so far as JSON values, for a checkpoint; JSON keeps every bit of a double."""
         sums = {name: [float(total), float(weight)] for name, (total, weight) in self.sums.items()}
         return {"sums": sums, "tokens": self.tokens, "seconds": self.seconds, "norm": self.norm}
 
     def restart(self) -> None:
-        """What happened since the last step was not training."""
+        """Leave the time since the last step out of `seconds`, because it was not training."""
         self._begun = time.perf_counter()
 
 
@@ -55,5 +62,5 @@ def add(into: Sums, sums: Sums) -> None:
 
 
 def means(sums: Sums) -> dict[str, float]:
-    """Of what was observed: a figure without any weight is none, and left out."""
+    """Return total / weight of every figure; figures with weight 0 are left out."""
     return {name: float(total) / float(weight) for name, (total, weight) in sums.items() if float(weight)}

@@ -1,4 +1,4 @@
-"""How fast training is, and how fast the machine could be."""
+"""Operations per second of the machine, and operations of a piece of work."""
 
 from __future__ import annotations
 
@@ -10,7 +10,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 def product_rate(device: torch.device, dtype: torch.dtype, size: int = 2048, tries: int = 5) -> float:
-    """Operations per second of a large matrix product, the best of a few."""
+    """Return the operations per second of a large matrix product, the best of several tries.
+
+    Args:
+        device: where to run it.
+        dtype: dtype of the matrices.
+        size: side of the square matrices.
+        tries: number of tries, besides one warm-up.
+    """
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     seconds = []
     for _ in range(tries + 1):
@@ -23,7 +30,7 @@ def product_rate(device: torch.device, dtype: torch.dtype, size: int = 2048, tri
 
 
 def counted(work: Callable[[], object]) -> int:
-    """Operations in the products of `work()`, its backward pass included where it runs one."""
+    """Return the operations in the matrix products of `work()`, including its backward pass if it runs one."""
     with FlopCounterMode(display=False) as counter:
         work()
     return int(counter.get_total_flops())

@@ -1,4 +1,4 @@
-"""Draft vocabularies: a drafter that knows only the most frequent tokens has an output layer several times smaller."""
+"""Draft vocabularies: with only the most frequent tokens, a drafter's output layer is several times smaller."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from specdec.training.loss.vocabulary_loss import IGNORED
 
 
 def frequent_tokens(frequencies: Int[Tensor, " vocab"], rows: int) -> Int[Tensor, " rows"]:
-    """The ids of the `rows` most frequent tokens, ascending; of equally frequent ones the lower id.
+    """Return the ids of the `rows` most frequent tokens, ascending. Ties go to the lower id.
 
     Raises:
-        InputError: fewer than 1 or more than there are.
+        InputError: `rows` < 1, or larger than the vocabulary.
     """
     if not 0 < rows <= len(frequencies):
         raise InputError(
@@ -26,9 +26,15 @@ def frequent_tokens(frequencies: Int[Tensor, " vocab"], rows: int) -> Int[Tensor
 def rows_of(
     vocabulary: Int[Tensor, " rows"] | None, vocab: int, tokens: Int[Tensor, "*shape"]
 ) -> Int[Tensor, "*shape"]:
-    """The output rows of tokens; -1 for token -1 and for those a draft vocabulary does not hold."""
+    """Return the rows of the output layer that belong to tokens; -1 for token -1 and outside the draft vocabulary.
+
+    Args:
+        vocabulary: token ids of the draft vocabulary; None for the full one.
+        vocab: size of the full vocabulary.
+        tokens: token ids.
+    """
     if vocabulary is None:
         return tokens
-    rows = torch.full((vocab + 1,), IGNORED, device=tokens.device)  # the last is token -1
+    rows = torch.full((vocab + 1,), IGNORED, device=tokens.device)  # the last entry is for token -1
     rows[vocabulary] = torch.arange(len(vocabulary), device=tokens.device)
     return rows[tokens]

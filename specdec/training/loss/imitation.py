@@ -1,4 +1,4 @@
-"""What a drafter that guesses the next token learns from: that token, or the target's whole distribution of it."""
+"""Losses for drafters of the next token: from the token itself, or from the target's distribution of it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def require_kind(loss: str) -> None:
     """Refuse an unknown loss.
 
     Raises:
-        InputError: and names those there are.
+        InputError: `loss` is not one of `LOSSES`.
     """
     if loss not in LOSSES:
         raise InputError("recipe.loss", expected=f"one of {', '.join(LOSSES)}", got=repr(loss), fix="choose one")
@@ -34,13 +34,23 @@ def next_token_loss(
     weight: Float[Tensor, "rows dim"] | None = None,
     chunk: int | None = None,
 ) -> Loss:
-    """At position t the drafter's state guesses token t + 1, wherever that is an answer's token.
+    """Return the loss of predicting token t + 1 from the drafter's state at t, wherever token t + 1 is an answer's.
 
-    states: what its output layer reads; weight: that layer, None for the target's (frozen), or its rows of the draft
-    vocabulary; hidden: the target's last hidden states. kind: `token`, cross-entropy of the token that came (one
-    outside the draft vocabulary teaches nothing); or a divergence of q from the target's p at temperature 1, as in
-    `divergence`. Reported: `acceptance`, the mean probability that a token drawn from q is accepted (1 - total
-    variation; with a draft vocabulary: of p given that vocabulary), or for `token` how often q ranks it first.
+    Args:
+        states: inputs of the drafter's output layer.
+        hidden: the target's last hidden states.
+        batch: the texts.
+        target: the target.
+        kind: "token", the cross-entropy of the recorded token (tokens outside the draft vocabulary do not count); or a
+            divergence of the drafter's q from the target's p at temperature 1, as in `divergence`.
+        vocabulary: token ids of the draft vocabulary; None for the full one.
+        weight: the drafter's output layer; None for the target's (frozen), or its rows of the draft vocabulary.
+        chunk: logits computed at a time; None for a default that suits the device.
+
+    Returns:
+        The loss. For "token" its metrics are `top1` and `top5`, how often the token is among q's first 1 and 5. For
+        divergences the metric is `acceptance`, the mean probability that a token drawn from q is accepted: 1 - total
+        variation. With a draft vocabulary, p is conditioned on that vocabulary.
     """
     follows = batch.answer[:, 1:]
     here, count = states[:, :-1][follows], follows.sum().float()

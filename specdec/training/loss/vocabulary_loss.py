@@ -1,7 +1,8 @@
-"""Losses over the vocabulary that never hold rows x vocab in memory.
+"""Losses over the vocabulary that never hold all logits [rows vocab] in memory.
 
-logits = hidden @ weight.T is made for a chunk of rows at a time, together with its gradients: a row's share of the loss
-needs no other row. So the backward pass only multiplies what the forward pass has summed up; nothing is computed twice.
+The logits, hidden @ weight.T, are computed for a chunk of rows at a time, together with their gradients. This is
+possible because a row's share of the loss needs no other row. The backward pass only multiplies the gradients that the
+forward pass has summed; nothing is computed twice.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-# logits per chunk, by device: 64 MiB in fp32, or 512 where small kernels leave a GPU idle; a few times that at the peak
+# logits per chunk, by device: 64 MiB in fp32 on CPU, 512 MiB on CUDA, where small kernels would leave the GPU idle.
+# The peak memory is a few times that.
 CHUNKS = {"cpu": 1 << 24, "cuda": 1 << 27}
 IGNORED = -1
 DIVERGENCES = ("cross_entropy", "forward_kl", "reverse_kl", "total_variation")
@@ -28,8 +30,20 @@ def cross_entropy(
     top: Sequence[int] = (1, 5),
     chunk: int | None = None,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, " top"]]:
-    """Cross-entropy of softmax(hidden @ weight.T + bias), summed over rows, in nats; and how many labels stand among
-    the top[i] likeliest tokens. Rows labelled -1 count for nothing (their token is not in a draft vocabulary)."""
+    """Return the cross-entropy of softmax(hidden @ weight.T + bias), and the hits among its most probable tokens.
+
+    Args:
+        hidden: inputs of the output layer.
+        weight, bias: the output layer; no bias if None.
+        labels: row of the output layer of each right token; rows labelled -1 do not count (their token is not in the
+            draft vocabulary).
+        top: numbers of most probable tokens in which to look for the label.
+        chunk: logits computed at a time; None for a default that suits the device.
+
+    Returns:
+        The cross-entropy summed over rows, in nats; and for each i the number of labels among the top[i] most probable
+        tokens.
+    """
 
     def of_chunk(hidden: Tensor, labels: Tensor, weight: Tensor, *bias: Tensor) -> tuple[Tensor, Tensor]:
         logits = _wide(F.linear(hidden, weight, *bias))
@@ -51,13 +65,27 @@ def divergence(
     temperature: float = 1.0,
     chunk: int | None = None,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """How far q = softmax(hidden @ weight.T / temperature) is from the target's p, made likewise from its own last
-    hidden states and output layer, which get no gradient; summed over rows, in nats (arXiv 2310.08461).
+    """Return the divergence of q from the target's p (arXiv 2310.08461), and the acceptance.
 
-    kind: forward_kl is sum p log p/q, reverse_kl is sum q log q/p, cross_entropy is -sum p log q, total_variation is
-    sum |p - q| / 2. Also returned: the sum of 1 - total variation, the probability that a token drawn from q is
-    accepted (arXiv 2211.17192). With a draft vocabulary pass the target's rows of it: p is then p given that
-    vocabulary.
+    q = softmax(hidden @ weight.T / temperature); p is computed in the same way from `target_hidden` and
+    `target_weight`, without gradient. With a draft vocabulary, pass the target's rows of that vocabulary: p is then
+    conditioned on it.
+
+        forward_kl        sum p log p/q
+        reverse_kl        sum q log q/p
+        cross_entropy     -sum p log q
+        total_variation   sum |p - q| / 2
+
+    Args:
+        hidden, weight: inputs and matrix of the drafter's output layer.
+        target_hidden, target_weight: the same of the target.
+        kind: one of the above.
+        temperature: temperature of both distributions.
+        chunk: logits computed at a time; None for a default that suits the device.
+
+    Returns:
+        The divergence summed over rows, in nats; and the sum of 1 - total variation, the probability that a token drawn
+        from q is accepted (arXiv 2211.17192).
     """
     assert kind in DIVERGENCES, kind
 
@@ -82,15 +110,30 @@ def divergence(
 
 
 def rows_at_once(logits: int, device: torch.device, chunk: int | None = None) -> int:
-    """How many rows of so many logits a chunk has. chunk: logits, None for what suits the device."""
+    """Return the number of rows in a chunk.
+
+    Args:
+        logits: logits per row.
+        device: device of the rows.
+        chunk: logits per chunk; None for a default that suits the device.
+    """
     return max((chunk or CHUNKS.get(device.type, CHUNKS["cpu"])) // logits, 1)
 
 
 def chunked_sum(
     function: Callable[..., tuple[Tensor, Tensor]], rows: Sequence[Tensor], shared: Sequence[Tensor], chunk: int
 ) -> tuple[Tensor, Tensor]:
-    """`function(*rows, *shared)` for any function whose two results (a loss, and figures without gradient) are sums
-    over rows, called with `chunk` rows at a time. Gradients reach whatever of `rows` and `shared` requires them."""
+    """Return `function(*rows, *shared)`, computed in chunks of rows.
+
+    Args:
+        function: returns a loss and figures without gradient, both sums over rows.
+        rows: tensors with one entry per row; `chunk` rows of them are passed at a time.
+        shared: tensors that are passed whole.
+        chunk: rows per call.
+
+    Returns:
+        The sums of both results. Gradients reach those of `rows` and `shared` that require them.
+    """
     if torch.is_grad_enabled():
         return _ChunkedSum.apply(function, chunk, len(rows), *rows, *shared)
     return _ChunkedSum.apply(function, chunk, len(rows), *(tensor.detach() for tensor in (*rows, *shared)))
@@ -103,7 +146,7 @@ class _ChunkedSum(torch.autograd.Function):
         grads = [torch.zeros_like(t) if need else None for t, need in zip(tensors, needs, strict=True)]
         total: Any = 0.0
         figures: Any = 0.0
-        for start in range(0, max(len(tensors[0]), 1), chunk):  # once for no rows: the results have their shapes
+        for start in range(0, max(len(tensors[0]), 1), chunk):  # without rows once, so that the results have shapes
             here = slice(start, start + chunk)
             parts = [
                 (t[here] if i < n else t).detach().requires_grad_(need)

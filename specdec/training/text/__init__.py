@@ -1,10 +1,11 @@
-"""Text of the target's own, which drafters learn from.
+"""The target's own text, which drafters are trained on.
 
-store.py          answers on disk, in shards
+store.py          read text from disk, in shards
+shard.py          write a shard
 self_distill.py   let the target answer prompts
-refill.py         batches in which finished rows are replaced at once
+refill.py         generate in batches whose finished rows are replaced at once
 self_written.py   prompts that the target writes itself
-passages.py       questions and summaries over passages of its answers
-archive.py        text packed into one file, and back
-features.py       the target's hidden states over a text
+passages.py       prompts with long inputs, made of its answers
+archive.py        pack text into one file, and unpack it
+features.py       compute the target's hidden states over a text
 """

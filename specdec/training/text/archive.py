@@ -1,6 +1,6 @@
-"""A folder's token ids as one small file, for shipping: everything else can be computed from them again.
+"""Pack a folder's token ids into one small file, and unpack it; everything else can be computed from the ids again.
 
-An xz stream: a line of JSON (whose text it is, and the sequences), then the ids, 16 or 32 bits each.
+The file is an xz stream: one line of JSON (the origin and the sequences), then the ids, 16 or 32 bits each.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from specdec.training.text.shard import Shard
 from specdec.training.text.store import TextStore
 from specdec.training.text.texts import Origin, Text
 
-KINDS = ("<u2", "<u4")  # of ids
+KINDS = ("<u2", "<u4")  # types of ids
 MOST_FILE = 16 * 2**30
 _ALIGNED = {"lc": 2, "lp": 1, "pb": 1}  # the ids' bytes alternate between low and high
 
 
 def export_text(folder: Path, file: Path) -> int:
-    """Write a folder's sequences to `file`, whole or not at all; returns its size in bytes."""
+    """Write a folder's sequences to `file` atomically; return its size in bytes."""
     store = TextStore(folder)
     kind = "<u2" if store.origin.vocab_size <= 1 << 16 else "<u4"
     texts, start = [], 0
@@ -47,11 +47,15 @@ def export_text(folder: Path, file: Path) -> int:
 
 
 def import_text(file: Path, shard: Shard) -> int:
-    """Append the sequences of a file that a folder does not have to one of its shards, as token ids without features;
-    returns how many were new.
+    """Append the sequences of a file to a shard, except those that its folder has already.
+
+    Token ids are stored without features.
+
+    Returns:
+        The number of new sequences.
 
     Raises:
-        InputError: a file that cannot be read, or one of another target or chat template.
+        InputError: the file cannot be read, or is of another target or chat template.
     """
     try:
         origin, texts, ids = _read(file)
@@ -71,10 +75,10 @@ def import_text(file: Path, shard: Shard) -> int:
 
 
 def _read(file: Path) -> tuple[Origin, list[Text], np.ndarray]:
-    """Whose text a file holds, its sequences and their ids, checked; not a byte more is unpacked than its head says.
+    """Read and check a file: its origin, its sequences and their ids. Unpack no more bytes than its head announces.
 
     Raises:
-        OSError, ValueError, KeyError, TypeError: what is wrong with it.
+        OSError, ValueError, KeyError, TypeError: the file cannot be read or is malformed.
     """
     data = read_bounded(file, MOST_FILE)
     first, end, _ = decompress(data, MOST_BYTES).partition(b"\n")

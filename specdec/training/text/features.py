@@ -1,7 +1,7 @@
-"""Features by teacher forcing: one forward of the target over text it has written.
+"""Compute features by teacher forcing: one forward of the target over text it has written.
 
-Gives what generation would have stored (up to rounding), and what it did not: other layers, or the features of a folder
-that came as token ids only.
+Up to rounding, this gives the features that generation would have stored. It also gives those that it did not store:
+other layers, or all features of a folder that was imported as token ids.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from specdec.training.text.shard import Shard, require_disk
 from specdec.training.text.store import TextStore
 from specdec.training.text.texts import FEATURE_BYTES, HIDDEN, Text
 
-WINDOW = 128  # texts whose features are held in memory, to be batched by length; what an interruption loses at most
-BATCH_TOKENS = {"cpu": 4096, "cuda": 16384}  # of a forward, padding included
+WINDOW = 128  # texts that are batched by length at a time; their features are in memory, an interruption loses them
+BATCH_TOKENS = {"cpu": 4096, "cuda": 16384}  # tokens per forward, padding included
 
 
 def check_names(names: Sequence[str], target: TargetModel) -> None:
-    """Refuse features the target does not have.
+    """Refuse features that the target does not have.
 
     Raises:
-        InputError: neither "hidden" nor "layer:k" with 0 <= k < the number of layers.
+        InputError: a name is neither "hidden" nor "layer:k" with 0 <= k < number of layers.
     """
     layers = len(target.layers)
     for name in names:
@@ -43,9 +43,12 @@ def check_names(names: Sequence[str], target: TargetModel) -> None:
 def teacher_forced(
     target: TargetModel, tokens: Int[Tensor, "batch seq"], names: Sequence[str]
 ) -> dict[str, Float[Tensor, "batch seq dim"]]:
-    """Features at every token of texts padded on the right, from one forward of the stock model.
+    """Return features at every token, by name, from one forward of the stock model.
 
-    Texts are causal, so padding behind them changes nothing in them. Names as in `Recipe.features`.
+    Args:
+        target: the target.
+        tokens: texts, padded on the right; attention is causal, so padding after a text does not affect it.
+        names: as in `Recipe.features`.
     """
     with target.stock() as model:
         layers = any(name != HIDDEN for name in names)
@@ -60,14 +63,19 @@ def complete(
     batch_tokens: int | None = None,
     on_text: Callable[[int], None] = lambda tokens: None,
 ) -> None:
-    """Compute and store what features a shard's sequences lack, those of one sequence in one forward; an interrupted
-    run goes on where it stopped.
+    """Compute and store the features that a shard's sequences lack. An interrupted run continues where it stopped.
 
-    batch_tokens: of a forward, padding included (None: what suits the device). on_text: called with the tokens of every
-    forward, times the features made of them.
+    All missing features of a sequence are computed in one forward.
+
+    Args:
+        target: the target.
+        shard: the shard.
+        names: features to complete, as in `Recipe.features`.
+        batch_tokens: largest number of tokens per forward, padding included; None for a default that suits the device.
+        on_text: called after each forward with its number of tokens x features.
 
     Raises:
-        InputError: a feature the target does not have, or a disk too small for it.
+        InputError: the target does not have a feature, or the disk is too small.
     """
     check_names(names, target)
     needed = missing_tokens(shard, names) * FEATURE_BYTES * shard.origin.dim
@@ -77,7 +85,7 @@ def complete(
     begin = min(stored.values(), default=0)
     while begin < len(shard.texts):
         wanted = [name for name in names if stored[name] <= begin]
-        # up to where another feature is missing, too
+        # end before the first text that lacks other features than these
         end = min([begin + WINDOW, *(count for count in stored.values() if count > begin)])
         window, values = shard.texts[begin:end], {}
         for batch in batches(window, batch_tokens):
@@ -94,13 +102,15 @@ def complete(
 
 
 def missing_tokens(shard: Shard, names: Sequence[str]) -> int:
-    """Tokens times features that `complete` has to make."""
+    """Return the number of tokens x features that `complete` has to compute."""
     return sum(text.tokens for name in names for text in shard.texts[shard.stored(name) :])
 
 
 def batches(texts: Sequence[Text], tokens: int) -> Iterator[list[int]]:
-    """Numbers of texts that make at most so many tokens together, padded to the longest of them; at least one each.
-    The shortest come first, so that there is little padding."""
+    """Yield batches of text indices whose padded size is at most `tokens`; each has at least one text.
+
+    Texts are sorted by length, so that there is little padding.
+    """
     batch: list[int] = []
     for i in sorted(range(len(texts)), key=lambda i: texts[i].tokens):
         if batch and (len(batch) + 1) * texts[i].tokens > tokens:

@@ -1,4 +1,4 @@
-"""What a folder of text says of itself: whose text it is (`index.json`), and a line per finished sequence."""
+"""Read the index of a text folder: its origin (`index.json`), and one line per finished sequence."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ FORMAT = 1
 
 
 def index_of(folder: Path) -> dict[str, Any]:
-    """A folder's index.
+    """Return the content of a folder's index.json.
 
     Raises:
-        InputError: there is none, or one of another format.
+        InputError: there is no index, or it has another format.
     """
     try:
         index = read_json(folder / "index.json")
@@ -47,16 +47,24 @@ def no_index(folder: Path, got: str) -> InputError:
 
 
 def read_origin(folder: Path) -> Origin:
-    """Whose text a folder holds. Raises as `index_of`."""
+    """Return the origin of a folder's text: target, weights and chat template.
+
+    Raises:
+        InputError: as in `index_of`.
+    """
     index = index_of(folder)
     return Origin(**{field.name: index[field.name] for field in fields(Origin)})
 
 
 def read_lines(file: Path, shard: int) -> list[tuple[Text, bytes]]:
-    """A shard's sequences, each with its line. A last line without an end was never committed and is left out.
+    """Return a shard's sequences, each with its line. A last line without a newline is not committed and left out.
+
+    Args:
+        file: the shard's .jsonl file.
+        shard: number of the shard.
 
     Raises:
-        InputError: a file or a line that cannot be read.
+        InputError: the file or a line cannot be read.
     """
     try:
         require_regular(file)
@@ -79,19 +87,19 @@ def read_lines(file: Path, shard: int) -> list[tuple[Text, bytes]]:
 
 
 def shard_numbers(folder: Path) -> list[int]:
-    """The shards a folder has."""
+    """Return the numbers of a folder's shards, ascending."""
     return sorted(int(file.stem.removeprefix("shard-")) for file in folder.glob("shard-*.jsonl"))
 
 
 def committed(folder: Path) -> list[Text]:
-    """The finished sequences of all shards; writers may be adding to them."""
+    """Return the finished sequences of all shards. Writers may be appending to them meanwhile."""
     return [
         text for number in shard_numbers(folder) for text, _ in read_lines(folder / f"shard-{number}.jsonl", number)
     ]
 
 
 def note_source(folder: Path, source: Mapping[str, Any]) -> None:
-    """Remember in the index what a run added, and how."""
+    """Append to the index how a run made the text it added."""
     with FileLock(folder / ".index.lock"):
         index = index_of(folder)
         write_json(folder / "index.json", {**index, "sources": [*index["sources"], source]})

@@ -1,7 +1,7 @@
-"""Prompts with long inputs, made of the target's own answers: summaries, and questions over several passages.
+"""Make prompts with long inputs from the target's own answers: summaries, and questions about several passages.
 
-A small model does not write itself a turn of five hundred tokens that is worth reading. Its answers are such texts, and
-each comes with the question it answers.
+A small model cannot write good user turns of five hundred tokens itself. Its answers are texts of that length, and each
+has a question that it answers.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from specdec.prompts.sets import Prompt, PromptEncoder
 from specdec.training.text.self_written import turn_frame
 from specdec.training.text.store import TextStore
 
-SHORTEST = 96  # tokens: shorter answers are no passages
+SHORTEST = 96  # tokens; shorter answers are not used as passages
 CATEGORY = "passages"
 SUMMARIES = (
     "Summarize: {}",
@@ -22,7 +22,7 @@ SUMMARIES = (
     "{}\n\nSummarize this in two sentences.",
     "{}\n\nTL;DR",
 )
-MOST = 4  # passages a prompt is made of, at most
+MOST = 4  # largest number of passages in a prompt
 
 
 def passage_prompts(
@@ -34,14 +34,21 @@ def passage_prompts(
     categories: Sequence[str] | None = None,
     seed: int = 0,
 ) -> list[Prompt]:
-    """`count` prompts made of what the folder's training split holds: a function of the texts and the seed.
+    """Return prompts made of the answers in a folder's training split. They depend on the texts and the seed only.
 
-    Every other one asks for a summary, in a few wordings; the others show several passages and ask what one of them
-    answers. longest: tokens of a prompt's words; what is too long is made of fewer passages. categories: whose answers
-    are taken; None for all. Validation texts are left out: what is held out must not be read in training.
+    Half of them ask for a summary, in one of several wordings. The others show several passages, followed by the
+    question that one of them answers. Validation texts are not used, because training must not read them.
+
+    Args:
+        store: the text folder.
+        encoder: tokenizer and chat template.
+        count: number of prompts.
+        longest: largest number of tokens in a prompt's text; prompts that would be longer get fewer passages.
+        categories: use answers to prompts of these categories only; None for all.
+        seed: seed of the choices.
 
     Raises:
-        InputError: the folder has too few answers that are long enough; a target without a chat template.
+        InputError: the folder has too few long answers, or the target has no chat template.
     """
     found, tokenizer = _passages(store, encoder, categories), encoder.tokenizer
     rng = random.Random(seed)
@@ -73,7 +80,7 @@ def _question(rng: random.Random, question: str, passages: Sequence[str]) -> str
 
 
 def _passages(store: TextStore, encoder: PromptEncoder, categories: Sequence[str] | None) -> list[tuple[str, str]]:
-    """(question, answer) of the first turn of every training text whose answer is long enough, in folder order."""
+    """Return (question, answer) of the first turn of every training text with a long answer, in folder order."""
     (before, after), found = turn_frame(encoder), []
     for text in store.training:
         begin, end = text.answers[0] if text.answers else (0, 0)
