@@ -1,4 +1,4 @@
-"""Check before the first step that a folder has text to train on: a run that learns nothing must not look successful."""
+"""Check before the first step that a folder has text to train on, so that a run that learns nothing fails."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Generation for throughput: a fixed number of places, and the next prompt takes the place of a finished text.
+"""Generate for throughput (continuous batching): a fixed number of slots; the next prompt takes a free slot.
 
-Each text equals that of `specdec.decoding.generate.autoregressive` (same forward, sampling and stopping); only
-the batch composition differs. Token ids only.
+Each text equals that of `specdec.decoding.generate.autoregressive` (same forward, sampling and stopping); only the
+batch composition differs. This module handles token ids, not text.
 """
 
 from __future__ import annotations
@@ -22,7 +22,14 @@ from specdec.model.target import TargetModel
 
 @dataclass(frozen=True)
 class Request:
-    """A prompt to be continued. seed: of its random draws; tag: the caller's own."""
+    """A prompt to answer.
+
+    Args:
+        prompt: token ids.
+        sampling: how tokens are chosen.
+        seed: seed of the random draws.
+        tag: any object, for the caller's use.
+    """
 
     prompt: list[int]
     sampling: SamplingParams
@@ -32,8 +39,13 @@ class Request:
 
 @dataclass(frozen=True)
 class Finished:
-    """answer: the new token ids; hidden: the target's last hidden state at every token of prompt and answer, on the
-    CPU, in the dtype asked for (None when not asked for)."""
+    """A finished text.
+
+    Args:
+        request: the request that it answers.
+        answer: new token ids.
+        hidden: the target's last hidden state at every token of prompt and answer, on the CPU; None if not requested.
+    """
 
     request: Request
     answer: list[int]
@@ -45,25 +57,31 @@ class _Text:
     request: Request
     sampling: SamplingParams  # the request's, bound to its prompt
     answer: list[int]
-    ended: bool = False  # complete; its last token is still to be read, for its hidden state
+    ended: bool = False  # complete, but the last token may still have to be read for its hidden state
 
     @property
     def length(self) -> int:
         return len(self.request.prompt) + len(self.answer)
 
 
-TOGETHER = {"cuda": 16}  # prompts read in one forward, by device: launching its kernels takes as long as a single one's
+TOGETHER = {"cuda": 16}  # prompts per prefill, by device: launching the kernels takes as long as for a single prompt
 
 
 class Refill:
-    """Generates many texts with `target`, `places` at a time.
+    """Generate many texts, a fixed number at a time.
 
-    stop: ends a text; longest: tokens of the longest prompt that will come; hidden: the dtype to keep hidden states in,
-    or None; shared: what prompts begin with (a chat template's opening), read only once; together: how many places must
-    be free before new prompts are read, all at once (None: what suits the device).
+    Args:
+        target: the target.
+        stop: ends texts.
+        places: number of slots, the batch size.
+        longest: tokens of the longest prompt.
+        hidden: dtype in which hidden states are kept; None to keep none.
+        shared: shared prefix of the prompts (the opening of a chat template), which is read only once.
+        together: size of a prefill batch: prompts are read when so many slots are free. None for a default that suits
+            the device.
 
     Raises:
-        InputError: prompts that do not fit the context window, or places that do not fit memory.
+        InputError: prompts do not fit the context window, or slots do not fit memory.
     """
 
     def __init__(
@@ -80,12 +98,12 @@ class Refill:
         capacity = longest_text([[0] * longest], stop, target.context_window)
         self._cache = target.new_cache(places, capacity)
         self._together = min(together or TOGETHER.get(target.device.type, 1), places)
-        # where prompts are read before they take their places
+        # cache of the prefill batch; prompts are read here, then moved to their slots
         self._entrance = target.new_cache(self._together, max(longest, len(shared)))
         self._places: list[_Text | None] = [None] * places
         dim = target.model.config.get_text_config().hidden_size if hidden is not None else 0
         self._hidden = torch.empty(places, capacity, dim, dtype=hidden or target.dtype, device=target.device)
-        self._opened = bool(self._shared)  # whether the entrance holds the opening
+        self._opened = bool(self._shared)  # whether the prefill cache holds the shared prefix
         if self._shared:
             opening = target.prefill(self._entrance, [self._shared] * self._together).hidden[0]
             self._opening_hidden = opening[:, :dim].to(self._hidden.dtype)
@@ -97,10 +115,13 @@ class Refill:
         finished: Callable[[Finished], Request | None],
         step: Callable[[int], None] = lambda tokens: None,
     ) -> None:
-        """Answer all requests; they are taken from the iterable as places become free.
+        """Answer all requests.
 
-        finished: called with each text as it ends; may return a request that goes first (a conversation's next
-        turn). step: called after each forward with the number of texts in it.
+        Args:
+            requests: taken from this iterable when slots become free.
+            finished: called with each text when it ends; may return another request (the next turn of a conversation),
+                which goes before the remaining ones.
+            step: called after each forward with the number of texts in it.
         """
         waiting, source = deque[Request](), iter(requests)
 
@@ -119,7 +140,7 @@ class Refill:
             for place in live:
                 text = self._places[place]
                 assert text is not None
-                if text.length == self._cache.host_lengths[place]:  # all of it is read
+                if text.length == self._cache.host_lengths[place]:  # ended, and its last token was read
                     self._places[place] = None
                     hidden = self._hidden[place, : text.length].to("cpu", copy=True) if self._hidden.shape[-1] else None
                     if more := finished(Finished(text.request, text.answer, hidden)):
@@ -128,14 +149,14 @@ class Refill:
             step(len(live))
 
     def _admit(self, requests: Mapping[int, Request]) -> None:
-        """Read prompts, give each its place, and choose its first token."""
+        """Read the prompts of a prefill batch, move each to its slot, and choose its first token."""
         if not requests:
             return
         prompts, opening = [request.prompt for request in requests.values()], len(self._shared)
-        prompts += prompts[:1] * (self._together - len(prompts))  # rows of the entrance that nobody takes
+        prompts += prompts[:1] * (self._together - len(prompts))  # fill up the prefill batch; these rows are not used
         known = opening if all(len(p) > opening and p[:opening] == self._shared for p in prompts) else 0
         self._entrance.crop([known if self._opened else 0] * self._together)
-        if known and not self._opened:  # a prompt that begins otherwise came between
+        if known and not self._opened:  # the last batch did not begin with the shared prefix
             self._target.prefill(self._entrance, [self._shared] * self._together)
         self._opened = known > 0
         out = self._target.prefill(self._entrance, [prompt[known:] for prompt in prompts])
@@ -153,9 +174,9 @@ class Refill:
         self._choose(texts, out.logits[: len(texts), 0])
 
     def _step(self, live: Sequence[int]) -> None:
-        """One forward over all places; the next token of every text that goes on."""
+        """Run one forward over all slots, and choose the next token of every text that continues."""
         texts = [text for place in live if (text := self._places[place])]
-        tokens = torch.full((len(self._places), 1), -1)  # free places are padding
+        tokens = torch.full((len(self._places), 1), -1)  # free slots are padding
         tokens[list(live), 0] = torch.tensor([text.answer[-1] for text in texts])
         lengths = self._cache.lengths
         out = self._target.forward(self._cache, tokens.to(lengths.device), lengths[:, None], mask=None)
@@ -167,7 +188,7 @@ class Refill:
         self._choose([texts[i] for i in going], out.logits[[live[i] for i in going], 0])
 
     def _choose(self, texts: Sequence[_Text], logits: Float[Tensor, "texts vocab"]) -> None:
-        """Append a token to each text; those with the same sampling are drawn together, unless it looks at the text."""
+        """Append a token to each text. Texts with the same sampling are drawn together, unless it needs the history."""
         alike: dict[object, list[int]] = {}
         for i, text in enumerate(texts):
             alike.setdefault(i if text.sampling.needs_history else text.request.sampling, []).append(i)

@@ -1,7 +1,7 @@
-"""Self-distillation: the target answers prompts, and a folder keeps its tokens and hidden states.
+"""Self-distillation: the target answers prompts, and a folder stores its tokens and hidden states.
 
-A drafter learns to guess its target, so it learns from the target's own text; what people answered to the same prompts
-would teach it somebody else's (arXiv 2310.08461, 2401.10774).
+A drafter predicts its target, so it is trained on the target's own text; human answers to the same prompts have another
+distribution (arXiv 2310.08461, 2401.10774).
 """
 
 from __future__ import annotations
@@ -25,13 +25,22 @@ from specdec.training.text.refill import Finished, Refill, Request
 from specdec.training.text.shard import Shard, require_disk
 from specdec.training.text.texts import FEATURE_BYTES, HIDDEN, TOKEN_BYTES, Text, digest
 
-SPARE = 1.05  # room on the disk beyond what is predicted: file system, index lines
+SPARE = 1.05  # factor on the predicted size, for the file system and index lines
 TRIAL_TOKENS = 6
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run is going to make, at most: texts end when they end. rate: measured answer tokens per second."""
+    """Upper bounds of what a run will produce; texts may end earlier.
+
+    Args:
+        texts: number of texts.
+        prompt_tokens, answer_tokens: tokens in all prompts and answers.
+        bytes: size on disk.
+        free_bytes: free space on the disk.
+        seconds: predicted time.
+        rate: measured answer tokens per second.
+    """
 
     texts: int
     prompt_tokens: int
@@ -52,7 +61,17 @@ class Plan:
 
 @dataclass
 class _Conversation:
-    """A prompt on its way through its turns. ids, answers: of the turns so far; hidden: of all of `ids`."""
+    """The state of one conversation.
+
+    Args:
+        prompt: the user's turns.
+        key: hash of the prompt's text.
+        sample: index among several answers to the same prompt.
+        texts: answers so far.
+        ids: token ids of the conversation so far.
+        answers: [begin, end) of each answer in `ids`.
+        hidden: the target's last hidden state at every token of `ids`.
+    """
 
     prompt: Prompt
     key: str
@@ -65,16 +84,27 @@ class _Conversation:
 
 @dataclass(frozen=True)
 class SelfDistillation:
-    """Answers to `prompts`, `samples` of each.
+    """Let the target answer prompts.
 
-    temperatures: dealt to the prompts by their hash (a value that stands twice is dealt twice as often). Drafters serve
-    greedy and sampled decoding: greedy text alone teaches nothing about the places sampling leads to, sampled text
-    alone blurs what greedy decoding says next. longest_prompt: longer ones are left out, and a conversation that grows
-    longer ends. answer_tokens: begin no new text once so many are made. hidden: store hidden states too. done: (key,
-    sample) of texts that exist already. left_out: counts what is not answered, by the reason.
+    Args:
+        target: the target.
+        prompts: the prompts.
+        stop: ends answers.
+        temperatures: each prompt gets one, chosen by its hash; a value listed twice is used twice as often. Drafters
+            are used in greedy and sampled decoding: greedy text alone does not cover the contexts that sampling leads
+            to, and sampled text alone blurs the greedy continuation.
+        samples: answers per prompt.
+        longest_prompt: largest number of tokens in a prompt. Longer prompts are left out; a conversation that becomes
+            longer ends.
+        places: number of texts generated at a time.
+        seed: seed of sampled answers.
+        answer_tokens: begin no new text after this number of answer tokens; None for no limit.
+        hidden: whether to store hidden states.
+        done: (key, sample) of texts that exist already.
+        left_out: takes the number of prompts and turns that are not answered, by reason.
 
     Raises:
-        InputError: a number out of range; no prompt that is short enough.
+        InputError: a number is out of range, or no prompt is short enough.
     """
 
     target: TargetModel
@@ -98,16 +128,20 @@ class SelfDistillation:
             raise InputError("temperatures", expected="at least one", got="none", fix="use [0.0] for greedy text")
 
     def plan(self, shard: Shard, processes: int = 1) -> Plan:
-        """What is left to do, measured and held against the disk, which so many processes fill at once.
+        """Return a plan of the remaining work, with its speed measured on the first prompts.
+
+        Args:
+            shard: the shard to write; texts that are in `done` are not counted.
+            processes: number of processes that write to the same disk, each about as much.
 
         Raises:
-            InputError: it does not fit.
+            InputError: the disk is too small.
         """
         left = list(self._conversations())
         prompts = [self._encode(conversation.prompt, len(conversation.prompt.turns)) for conversation in left]
         answers = self.stop.max_new_tokens * sum(len(conversation.prompt.turns) for conversation in left)
         if self.answer_tokens is not None:
-            # texts that are under way when the limit is reached are finished
+            # texts that are in progress when the limit is reached are still finished
             answers = min(answers, self.answer_tokens + self.places * self.stop.max_new_tokens)
         prompt_tokens = sum(map(len, prompts))
         row = TOKEN_BYTES + (FEATURE_BYTES * shard.origin.dim if self.hidden else 0)
@@ -120,7 +154,7 @@ class SelfDistillation:
         return Plan(len(left), prompt_tokens, answers, size, free, prompt_tokens / read + answers / write, write)
 
     def run(self, shard: Shard, on_text: Callable[[Text], None] = lambda text: None) -> None:
-        """Answer what the shard does not hold yet; each text is committed as it ends."""
+        """Answer the remaining prompts; each text is committed to the shard when it ends."""
         left, made = list(self._conversations()), 0
         if not left:
             return
@@ -152,10 +186,12 @@ class SelfDistillation:
         self._refill(self.stop, hidden, len(left)).run(requests(), finished)
 
     def _conversations(self) -> Iterator[_Conversation]:
-        """What is to be answered, in the order of the hashes: sources are mixed, and a run cut short is a fair sample.
+        """Return the conversations to run, in the order of their prompts' hashes.
+
+        This order mixes the sources, so that an interrupted run is a random sample.
 
         Raises:
-            InputError: nothing is short enough.
+            InputError: no prompt is short enough.
         """
         by_key = {prompt_key(prompt): prompt for prompt in self.prompts}
         short = [key for key in sorted(by_key) if len(self._encode(by_key[key], 1)) <= self.longest_prompt]
@@ -176,11 +212,11 @@ class SelfDistillation:
         )
 
     def _next_turn(self, conversation: _Conversation, done: Finished) -> Request | None:
-        """Take up an answer; the request for the conversation's next one, if there is to be one."""
+        """Add an answer to its conversation; return the request for the next turn, or None if the conversation ends."""
         ids = [*done.request.prompt, *done.answer]
         if ids[: len(conversation.ids)] != conversation.ids:  # the template or the tokenizer rewrote an earlier answer:
             self.left_out["answers that the chat template rewrote"] += len(conversation.answers)
-            conversation.answers = []  # what stands there now is not what the target wrote
+            conversation.answers = []  # the tokens there are no longer those that the target wrote
         conversation.ids, conversation.hidden = ids, done.hidden
         conversation.answers.append([len(done.request.prompt), len(ids)])
         conversation.texts.append(PromptEncoder.of(self.target).decode(done.answer))
@@ -216,7 +252,7 @@ class SelfDistillation:
         return Refill(self.target, stop, min(self.places, texts), self.longest_prompt, hidden, opening)
 
     def _measure(self, prompts: Sequence[list[int]]) -> tuple[float, float]:
-        """Prompt tokens read and answer tokens made per second, on the first prompts."""
+        """Return prompt tokens read and answer tokens generated per second, measured on these prompts."""
         cut = [prompt[-self.longest_prompt :] for prompt in prompts]
         refill = self._refill(replace(self.stop, max_new_tokens=TRIAL_TOKENS, eos=frozenset(), stop=()), None, len(cut))
         marks = [time.perf_counter()]
@@ -228,6 +264,6 @@ class SelfDistillation:
 
 
 def prompt_key(prompt: Prompt) -> str:
-    """The hash of a prompt's words: the same prompt in two sources is one prompt."""
+    """Return the hash of a prompt's text, so that the same prompt from two sources is answered once."""
     system = [] if prompt.system is None else [f"\x1d{prompt.system}"]
     return digest("\x1e".join([*system, *prompt.turns]))

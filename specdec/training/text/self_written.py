@@ -1,5 +1,7 @@
-"""Prompts from nothing at all: an aligned model continues its chat template's opening with a user's turn (Magpie, arXiv
-2406.08464)."""
+"""Let the target write prompts: an aligned model continues the opening of its chat template with a user's turn.
+
+Magpie, arXiv 2406.08464.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +20,12 @@ from specdec.training.text.refill import Finished, Refill, Request
 from specdec.training.text.self_distill import prompt_key
 
 SHORTEST = 12  # characters: shorter turns are greetings and fragments
-PATIENCE = 1000  # turns in a row that are of no use: then the target does not write any
+PATIENCE = 1000  # give up after this number of unusable turns in a row
 _MARK = "\u2402user\u2403"
 
 
 def turn_frame(encoder: PromptEncoder) -> tuple[str, str]:
-    """What the chat template writes before a user's first words, and after them up to the answer.
+    """Return the text that the chat template writes before the user's first turn, and between it and the answer.
 
     Raises:
         InputError: there is no chat template.
@@ -54,15 +56,26 @@ def write_prompts(
     on_prompt: Callable[[Prompt], Any] = lambda prompt: None,
     left_out: Counter[str] | None = None,
 ) -> list[Prompt]:
-    """Let the target write user turns until `file` (JSONL, the prompts' format) holds `count`; returns all of them.
+    """Let the target write user turns until `file` holds `count` of them; return all of them.
 
-    openings: first words, dealt in turn ("" leaves them to the model): they steer what is asked for. What does not end
-    within `longest` tokens, says next to nothing or was written before is left out. Each prompt is appended as it ends,
-    so that an interrupted run goes on where it stopped. part of parts: as in `SelfDistillation`. left_out: takes up
-    the number of turns that were left out, by the reason.
+    Turns that do not end, are too short or were written before are left out. Each prompt is appended to the file as
+    soon as it ends, so that an interrupted run continues where it stopped.
+
+    Args:
+        target: the target.
+        file: prompts in JSONL.
+        count: number of prompts that the file holds in the end.
+        openings: first words of the turns, used in rotation; they influence what is asked. "" lets the model choose.
+        sampling: how tokens are chosen.
+        longest: largest number of tokens in a turn; longer ones are left out.
+        places: number of turns generated at a time.
+        seed: seed of the sampling.
+        part, parts: turns are numbered over all processes; process `part` of `parts` writes every `parts`-th.
+        on_prompt: called with each new prompt.
+        left_out: takes the number of turns that were left out, by reason.
 
     Raises:
-        InputError: a target without a chat template, or one that writes no turns.
+        InputError: the target has no chat template, or writes no usable turns.
     """
     encoder = PromptEncoder.of(target)
     tokenizer, (before, _) = encoder.tokenizer, turn_frame(encoder)
@@ -116,7 +129,7 @@ def _gives_up(dropped: Counter[str]) -> InputError:
 
 
 def _unusable(prompt: Prompt, ended: bool, longest: int, known: Collection[str]) -> str | None:
-    """Why a turn is left out, or None."""
+    """Return the reason to leave out a turn, or None to keep it."""
     if not ended:
         return f"turns that did not end within self_written.longest={longest} tokens"
     if len(prompt.turns[0]) < SHORTEST:
@@ -125,7 +138,7 @@ def _unusable(prompt: Prompt, ended: bool, longest: int, known: Collection[str])
 
 
 def _read(file: Path) -> tuple[list[Prompt], list[int]]:
-    """The prompts of an earlier run and their numbers; a torn last line is cut off."""
+    """Return the prompts of an earlier run and their numbers; an incomplete last line is removed from the file."""
     if not file.exists():
         return [], []
     whole = file.read_bytes().rpartition(b"\n")[0]

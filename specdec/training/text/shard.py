@@ -1,4 +1,4 @@
-"""The one writer of a shard of text: data first, then its line, which is the commit."""
+"""Write a shard of text: for each sequence the data first, then its line, which commits it."""
 
 from __future__ import annotations
 
@@ -24,11 +24,16 @@ from specdec.training.text.texts import FEATURE_BYTES, TOKEN_BYTES, Origin, Text
 
 
 class Shard:
-    """The one writer of a shard, a context manager. Opening it mends what a killed writer left.
+    """The only writer of a shard; a context manager. Opening it repairs files that a killed writer left.
+
+    Args:
+        folder: the text folder, made if it does not exist.
+        number: number of the shard.
+        origin: target, weights and chat template of the text.
 
     Raises:
-        InputError: another process is writing it; a folder of another target or chat template, or one that lost the
-            index which says whose text it holds.
+        InputError: another process is writing the shard, or the folder is of another target or chat template, or has
+            shards but no index.
     """
 
     def __init__(self, folder: Path, number: int, origin: Origin) -> None:
@@ -55,20 +60,25 @@ class Shard:
 
     @property
     def _row_bytes(self) -> int:
-        """Of one token's feature."""
+        """Bytes of one feature of one token."""
         return FEATURE_BYTES * self.origin.dim
 
     @property
     def end(self) -> int:
-        """Tokens committed: where the next sequence starts."""
+        """Number of committed tokens, which is the start of the next sequence."""
         return self.texts[-1].start + self.texts[-1].tokens if self.texts else 0
 
     def append(self, text: Text, ids: Sequence[int], features: Mapping[str, Float[Tensor, "seq dim"]]) -> None:
-        """Commit a sequence. `text.start` and `text.shard` are the shard's to say.
+        """Write and commit a sequence.
+
+        Args:
+            text: its line; `start` must be `self.end` and `shard` this shard's number.
+            ids: token ids.
+            features: features by name.
 
         Raises:
-            InputError: a feature too large for 16 bit.
-            OSError: names the file; the sequence is not committed.
+            InputError: a feature is too large for 16 bits.
+            OSError: writing failed; the error names the file, and the sequence is not committed.
         """
         assert text.start == self.end
         assert text.shard == self.number
@@ -84,7 +94,7 @@ class Shard:
         self.texts.append(text)
 
     def append_feature(self, text: Text, name: str, values: Float[Tensor, "seq dim"]) -> None:
-        """Write a sequence's features: of the one after those that have them."""
+        """Append the features of `text`, the first sequence that does not have them yet."""
         half = values.to(self.origin.feature_dtype).cpu().contiguous()
         if not bool(half.isfinite().all()):
             raise InputError(
@@ -97,12 +107,12 @@ class Shard:
         self._write(file_suffix(name), text, half.view(torch.uint16).numpy().tobytes())
 
     def stored(self, name: str) -> int:
-        """How many of the shard's sequences have this feature."""
+        """Return the number of the shard's sequences that have this feature."""
         rows = self._size(file_suffix(name)) // self._row_bytes
         return sum(text.start + text.tokens <= rows for text in self.texts)
 
     def cut_feature(self, name: str) -> int:
-        """Cut a feature's file to whole sequences; returns how many it holds."""
+        """Cut a feature's file to whole sequences; return how many it holds."""
         count = self.stored(name)
         rows = self.texts[count - 1].start + self.texts[count - 1].tokens if count else 0
         self._cut(file_suffix(name), rows * self._row_bytes)
@@ -116,8 +126,7 @@ class Shard:
             pass
 
     def _mend(self) -> list[Text]:
-        """Cut off what was never committed, and leave out what is damaged; returns the sequences whose ids are all
-        there."""
+        """Cut off data that was not committed and leave out damaged sequences; return the remaining ones."""
         index = self._path("jsonl")
         lines = read_lines(index, self.number) if index.exists() else []
         for file in self.folder.glob(f"shard-{self.number}.*{SUMS}"):
@@ -139,7 +148,7 @@ class Shard:
         return [text for text, _ in sound]
 
     def _undamaged(self, lines: list[tuple[Text, bytes]]) -> list[tuple[Text, bytes]]:
-        """The sequences whose ids are those that were written."""
+        """Return the sequences whose ids match their checksums."""
         file, sums = self._path("tokens"), read_sums(self._path(f"tokens{SUMS}"))
         if not lines or not sums:
             return lines
@@ -158,13 +167,13 @@ class Shard:
                 file.truncate(size)
 
     def _fill(self, suffix: str, size: int) -> None:
-        """Fill up a file to the next sequence, if one before it was left out."""
+        """Extend a file to `size` bytes, the start of the next sequence, if a sequence before it was left out."""
         self._opened(suffix)
         if self._size(suffix) < size:
             os.truncate(self._path(suffix), size)
 
     def _write(self, suffix: str, text: Text, data: bytes) -> None:
-        """Append a sequence's rows to a data file, its checksum first."""
+        """Append a sequence's rows to a data file, after appending its checksum."""
         self._opened(f"{suffix}{SUMS}").write(record(text.start, data))
         self._opened(suffix).write(data)
 
@@ -175,10 +184,16 @@ class Shard:
 
 
 def require_disk(folder: Path, needed: int, what: str, fix: str) -> int:
-    """Bytes free where a folder is (or will be).
+    """Return the free bytes on the disk of a folder, which need not exist yet.
+
+    Args:
+        folder: the folder.
+        needed: bytes that will be written.
+        what: what will be written, used in the error message.
+        fix: what to do, used in the error message.
 
     Raises:
-        InputError: fewer than needed.
+        InputError: fewer bytes are free than needed.
     """
     place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     free = shutil.disk_usage(place).free

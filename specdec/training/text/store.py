@@ -1,13 +1,14 @@
-"""A folder of the target's own text: token ids, which of them are answers, and hidden states, in memory-mapped files.
+"""Read a folder of the target's own text: token ids, answers, and hidden states, in memory-mapped files.
 
-    index.json        whose text it is and what the files hold
-    shard-0.jsonl     one line per finished sequence: where it stands in the shard's data files
+    index.json        target, weights and chat template of the text, format of the files, and how they were made
+    shard-0.jsonl     one line per finished sequence: its position in the shard's data files
     shard-0.tokens    int32 ids, one sequence after the other
     shard-0.hidden    one 16-bit row per token; any other feature likewise ("layer:8" in shard-0.layer-8)
     shard-0.*.sums    a checksum for each sequence in a data file (`checksums.py`)
 
-One process writes one shard (`shard.py`), readers see all. A sequence is written data first, then its line: the line is
-the commit. What a killed writer left behind the last whole line is cut off when the shard is opened for writing again.
+A shard has one writer (`shard.py`); readers read all shards. Of each sequence the data is written first and then its
+line, which commits it. Data after the last committed sequence, left by a writer that was killed, is cut off when the
+shard is opened for writing again.
 """
 
 from __future__ import annotations
@@ -27,11 +28,11 @@ from specdec.training.text.texts import FEATURE_BYTES, TOKEN_BYTES, Text, file_s
 
 
 class TextStore:
-    """What a folder holds, for reading.
+    """Read a text folder.
 
     Raises:
-        InputError: no such folder, one of another format, a line that cannot be read, a torn data file. Reading a
-            sequence raises it if its bytes are not those that were written.
+        InputError: no such folder, another format, a line that cannot be read, or an incomplete data file. Reading a
+            sequence raises it if its checksum differs.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -52,32 +53,34 @@ class TextStore:
 
     @cached_property
     def training(self) -> list[Text]:
-        """The texts to learn from, in the order of the folder."""
+        """Texts of the training split, in the order of the folder."""
         return [text for text in self.texts if text.key not in self._held_out]
 
     @cached_property
     def validation(self) -> list[Text]:
-        """The others, in the order of their prompts' hashes."""
+        """Texts of the validation split, in the order of their prompts' hashes."""
         held_out = (text for text in self.texts if text.key in self._held_out)
         return sorted(held_out, key=lambda text: (text.key, text.sample))
 
     @cached_property
     def _held_out(self) -> set[str]:
-        """Prompts by whose answers a drafter is judged: those whose hash says so; if it says so of none or of all, the
-        one with the lowest hash."""
+        """Keys of the validation prompts, chosen by their hash (`is_validation`).
+
+        If the hashes choose none or all prompts, the prompt with the lowest hash is used.
+        """
         keys = {text.key for text in self.texts}
         chosen = {key for key in keys if is_validation(key)}
         return chosen if keys and 0 < len(chosen) < len(keys) else set(sorted(keys)[:1])
 
     def tokens(self, text: Text) -> Int[np.ndarray, " seq"]:
-        """A sequence's ids."""
+        """Return the token ids of a sequence."""
         fix = (
             "run experiments.self_distill on the folder again: it leaves the sequence out, and answers its prompt again"
         )
         return self._read(text, "tokens", np.dtype("<i4"), (), fix)
 
     def feature(self, text: Text, name: str) -> Float[Tensor, "seq dim"]:
-        """A sequence's features, in 16 bit, read from disk and not kept in memory.
+        """Return a sequence's features in 16 bits, read from disk and not cached.
 
         Raises:
             InputError: they are not in the folder.
@@ -88,7 +91,11 @@ class TextStore:
         return torch.from_numpy(rows).view(self.origin.feature_dtype)
 
     def require(self, text: Text, name: str) -> None:
-        """Raises InputError when a sequence's features are not in the folder."""
+        """Refuse a sequence whose features are not in the folder.
+
+        Raises:
+            InputError: they are not.
+        """
         if not self.has(text, name):
             raise InputError(
                 str(self.folder),
@@ -98,12 +105,12 @@ class TextStore:
             )
 
     def has(self, text: Text, name: str) -> bool:
-        """Whether a sequence's features are stored."""
+        """Return whether a sequence's features are stored."""
         file = self._file(text, file_suffix(name))
         return file.exists() and file.stat().st_size >= FEATURE_BYTES * self.origin.dim * (text.start + text.tokens)
 
     def frequencies(self) -> Int[Tensor, " vocab"]:
-        """How often each token stands in the answers of the training split."""
+        """Return the number of times each token occurs in the answers of the training split."""
         counts = np.zeros(self.origin.vocab_size, dtype=np.int64)
         for text in self.training:
             ids = self.tokens(text)
@@ -115,7 +122,18 @@ class TextStore:
         return self.folder / f"shard-{text.shard}.{suffix}"
 
     def _read(self, text: Text, suffix: str, dtype: np.dtype, row: tuple[int, ...], fix: str) -> np.ndarray:
-        """A copy of the mapped slice: pages that stay mapped would count as this process's memory."""
+        """Return a sequence's rows as a copy: pages that stay mapped would count as memory of this process.
+
+        Args:
+            text: the sequence.
+            suffix: of the data file.
+            dtype: type of an element.
+            row: shape of a row, () for a number.
+            fix: what to do, used in the error message.
+
+        Raises:
+            InputError: the checksum differs.
+        """
         file, offset = self._file(text, suffix), text.start * dtype.itemsize * int(np.prod(row, dtype=int))
         if file not in self._sums:
             self._sums[file] = read_sums(file.with_name(file.name + SUMS))

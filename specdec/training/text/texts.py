@@ -1,4 +1,4 @@
-"""A sequence of the target's own text, and whose text it is."""
+"""Descriptions of a sequence of text (`Text`) and of the model that wrote it (`Origin`)."""
 
 from __future__ import annotations
 
@@ -12,14 +12,23 @@ from specdec.errors import InputError
 from specdec.model.target import TargetModel
 from specdec.prompts.sets import PromptEncoder
 
-VALIDATION_SHARE = 1 / 25  # of the prompts, by their hash: the same prompts in every folder
+VALIDATION_SHARE = 1 / 25  # share of the prompts, chosen by hash, so that it is the same prompts in every folder
 TOKEN_BYTES, FEATURE_BYTES = 4, 2
 HIDDEN = "hidden"
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Whose text a folder holds. weights, chat_template: fingerprints; dtype: of the features."""
+    """The model that wrote the text of a folder.
+
+    Args:
+        target: name of the target.
+        weights: fingerprint of its weights.
+        chat_template: hash of its chat template.
+        vocab_size: size of its vocabulary.
+        dim: dimension of the features.
+        dtype: dtype of the stored features, "bfloat16" or "float16".
+    """
 
     target: str
     weights: str
@@ -40,10 +49,14 @@ class Origin:
         return torch.bfloat16 if self.dtype == "bfloat16" else torch.float16
 
     def require_same(self, other: Origin, where: Path) -> None:
-        """Refuse a folder made with another target or chat template.
+        """Refuse text made with another target or chat template than `other`.
+
+        Args:
+            other: the expected origin.
+            where: the folder or file, used in the error message.
 
         Raises:
-            InputError: says which of the two differs.
+            InputError: the target or the chat template differs; the message says which.
         """
         for field, what in (("weights", "target"), ("chat_template", "chat template")):
             ours, theirs = getattr(self, field), getattr(other, field)
@@ -58,8 +71,18 @@ class Origin:
 
 @dataclass(frozen=True)
 class Text:
-    """One sequence: a conversation, or its beginning. key: hash of the prompt's turns; sample: tells several answers to
-    one prompt apart; start, tokens: its place in the shard's files; answers: [begin, end) of each answer in it."""
+    """One sequence: a conversation, or its beginning.
+
+    Args:
+        key: hash of the prompt's turns.
+        sample: index among several answers to the same prompt.
+        id, category: as in `Prompt`.
+        temperature: temperature of the answers.
+        start: index of its first token in the shard's data files.
+        tokens: number of tokens.
+        answers: [begin, end) of each answer, relative to `start`.
+        shard: number of the shard.
+    """
 
     key: str
     sample: int
@@ -72,10 +95,13 @@ class Text:
     shard: int = 0
 
     def require_sound(self, ids: int | None = None) -> None:
-        """Check what a file says of a sequence; `ids`: how many there are.
+        """Check values that were read from a file.
+
+        Args:
+            ids: number of token ids in the file; None to skip this check.
 
         Raises:
-            ValueError: spans outside the sequence, a sequence outside the ids, values of other types.
+            ValueError: a span is outside the sequence, the sequence is outside the ids, or a value has another type.
         """
         numbers = [self.sample, self.start, self.tokens, *(edge for span in self.answers for edge in span)]
         if not all(type(number) is int for number in numbers) or not isinstance(self.temperature, float | int):
@@ -94,12 +120,12 @@ class Text:
         return self.answer_tokens_within(self.tokens)
 
     def answer_tokens_within(self, longest: int) -> int:
-        """Those among its first `longest` tokens."""
+        """Return the number of answer tokens among the first `longest` tokens."""
         return sum(min(end, longest) - min(begin, longest) for begin, end in self.answers)
 
 
 def file_suffix(feature: str) -> str:
-    """`layer:8` -> `layer-8`: a colon is no character for file names everywhere."""
+    """Return the file suffix of a feature: "layer:8" becomes "layer-8", because some systems allow no colons."""
     return feature.replace(":", "-")
 
 
@@ -112,8 +138,10 @@ def digest(text: str) -> str:
 
 
 def fingerprint(target: TargetModel) -> str:
-    """Of a model's weights: names, shapes and a few values of each, rounded to bfloat16, so that a model is the same in
-    whatever precision it was loaded."""
+    """Return a hash of a model's weights: names, shapes and a few values of each.
+
+    Values are rounded to bfloat16, so that the hash does not depend on the precision in which the model was loaded.
+    """
     state = hashlib.sha256()
     for name, weight in target.model.named_parameters():
         flat = weight.detach().flatten()
