@@ -1,8 +1,8 @@
-"""Files and folders that are whole or absent, belong to one run, and are checked when they are read.
+"""Atomic writes, locked run folders, and safe reading of files from elsewhere.
 
 durable.py   write a file or folder atomically and durably
-home.py      where converted models and compiled kernels are kept
-claims.py    a folder belongs to one run while it lives
-checked.py   JSON, YAML and NPZ that others wrote: type, shape, range, size
-weights.py   safetensors that others wrote
+home.py      cache for converted models and compiled kernels
+claims.py    lock a folder for the run that writes it
+checked.py   read untrusted JSON, YAML and xz within limits
+weights.py   read untrusted weights within limits
 """

@@ -1,5 +1,7 @@
-"""Files that somebody else may have written, read within bounds: what is wrong is an OSError or a ValueError, never a
-full memory, an endless loop or an error of a library's own kind.
+"""Read untrusted files within limits.
+
+A bad file raises OSError or ValueError. It never fills the memory, never causes an endless loop, and never raises a
+library's own exception.
 """
 
 from __future__ import annotations
@@ -14,16 +16,16 @@ from typing import Any, BinaryIO
 
 import yaml
 
-MOST_BYTES = 256 * 2**20  # of a JSON or YAML file, or of a header
-MOST_MEMORY = 2**30  # of a decompressor
+MOST_BYTES = 256 * 2**20  # largest JSON or YAML file, or header
+MOST_MEMORY = 2**30  # most bytes of memory for a decompressor
 
 
 def read_bounded(file: Path, most: int = MOST_BYTES) -> bytes:
-    """A regular file's bytes.
+    """Return the bytes of a regular file.
 
     Raises:
-        OSError: it cannot be read, or is no regular file.
-        ValueError: it is larger than `most`.
+        OSError: it cannot be read, or is not a regular file.
+        ValueError: it has more than `most` bytes.
     """
     require_regular(file)
     with file.open("rb") as data:
@@ -34,17 +36,23 @@ def read_bounded(file: Path, most: int = MOST_BYTES) -> bytes:
 
 
 def require_regular(file: Path) -> None:
-    """Raises OSError: nothing there, or a folder, pipe or device."""
+    """Refuse everything but a regular file.
+
+    Raises:
+        OSError: there is no such file, or it is a folder, pipe or device.
+    """
     if not stat.S_ISREG(file.stat().st_mode):
         raise OSError(errno.EINVAL, "no regular file", str(file))
 
 
 def open_below(folder: Path, name: str) -> BinaryIO:
-    """Open a regular file by its path below a folder. No link below the folder is followed, even if it takes the place
-    of a file or folder while this runs.
+    """Open a regular file for reading by its path below a folder.
+
+    No link below the folder is followed, even if it replaces a file or folder while this runs.
 
     Raises:
-        OSError: nothing there, a link (ELOOP, or ENOTDIR for a folder), or no regular file.
+        OSError: there is no such file, a link is in the path (ELOOP, or ENOTDIR for a folder), or it is not a regular
+            file.
     """
     *inside, last = Path(name).parts
     held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -63,7 +71,11 @@ def open_below(folder: Path, name: str) -> BinaryIO:
 
 
 def parse_json(data: bytes | str) -> Any:
-    """Raises ValueError for what is no JSON, or nested too deeply to be ours."""
+    """Return the value of a JSON text.
+
+    Raises:
+        ValueError: not JSON, or nested too deeply.
+    """
     try:
         return json.loads(data)
     except RecursionError as error:
@@ -71,22 +83,30 @@ def parse_json(data: bytes | str) -> Any:
 
 
 def read_json(file: Path) -> Any:
-    """Raises OSError or ValueError."""
+    """Return the value of a JSON file.
+
+    Raises:
+        OSError, ValueError: as in `read_bounded` and `parse_json`.
+    """
     return parse_json(read_bounded(file))
 
 
 def read_yaml(file: Path) -> Any:
-    """Plain YAML without aliases: a few lines of them can stand for more than any memory holds.
+    """Return the value of a YAML file without aliases, because a few lines of aliases can expand beyond any memory.
 
     Raises:
         OSError: it cannot be read.
-        ValueError: no YAML, or one with aliases or tags.
+        ValueError: not YAML, too large, or with aliases or tags.
     """
     return parse_yaml(read_bounded(file))
 
 
 def parse_yaml(data: bytes) -> Any:
-    """Raises ValueError, as `read_yaml`."""
+    """Return the value of a YAML text.
+
+    Raises:
+        ValueError: as in `read_yaml`.
+    """
     try:
         return yaml.load(data.decode("utf-8"), Loader=_PlainLoader)
     except yaml.YAMLError as error:
@@ -96,10 +116,10 @@ def parse_yaml(data: bytes) -> Any:
 
 
 def decompress(data: bytes, most: int) -> bytes:
-    """The first `most` bytes of an xz stream, at most.
+    """Return the first `most` bytes of an xz stream, or all if it has fewer.
 
     Raises:
-        ValueError: no xz stream, or one that wants more memory than there should be need for.
+        ValueError: not an xz stream, an incomplete one, or one that needs more memory than `MOST_MEMORY`.
     """
     try:
         stream = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=MOST_MEMORY)
@@ -112,7 +132,7 @@ def decompress(data: bytes, most: int) -> bytes:
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """Safe YAML; an alias is an error."""
+    """Loader of safe YAML that refuses aliases."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.events.AliasEvent):

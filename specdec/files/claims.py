@@ -1,8 +1,8 @@
-"""A run's folder belongs to that run alone, from before its first file until its process ends.
+"""Lock a run's folder for that run, from before its first file until its process ends.
 
-.lock         held by the run while it lives (`filelock`): a run lives if and only if its lock is held
-.claim.json   which process claimed the folder, and whether it made the folder
-previous-1/   everything of the run that was here before, set aside together
+.lock         held by the process of the run (`filelock`); the run is running if and only if the lock is held
+.claim.json   host and pid of the process that locked the folder, and whether a run made the folder
+previous-1/   all files of the earlier run in the folder, moved aside together
 """
 
 from __future__ import annotations
@@ -24,20 +24,23 @@ from specdec.errors import InputError
 from specdec.files.durable import remove_unfinished, sync, write_json
 
 LOCK, CLAIM, PREVIOUS = ".lock", ".claim.json", "previous-"
-HYDRA = (".hydra", "*.log")  # what Hydra writes before a job begins
-RUN = (  # what runs leave in a folder that was there before them; of a folder that a run made, everything is the run's
+HYDRA = (".hydra", "*.log")  # files that Hydra writes before a job begins
+RUN = (  # files of a run in a folder that the user made; in a folder that a run made, all files are the run's
     *HYDRA, "steps.jsonl", "generations.jsonl", "train.jsonl", "summary.json", "provenance.json", "trace.npz", "wandb",
     "tracked", "report.html", "profile.json", "roofline.json", "plan.json", "published.json", "multirun.yaml",
     "sweep.html",
 )  # fmt: skip
-_WAIT = 1.0  # seconds: whoever asks whether a run lives holds its lock for a moment
+_WAIT = 1.0  # seconds to wait for the lock, because `lives` holds it for a moment
 
 
 def claim_new(folder: Path) -> tuple[Path, FileLock]:
-    """Claim a folder that nobody has: `folder`, or the first of `folder-2`, `folder-3` ... that does not exist.
+    """Make and lock a new folder: `folder`, or the first of `folder-2`, `folder-3`, ... that does not exist.
+
+    Returns:
+        The folder and its lock.
 
     Raises:
-        InputError: a folder that cannot be made.
+        InputError: the folder cannot be made.
     """
     for number in count(2):
         with _writable(folder):
@@ -52,18 +55,18 @@ def claim_new(folder: Path) -> tuple[Path, FileLock]:
 
 
 def claim(folder: Path, *, resume: bool = False, keep: Sequence[str] = ()) -> FileLock:
-    """Claim a named folder. An earlier run in it is set aside in `previous-N`, whole.
+    """Lock a folder for a run. An earlier run in it is moved to `previous-N`.
 
     Args:
-        folder: made if it does not exist. Files that are no run's stay where they are.
-        resume: leave everything in place; the run goes on with what is there.
-        keep: patterns of names that are this run's already.
+        folder: made if it does not exist. Files that belong to no run stay in place.
+        resume: leave the earlier run's files in place; the new run continues them.
+        keep: patterns of file names that belong to the new run already.
 
     Returns:
-        The lock, which this process holds until it ends or releases it; claiming twice is allowed.
+        The lock, held until this process ends or releases it. The same process may lock a folder twice.
 
     Raises:
-        InputError: a run in it lives; a folder that cannot be written.
+        InputError: another process is running in the folder, or the folder cannot be written.
     """
     with _writable(folder):
         made = not folder.exists()
@@ -75,7 +78,7 @@ def claim(folder: Path, *, resume: bool = False, keep: Sequence[str] = ()) -> Fi
 
 
 def lives(folder: Path) -> bool:
-    """Whether a run holds this folder now."""
+    """Return whether a running process holds the lock of this folder."""
     try:
         file = os.open(folder / LOCK, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
@@ -83,7 +86,7 @@ def lives(folder: Path) -> bool:
     try:
         fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError:
-        return True  # also on file systems without locks: there the file exists only while a run lives
+        return True  # also on file systems without locks, where the file exists only while the process runs
     finally:
         os.close(file)
     return False
@@ -108,7 +111,7 @@ def _locked(folder: Path, made: bool) -> FileLock:
 
 
 def _set_aside(folder: Path, keep: Sequence[str]) -> None:
-    """Move an earlier run away. If this is cut short, the next claim goes on with it: a run is never split."""
+    """Move an earlier run to `previous-N`. If this is interrupted, the next call completes it."""
     moving = next(iter(folder.glob(f".{PREVIOUS}*")), None)
     whole = _read(folder / CLAIM).get("made", False)
     earlier = [path for path in sorted(folder.iterdir()) if not _stays(path, keep) and (whole or _named(path, RUN))]

@@ -1,10 +1,10 @@
-"""Files and folders that are whole or absent, also after a kill or a power failure.
+"""Write files and folders atomically and durably: they are complete or absent, also after a kill or a power failure.
 
-    replacing(path)   write beside `path`, then take its place in one step
-    Lines             append whole lines; a write that fails leaves none of its bytes
-    seal, is_whole    sizes and hashes of a folder's files, and whether it still has them
+    replacing(path)   write next to `path`, then replace it in one step
+    Lines             append whole lines; a failed write leaves none of its bytes
+    seal, is_whole    record sizes and hashes of a folder's files, and compare them later
 
-A rename is atomic but not durable: what is written is flushed to the disk (fsync) before the rename, and the folder
+A rename is atomic but not durable. Therefore files are flushed to the disk (fsync) before the rename, and their folder
 after it. A process that is killed while it writes leaves at most a file `.NAME.xxxxxxxx.unfinished`.
 """
 
@@ -26,39 +26,39 @@ from uuid import uuid4
 
 UNFINISHED = ".unfinished"
 SEAL = ".seal.json"
-SYNC_SECONDS = 1.0  # lines older than this are on the disk
+SYNC_SECONDS = 1.0  # longest time between two flushes while lines are appended
 _EXCHANGE, _HERE = 2, -100  # RENAME_EXCHANGE and AT_FDCWD of Linux
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    """Write a JSON object, whole or not at all."""
+    """Write a JSON object atomically."""
     write_text(path, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write text in UTF-8, whole or not at all. Half a surrogate pair becomes its escape, as JSON writes it."""
+    """Write text in UTF-8 atomically. Half a surrogate pair becomes its escape, as in JSON."""
     write_bytes(path, encoded(text))
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write bytes, whole or not at all."""
+    """Write bytes atomically."""
     with replacing(path) as unfinished:
         unfinished.write_bytes(data)
 
 
 def encoded(text: str) -> bytes:
-    """UTF-8; half a surrogate pair, which UTF-8 does not have, becomes `\\udXXX`."""
+    """Return text in UTF-8. Half a surrogate pair, which UTF-8 cannot encode, becomes `\\udXXX`."""
     return text.encode("utf-8", "backslashreplace")
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield an unused path beside `path`; the file or folder written there takes the place of `path`, durably.
+    """Yield an unused path next to `path`; the file or folder written there then replaces `path`, durably.
 
-    If the body fails, nothing stays of it and `path` is as before.
+    If the body raises, what it wrote is removed and `path` is unchanged.
 
     Raises:
-        OSError: names `path`.
+        OSError: writing failed; the error names `path`.
     """
     unfinished = path.with_name(f".{path.name}.{uuid4().hex[:8]}{UNFINISHED}")
     try:
@@ -71,7 +71,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def put_in_place(unfinished: Path, path: Path) -> None:
-    """Flush a finished file or folder to the disk and let it take the place of `path`, durably."""
+    """Flush a finished file or folder to the disk and replace `path` with it, durably."""
     _sync_all(unfinished)
     _take_place(unfinished, path)
     sync(path.parent)
@@ -79,8 +79,10 @@ def put_in_place(unfinished: Path, path: Path) -> None:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Let an error of the operating system name `path`: writes do not say where, and libraries raise errors of their
-    own."""
+    """Make errors of the operating system name `path`, because writes do not name their file.
+
+    Errors of libraries that contain an errno become OSError.
+    """
     try:
         yield
     except OSError as error:
@@ -96,7 +98,12 @@ def naming(path: Path) -> Iterator[None]:
 class Lines:
     """An append-only file of lines, for one writer.
 
-    A process that dies loses nothing that was appended; a machine that does, at most the last `SYNC_SECONDS`.
+    If the process crashes, nothing that was appended is lost; if the machine does, lines since the last flush are.
+    While lines are appended, there is a flush every `SYNC_SECONDS`.
+
+    Args:
+        path: the file, made if it does not exist.
+        fresh: empty the file first.
     """
 
     def __init__(self, path: Path, *, fresh: bool = False) -> None:
@@ -107,15 +114,19 @@ class Lines:
         self._synced, self._open = time.monotonic(), True
 
     def append(self, records: Iterable[Mapping[str, Any]]) -> None:
-        """Append a JSON object a line.
+        """Append each record as a line of JSON.
 
         Raises:
-            OSError: names the file, which is as before.
+            OSError: writing failed; the error names the file, which is unchanged.
         """
         self.write(encoded("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)))
 
     def write(self, data: bytes) -> None:
-        """Append bytes, all or none. Raises as `append`."""
+        """Append all bytes or none.
+
+        Raises:
+            OSError: as in `append`.
+        """
         with naming(self._path):
             size = os.fstat(self._file).st_size
             try:
@@ -130,7 +141,7 @@ class Lines:
                 self.sync()
 
     def sync(self) -> None:
-        """Flush to the disk."""
+        """Flush the file to the disk."""
         with naming(self._path):
             os.fsync(self._file)
         self._synced = time.monotonic()
@@ -147,14 +158,14 @@ class Lines:
 
 
 def seal(folder: Path) -> None:
-    """Write down the size, time and hash of every file below `folder`."""
+    """Record the size, mtime and hash of every file below `folder`, in the file `SEAL`."""
     write_json(folder / SEAL, {name: _described(folder / name) for name in _names(folder)})
 
 
 def is_whole(folder: Path, *, deep: bool = False) -> bool:
-    """Whether a sealed folder still has the files it was sealed with.
+    """Return whether the files of a sealed folder are unchanged.
 
-    Sizes are compared always, hashes if a file's time has changed, or if `deep`.
+    Sizes are always compared; hashes only if a file's mtime has changed, or if `deep`.
     """
     try:
         sealed = json.loads((folder / SEAL).read_bytes())
@@ -164,7 +175,7 @@ def is_whole(folder: Path, *, deep: bool = False) -> bool:
 
 
 def sync(path: Path) -> None:
-    """Flush a file or folder to the disk; some file systems cannot flush a folder, and need not."""
+    """Flush a file or folder to the disk. Errors of file systems that cannot flush folders are ignored."""
     file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(file)
@@ -176,7 +187,7 @@ def sync(path: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder, if it is there; never raises."""
+    """Remove a file or folder if it exists; never raise."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -185,7 +196,7 @@ def remove(path: Path) -> None:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what killed writers left in a folder; for whoever holds its lock."""
+    """Remove files that killed writers left in a folder. The caller must hold the folder's lock."""
     for path in folder.glob(f".*{UNFINISHED}"):
         remove(path)
 
@@ -201,7 +212,7 @@ def _sync_all(path: Path) -> None:
 
 
 def _take_place(unfinished: Path, path: Path) -> None:
-    """Rename; a folder that is there already changes places with the new one and goes."""
+    """Rename `unfinished` to `path`; if both are folders, exchange them and remove the old one."""
     if not path.is_dir() or path.is_symlink() or not unfinished.is_dir():
         os.replace(unfinished, path)
     else:
@@ -214,13 +225,16 @@ def _take_place(unfinished: Path, path: Path) -> None:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Let two paths change places in one step; False if the system cannot."""
+    """Exchange two paths in one step; return False if the system cannot."""
     rename = getattr(ctypes.CDLL(None), "renameat2", None)
     return rename is not None and rename(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE) == 0
 
 
 def _number(error: Exception) -> int | None:
-    """The errno in the words of a library's error: safetensors writes it, torch's zip writer only that it failed."""
+    """Return the errno of a library's error, or None if it is no error of the operating system.
+
+    The message of safetensors contains the errno; that of torch's zip writer does not, so EIO is returned for it.
+    """
     if found := re.search(r"os error (\d+)", str(error)):
         return int(found[1])
     return errno.EIO if re.search(r"PytorchStreamWriter|iostream error|unexpected pos", str(error)) else None

@@ -1,4 +1,4 @@
-"""Where things that are made once are kept between runs: whole, checked at every start, made again if they are not."""
+"""Cache folder for results that are kept between runs. They are checked at every start and made again if damaged."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ _UNWRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUO
 
 
 def cache_folder() -> Path:
-    """`$SPECDEC_HOME`, or `specdec` in the user's cache folder."""
+    """Return `$SPECDEC_HOME`, or `specdec` in the user's cache folder."""
     return Path(os.environ.get("SPECDEC_HOME") or user_cache_path("specdec"))
 
 
 def cached(name: str, make: Callable[[Path], None], *, deep: bool = False) -> Path:
-    """A sealed folder below `cache_folder()`, made under a lock if it is not there or not whole.
+    """Return a sealed folder below `cache_folder()`; make it, under a lock, if it is missing or damaged.
 
-    If the cache folder cannot be written, a line says so and the folder is made in a temporary one, for this process.
+    If the cache folder cannot be written, print a line and make the folder in a temporary one, for this process only.
 
     Args:
-        name: where, relative to the cache folder.
+        name: path relative to the cache folder.
         make: writes the contents into an empty folder.
         deep: compare hashes at every start, not only sizes.
 

@@ -1,4 +1,4 @@
-"""Weights that somebody else may have written, read within bounds: tensors and nothing else."""
+"""Read untrusted weights within limits: tensors only, no code."""
 
 from __future__ import annotations
 
@@ -18,11 +18,15 @@ SAFE = ".safetensors"
 
 
 class PickledCodeError(ValueError):
-    """A pickle that holds more than tensors, and would run code."""
+    """Raised for a pickle that holds more than tensors and would run code."""
 
 
 def tensor_names(file: Path) -> list[str]:
-    """The names in a safetensors file, without its tensors, or in a pickle. Raises as `read_tensors`."""
+    """Return the names of the tensors in a file. Of a safetensors file only the header is read.
+
+    Raises:
+        OSError, ValueError: as in `read_tensors`.
+    """
     if file.suffix != SAFE:
         return list(_unpickled(file))
     _require_file(file)
@@ -34,7 +38,11 @@ def tensor_names(file: Path) -> list[str]:
 
 
 def tensor_types(file: Path) -> dict[str, str]:
-    """The type of each tensor of a safetensors file, in safetensors' words (F32, BF16). Raises as `read_tensors`."""
+    """Return the type of each tensor in a safetensors file, as safetensors names it (F32, BF16).
+
+    Raises:
+        OSError, ValueError: as in `read_tensors`.
+    """
     _require_file(file)
     try:
         with safe_open(file, "pt") as opened:
@@ -44,13 +52,18 @@ def tensor_types(file: Path) -> dict[str, str]:
 
 
 def read_tensors(file: Path, names: Iterable[str] | None = None) -> dict[str, Tensor]:
-    """Tensors by name, on the CPU; names: only these.
+    """Return tensors by name, on the CPU.
 
-    A header that says more than its file holds is refused before anything is allocated for it.
+    A header that announces more than the file holds is refused before memory is allocated.
+
+    Args:
+        file: a safetensors file or a pickled state dict.
+        names: tensors to read; None for all.
 
     Raises:
         OSError: it cannot be read.
-        ValueError: a git LFS pointer, a torn file, a name that is not there; `PickledCodeError`.
+        ValueError: it is a git LFS pointer, incomplete or malformed, or lacks one of the names.
+        PickledCodeError: a pickle that would run code.
     """
     if file.suffix != SAFE:
         found = _unpickled(file)
@@ -67,14 +80,18 @@ def read_tensors(file: Path, names: Iterable[str] | None = None) -> dict[str, Te
 
 
 def require_finite(tensors: Mapping[str, Tensor]) -> None:
-    """Raises ValueError: names the first tensor with NaN or infinity."""
+    """Refuse tensors with NaN or infinity.
+
+    Raises:
+        ValueError: the message names the first such tensor.
+    """
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise ValueError(f"NaN or infinity in {name!r}")
 
 
 def _require_file(file: Path) -> None:
-    """Refuse what cannot be weights: no regular file, an empty one, or what git keeps in place of a large file."""
+    """Refuse files that cannot be weights: not a regular file, empty, or a git LFS pointer."""
     require_regular(file)
     with file.open("rb") as data:
         begin = data.read(len(LFS))
@@ -92,7 +109,7 @@ def _unpickled(file: Path) -> dict[str, Tensor]:
         raise PickledCodeError("a pickle that would run code") from error
     except OSError:
         raise
-    except Exception as error:  # a torn pickle raises of nearly every kind
+    except Exception as error:  # an incomplete pickle can raise almost any exception
         raise ValueError(str(error) or type(error).__name__) from error
     if not isinstance(state, dict):
         raise ValueError(f"no state dict, but {type(state).__name__}")
@@ -103,7 +120,7 @@ def _unpickled(file: Path) -> dict[str, Tensor]:
 
 
 def _require_plain(name: str, tensor: Tensor) -> None:
-    """Refuse a tensor that is larger than what the file holds of it: strides of 0, or no memory at all."""
+    """Refuse a tensor that is larger than its data in the file, because of zero strides or missing storage."""
     plain = tensor.layout is torch.strided and tensor.device.type == "cpu"
     if not plain or tensor.nbytes > tensor.untyped_storage().nbytes():
         raise ValueError(f"{name!r} is larger than what is stored of it")

@@ -1,7 +1,7 @@
-"""Rows of prompt files and data sets as conversations: what the user says, and the system message before it.
+"""Parse rows of prompt files and data sets as conversations: the user's turns, and the system message before them.
 
-Knows three kinds of row: `turns` (Spec-Bench), `messages` (role and content) and `conversations` (ShareGPT: from and
-value). What a conversation cannot use is counted, never dropped in silence.
+There are three kinds of rows: `turns` (Spec-Bench), `messages` (role and content) and `conversations` (ShareGPT: from
+and value). Everything that is left out is counted and reported.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ROLES = {
     "system": "system", "developer": "system",
     "assistant": "answer", "gpt": "answer", "chatgpt": "answer", "bing": "answer", "bard": "answer", "model": "answer",
 }  # fmt: skip
-MARKS = (  # longer ones first: UTF-16's is the beginning of UTF-32's
+MARKS = (  # longer ones first, because UTF-16's mark is the beginning of UTF-32's
     (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"), (codecs.BOM_UTF8, "utf-8-sig"),
 )  # fmt: skip
@@ -30,7 +30,7 @@ MARKS = (  # longer ones first: UTF-16's is the beginning of UTF-32's
 
 @dataclass(frozen=True)
 class Conversation:
-    """turns: the user's messages, in order; system: what stands before them, or None."""
+    """The user's messages in order (`turns`), and the system message before them, or None."""
 
     turns: tuple[str, ...]
     system: str | None = None
@@ -38,19 +38,21 @@ class Conversation:
 
 @dataclass
 class Reader:
-    """Reads rows of one source; `left_out` counts what they hold besides.
+    """Parse the rows of one source.
 
-    where: the source, for messages.
+    Args:
+        where: name of the source, used in messages.
+        left_out: number of things that were left out, by kind.
     """
 
     where: str
     left_out: Counter[str] = field(default_factory=Counter)
 
     def conversation(self, row: dict[str, Any], where: str) -> Conversation | None:
-        """A row as a conversation; None if the user says nothing in it.
+        """Return the conversation of a row; None if it has no user message.
 
         Raises:
-            InputError: a row of no known kind, or a malformed one.
+            InputError: the row is malformed or of an unknown kind.
         """
         if "turns" in row:
             turns, system = row["turns"], row.get("system")
@@ -68,7 +70,10 @@ class Reader:
         raise InputError(where, expected=expected, got=got, fix="add them")
 
     def cell(self, value: Any, where: str) -> Conversation | None:
-        """A cell of a data set: a text, the user's texts, or messages; None if the user says nothing in it."""
+        """Return the conversation of a data set's cell: a text, a list of the user's texts, or a list of messages.
+
+        None if it has no user message.
+        """
         if isinstance(value, list) and any(isinstance(part, dict) for part in value):
             return self.messages(value, where)
         parts = value if isinstance(value, list) else [value]
@@ -80,10 +85,12 @@ class Reader:
         return Conversation(texts) if texts else None
 
     def messages(self, messages: Any, where: str) -> Conversation | None:
-        """Messages of either kind, as they come.
+        """Return the conversation of a list of messages (role and content, or from and value).
+
+        None if there is no user message. System messages after the first turn are left out.
 
         Raises:
-            InputError: no list of messages with a role.
+            InputError: it is not a list of messages with a role.
         """
         if not isinstance(messages, list):
             raise InputError(where, expected="a list of messages", got=f"{messages!r:.60}", fix="mend the row")
@@ -103,8 +110,7 @@ class Reader:
         return Conversation(tuple(turns), "\n\n".join(system) or None)
 
     def text(self, words: str) -> str:
-        """Words as a tokenizer can read them: halves of a character beyond U+FFFF are put together, and a lone one
-        becomes U+FFFD."""
+        """Return text that a tokenizer can read: surrogate pairs become characters, lone surrogates U+FFFD."""
         if words.isascii() or not any("\ud800" <= character <= "\udfff" for character in words):
             return words
         whole = words.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
@@ -112,12 +118,12 @@ class Reader:
         return whole
 
     def summary(self) -> str | None:
-        """What was left out, in a line; None if nothing was."""
+        """Return a line about what was left out, or None if nothing was."""
         counts = [f"{count:,} {name}" for name, count in sorted(self.left_out.items()) if count]
         return f"{self.where}: left out {', '.join(counts)}" if counts else None
 
     def _message(self, message: Any, where: str) -> tuple[str, str]:
-        """A message's role (user, system, answer, or its own name) and its text."""
+        """Return a message's role ("user", "system", "answer", or the role's own name) and its text."""
         here = message if isinstance(message, dict) else {}
         role = here.get("role", here.get("from"))
         if not isinstance(role, str):
@@ -132,12 +138,12 @@ class Reader:
 
 
 def rows(data: bytes, where: str) -> Iterator[tuple[dict[str, Any], str]]:
-    """The objects of a file, and where each stands: JSON lines, or one array.
+    """Yield the objects of a file of JSON lines or of one JSON array, each with its position for error messages.
 
     Raises:
-        InputError: an encoding without a mark that is not UTF-8, an empty file, or what is no JSON object.
+        InputError: the file is empty, has another encoding than `decoded` accepts, or holds anything but JSON objects.
     """
-    text = decoded(data, where).replace("\r\n", "\n").replace("\r", "\n")  # in JSON's strings they are written \r
+    text = decoded(data, where).replace("\r\n", "\n").replace("\r", "\n")  # in JSON strings they are escaped
     if text.lstrip().startswith("["):
         found = _json(text, where)
         numbered = ((row, f"{where}, row {number}") for number, row in enumerate(found, 1))
@@ -157,7 +163,7 @@ def rows(data: bytes, where: str) -> Iterator[tuple[dict[str, Any], str]]:
 
 
 def decoded(data: bytes, where: str) -> str:
-    """The text of a file in UTF-8, or in what its byte order mark says.
+    """Return the text of a file in UTF-8, or in the encoding of its byte order mark.
 
     Raises:
         InputError: it is neither.
@@ -183,7 +189,7 @@ def _json(text: str, where: str) -> Any:
 
 
 def _name(role: str, text: str) -> str:
-    """How what is left out is called."""
+    """Return the kind of a message that is left out, for `Reader.left_out`."""
     if role == "answer":
         return "answers (the target writes its own)"
     if not text:

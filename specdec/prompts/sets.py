@@ -1,4 +1,4 @@
-"""Prompt sets: built in, a JSONL file, or any data set. Text only; turning it into token ids is `PromptEncoder`'s."""
+"""Load prompt sets: built in, from a JSONL file, or from any data set. `PromptEncoder` turns them into token ids."""
 
 from __future__ import annotations
 
@@ -19,17 +19,20 @@ from specdec.model.target import TargetModel
 from specdec.notes import note
 from specdec.prompts.conversations import FIELDS, KINDS, Reader, rows
 
-UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # how a tokenizer shows the first bytes of a character
+UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # a tokenizer decodes incomplete characters to this
 TOO_LONG = ("refuse", "skip")
-MOST_FILE = 4 * 2**30  # bytes of a file of prompts
+MOST_FILE = 4 * 2**30  # largest file of prompts, in bytes
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """One conversation.
+    """One conversation whose answers are to be generated.
 
-    id: tells it from the others of its set; turns: the user's messages, the answers are generated; system: what stands
-    before them, or None.
+    Args:
+        id: unique in its set.
+        category: kind of prompt, for figures by category.
+        turns: the user's messages.
+        system: the system message before them, or None.
     """
 
     id: str
@@ -38,7 +41,7 @@ class Prompt:
     system: str | None = None
 
     def line(self) -> str:
-        """Its line in a JSONL file, as `jsonl` reads it."""
+        """Return the prompt as a line of a JSONL file that `jsonl` reads."""
         data: dict[str, Any] = dict(zip(FIELDS, (self.id, self.category, self.turns), strict=True))
         if self.system is not None:
             data["system"] = self.system
@@ -47,7 +50,14 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A prompt that was left out, or the turn its conversation ended before; tokens: its length, of `room`."""
+    """A prompt that was left out because it was too long, or a turn of a conversation that became too long.
+
+    Args:
+        prompt: id of the prompt.
+        turn: index of the turn that was not answered.
+        tokens: length of the prompt up to this turn.
+        room: largest length that fits.
+    """
 
     prompt: str
     turn: int
@@ -56,7 +66,11 @@ class Skipped:
 
 
 class PromptSet(list[Prompt]):
-    """What a source gave, in its order. too_long: `refuse` prompts that the context window has no room for, or `skip`.
+    """The prompts of a source, in its order.
+
+    Args:
+        prompts: the prompts.
+        too_long: "refuse" to raise an error for prompts that do not fit the context window, "skip" to leave them out.
 
     Raises:
         InputError: `too_long` is neither.
@@ -74,10 +88,16 @@ class PromptSet(list[Prompt]):
         return self.too_long == "skip"
 
     def fitting(self, tokens: Callable[[Prompt], int], room: int | None) -> tuple[list[Prompt], list[Skipped]]:
-        """The prompts to run, and those that are left out because they are longer than `room` tokens; a line says so.
+        """Return the prompts to run, and those that are left out because they have more than `room` tokens.
+
+        A line on stderr tells how many were left out. Without `skips`, no prompt is left out.
+
+        Args:
+            tokens: counts the tokens of a prompt.
+            room: largest number of tokens; None for no limit.
 
         Raises:
-            InputError: all are.
+            InputError: all prompts are too long.
         """
         if not self.skips or room is None:
             return list(self), []
@@ -94,8 +114,14 @@ class PromptSet(list[Prompt]):
 
 
 def first_turns(prompts: PromptSet, encoder: PromptEncoder, window: int | None, new_tokens: int) -> list[list[int]]:
-    """Token ids of every prompt up to the answer to its first turn, less those that are to be skipped because the
-    context window has no room for them and `new_tokens` more."""
+    """Return the token ids of every prompt's first turn, up to the answer; prompts that are skipped are left out.
+
+    Args:
+        prompts: the prompts.
+        encoder: tokenizer and chat template.
+        window: the context window in tokens; None for no limit.
+        new_tokens: tokens of the context window to leave free for the answer.
+    """
     room = None if window is None else window - new_tokens
 
     def first(prompt: Prompt) -> list[int]:
@@ -106,24 +132,24 @@ def first_turns(prompts: PromptSet, encoder: PromptEncoder, window: int | None, 
 
 
 def builtin(limit: int | None = None, too_long: str = TOO_LONG[0]) -> PromptSet:
-    """The project's own prompts: ten in each of six categories."""
+    """Return the built-in prompts: ten in each of six categories. `limit` and `too_long` as in `jsonl`."""
     source = resources.files("specdec") / "data" / "builtin_prompts.jsonl"
     return PromptSet(even_share(_parse(source.read_bytes(), "built-in prompts"), limit), too_long)
 
 
 def jsonl(path: str, limit: int | None = None, too_long: str = TOO_LONG[0]) -> PromptSet:
-    """A file with one object a line, or one array of them.
+    """Return the prompts of a JSON file: one object per line, or one array of objects.
 
-    Kinds of object: `question_id`, `category`, `turns` (the format of Spec-Bench; `system` may stand beside them);
-    `messages` (role, content); `conversations` (ShareGPT: from, value). Ids that stand twice get a number.
+    Kinds of objects: `question_id`, `category`, `turns` and optionally `system` (the format of Spec-Bench); `messages`
+    (role, content); `conversations` (ShareGPT: from, value). If an id occurs again, a number is appended to it.
 
     Args:
-        path: of the file, in UTF-8 or with a byte order mark.
-        limit: an even share of each category; None for all.
-        too_long: `refuse` or `skip`, see `PromptSet`.
+        path: the file, in UTF-8 or with a byte order mark.
+        limit: largest number of prompts, taken evenly from the categories; None for all.
+        too_long: "refuse" or "skip", see `PromptSet`.
 
     Raises:
-        InputError: no such file, an empty file, a malformed line, a missing field, an empty turn.
+        InputError: no such file, an empty file, a malformed line, a missing field, or an empty turn.
     """
     try:
         data = read_bounded(Path(path), MOST_FILE)
@@ -143,27 +169,27 @@ def dataset(
     too_long: str = TOO_LONG[0],
     **options: Any,
 ) -> PromptSet:
-    """Any source of the `datasets` library: a hub id, a folder, or a format ("json", "parquet") with data_files=...
+    """Return prompts from any source of the `datasets` library.
 
     Args:
-        name: hub id, folder or format.
-        split: one of its splits.
-        column: of texts (one turn), lists of texts (the user's turns), or lists of messages (role and content, or from
-            and value); rows in which the user says nothing are left out.
-        subset: one of its configurations.
-        limit: the first so many in which the user says something; None for all.
-        too_long: `refuse` or `skip`, see `PromptSet`.
-        options: for `datasets.load_dataset`.
+        name: hub id, folder, or format ("json", "parquet") with data_files=...
+        split: name of a split.
+        column: name of a column with texts (one turn), lists of texts (the user's turns), or lists of messages (role
+            and content, or from and value). Rows without a user message are left out.
+        subset: name of a configuration of the data set.
+        limit: number of prompts, from the beginning; None for all.
+        too_long: "refuse" or "skip", see `PromptSet`.
+        options: passed to `datasets.load_dataset`.
 
     Raises:
-        InputError: the library is missing, there is no such data set, split or column, or no text in it.
+        InputError: the library is missing, or there is no such data set, split or column, or the column has no text.
     """
     require_extra("datasets", "prompts=dataset")
     import datasets
 
     try:
         table = datasets.load_dataset(name, subset, split=split, **options)
-    except Exception as error:  # it raises its own kinds for what is missing, unreachable or malformed
+    except Exception as error:  # the library raises exceptions of many kinds
         raise InputError(
             "prompts.name", expected="a data set that can be loaded", got=f"{name!r} ({str(error).splitlines()[0]})",
             fix="check the name, its subset and split, and your access",
@@ -188,16 +214,19 @@ def dataset(
 
 
 def even_share(prompts: Sequence[Prompt], limit: int | None) -> list[Prompt]:
-    """At most `limit` prompts, taken evenly from the categories, in the order of the file.
+    """Return at most `limit` prompts, taken evenly from the categories, in the order of the file.
 
-    Categories take turns; one that runs out leaves its share to the others.
+    The categories take turns; if one runs out, the others take its turns.
+
+    Raises:
+        InputError: `limit` < 1.
     """
     if limit is None or limit >= len(prompts):
         return list(prompts)
     if limit < 1:
         raise InputError("prompts.limit", expected="an integer >= 1, or null for all", got=limit, fix="raise it")
     rank: dict[str, int] = {}
-    order = []  # (how many of its category come before, place in the file)
+    order = []  # (number of prompts of its category before it, index in the file)
     for place, prompt in enumerate(prompts):
         rank[prompt.category] = rank.get(prompt.category, -1) + 1
         order.append((rank[prompt.category], place))
@@ -205,8 +234,7 @@ def even_share(prompts: Sequence[Prompt], limit: int | None) -> list[Prompt]:
 
 
 def distinct(prompts: Sequence[Prompt], where: str) -> list[Prompt]:
-    """Prompts whose ids tell them apart: of those that stand several times, the later ones get a number, and a line
-    names them."""
+    """Return the prompts with unique ids. If an id occurs again, append a number to it and print a line about it."""
     known, repeated, named = {prompt.id for prompt in prompts}, Counter[str](), []
     for prompt in prompts:
         repeated[prompt.id] += 1
@@ -257,12 +285,11 @@ def _tell(words: str | None) -> None:
 
 
 class PromptEncoder:
-    """Token ids of a conversation so far: by the tokenizer's chat template, or, if it has none, of the messages joined
-    by blank lines.
+    """Encode conversations with the tokenizer's chat template; without one, join the messages by blank lines.
 
     Args:
-        tokenizer: of the target.
-        variables: what the chat template is given beside the messages (enable_thinking, tools).
+        tokenizer: tokenizer of the target.
+        variables: variables of the chat template besides the messages (enable_thinking, tools).
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, variables: Mapping[str, Any] | None = None) -> None:
@@ -270,7 +297,7 @@ class PromptEncoder:
 
     @classmethod
     def of(cls, target: TargetModel) -> PromptEncoder:
-        """With a target's tokenizer and the variables that were given for its template.
+        """Return an encoder with a target's tokenizer and template variables.
 
         Raises:
             InputError: the target has no tokenizer.
@@ -285,7 +312,7 @@ class PromptEncoder:
 
     @property
     def template(self) -> str:
-        """Identifies how conversations are written: the template, with its variables if there are any."""
+        """The chat template and its variables, as one text that identifies the format of conversations."""
         return str(self._tokenizer.chat_template) + (
             json.dumps(self._variables, default=str) if self._variables else ""
         )
@@ -293,16 +320,16 @@ class PromptEncoder:
     def encode(
         self, turns: Sequence[str], answers: Sequence[str], option: str = "prompt", system: str | None = None
     ) -> list[int]:
-        """Token ids up to the answer to the last turn.
+        """Return the token ids of a conversation, up to the answer to its last turn.
 
         Args:
             turns: the user's messages.
-            answers: the replies to all turns but the last.
-            option: name used in error messages, which names the prompt.
-            system: the message before the first turn, or None.
+            answers: answers to all turns except the last.
+            option: name used in error messages, for example that of the prompt.
+            system: system message before the first turn, or None.
 
         Raises:
-            InputError: the chat template does not parse, raises, or leaves out what the user or the system says.
+            InputError: the chat template does not parse, raises an exception, or leaves out a message.
         """
         if self._tokenizer.chat_template is None:
             texts = [text for pair in zip(turns, [*answers, ""], strict=True) for text in pair if text]
@@ -319,14 +346,14 @@ class PromptEncoder:
         return list(ids)
 
     def written(self, messages: Sequence[Mapping[str, str]], option: str = "prompt") -> str:
-        """The conversation as the chat template writes it, up to the answer.
+        """Return the conversation as text of the chat template, up to the answer.
 
         Raises:
-            InputError: the template does not parse, or raises.
+            InputError: the template does not parse, or raises an exception.
         """
         try:
             return str(self._apply(messages, tokenize=False))
-        except Exception as error:  # Jinja's kinds, and whatever an expression in a template can raise
+        except Exception as error:  # Jinja's exceptions, and all that an expression in a template can raise
             lines = str(error).splitlines() or [""]
             got = f"{type(error).__name__}: {lines[0]}"
             raise _bad_template(option, "a chat template that can write this conversation", got) from error
@@ -340,8 +367,10 @@ class PromptEncoder:
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
-        """What each token adds to the text; joined they are `decode(ids)`. A character of several tokens stands at its
-        last one."""
+        """Return the text that each token adds; joined, they equal `decode(ids)`.
+
+        A character that consists of several tokens is added by the last one.
+        """
         pieces: list[str] = []
         begin = end = 0  # ids[begin:end]: the last whole characters; tokens read alone would lose the space before them
         for i in range(1, len(ids) + 1):
@@ -354,7 +383,7 @@ class PromptEncoder:
 
 
 def _contains(text: str, turn: str) -> bool:
-    """Whether the template wrote the turn, white space aside: as it is, or as a JSON string."""
+    """Return whether `text` contains `turn`, as it is or as a JSON string; white space is ignored."""
     plain = " ".join(text.split())
     return any(
         " ".join(form.split()) in plain
