@@ -1,1 +1,1 @@
-"""Drafters: one file, one drafter, one YAML in `conf/drafter/`. Imports `specdec` only."""
+"""Drafters: each has one file or folder here and one YAML in `conf/drafter/`. They import only `specdec`."""

@@ -1,6 +1,6 @@
-"""Prompt lookup: what followed the last time the text ended like this (Saxena 2023; arXiv 2304.04487).
+"""Prompt lookup: propose what followed when the text last ended with the same tokens (Saxena 2023; arXiv 2304.04487).
 
-Costs no model: every n-gram of prompt and text is kept in a table as it is written.
+It needs no model: a table holds every n-gram of the prompt and of the text generated so far.
 """
 
 from __future__ import annotations
@@ -15,11 +15,21 @@ from specdec.trees.tree import TokenTree
 
 
 class Ngram:
-    """Continuations of the longest suffix seen before, most recent first, merged into one tree.
+    """Merge the continuations of the longest suffix seen before, most recent first, into one tree.
 
-    max_ngram, min_ngram: lengths of the suffix to look for, longest first; depth: most tokens per continuation;
-    per_match: tokens drafted for each token of the suffix that was found, since what follows a longer match is right
-    more often; branches: most continuations in a tree; nodes: most drafted nodes. Nothing is drafted without a match.
+    Nothing is drafted without a match.
+
+    Args:
+        max_ngram: longest suffix to look for, in tokens.
+        min_ngram: shortest suffix to look for, in tokens.
+        depth: largest number of tokens per continuation.
+        branches: largest number of continuations in a tree.
+        nodes: largest number of drafted nodes, the root not counted.
+        per_match: tokens drafted per token of the matched suffix, because longer matches are right more often; None
+            always drafts `depth` tokens.
+
+    Raises:
+        InputError: a number < 1, or `max_ngram` < `min_ngram`.
     """
 
     def __init__(
@@ -55,11 +65,11 @@ class Ngram:
         return TokenTree.from_rows(tokens, parents, self._device, confidence)
 
 
-RECENT = 32  # occurrences of an n-gram to look at: bounds the time spent in very repetitive text
+RECENT = 32  # occurrences of an n-gram to look at, so that very repetitive text stays fast
 
 
 class _Table:
-    """Where each n-gram of a growing text ends (exclusive), in order of appearance."""
+    """The end positions (exclusive) of every n-gram of a growing text, in order of appearance."""
 
     def __init__(self, sizes: Sequence[int]) -> None:
         self._sizes = sizes
@@ -77,10 +87,17 @@ class _Table:
     def continuations(
         self, row: Sequence[int], most: int, per_match: int, branches: int
     ) -> list[tuple[tuple[int, ...], float]]:
-        """Up to `branches` different continuations of at most `most` tokens: longer matches first, then more recent;
-        with each, how sure a match of its length makes of every token (1/2, 3/4, 7/8, ...: a guess).
+        """Return different continuations, longer matches first, then more recent ones.
 
-        One that runs into the end of the text goes on with itself, as periodic text would."""
+        Each comes with a confidence that holds for all its tokens: 1/2, 3/4, 7/8, ... for a suffix of 1, 2, 3, ...
+        tokens (a guess). A continuation that reaches the end of the text repeats itself, as periodic text would.
+
+        Args:
+            row: committed tokens, already read.
+            most: largest number of tokens per continuation.
+            per_match: tokens per token of the matched suffix.
+            branches: largest number of continuations.
+        """
         found: dict[tuple[int, ...], float] = {}
         for size in self._sizes:
             ends = self._ends.get(tuple(row[-size:]), [])[:-1]  # the last is the suffix itself
@@ -95,7 +112,7 @@ class _Table:
 def _trie(
     root: int, continuations: Sequence[tuple[Sequence[int], float]], limit: int
 ) -> tuple[list[int], list[int], list[float]]:
-    """Tokens, parents and confidences of the tree of all continuations; common beginnings are shared."""
+    """Return tokens, parents and confidences of the tree of all continuations, merged on shared prefixes."""
     tokens, parents, confidence = [root], [-1], [1.0]
     child: dict[tuple[int, int], int] = {}
     for continuation, sure in continuations:

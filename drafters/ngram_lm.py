@@ -1,8 +1,8 @@
-"""An n-gram language model of the text so far: prompt lookup that samples, with a q of its own.
+"""Draft with an n-gram language model of the text so far: prompt lookup that samples, with its own q.
 
-Where `ngram` proposes what followed last time, this draws from the distribution of all that followed, longer
-contexts weighing more. It has no weights and costs no forward: the cheapest drafter whose children are random,
-and so the one to compare acceptance rules on without a second model.
+`ngram` proposes what followed the last match. This drafter samples from the distribution of all tokens that followed,
+and longer contexts weigh more. It has no weights and needs no forward. It is the cheapest drafter with random children,
+so acceptance rules can be compared on it without a second model.
 """
 
 from __future__ import annotations
@@ -20,10 +20,18 @@ from specdec.trees.tree import TokenTree, histories
 
 
 class NgramLM:
-    """q after a context is interpolated (Jelinek & Mercer 1980): the longest of its suffixes seen before weighs
-    `weight`, the next shorter one `weight` of what is left, and so on; single tokens take the rest.
+    """Interpolate q over the suffixes of the context (Jelinek & Mercer 1980).
 
-    max_ngram: the longest suffix; widths, children: see `TreeShape` (at temperature 0 always top-k).
+    The longest suffix seen before has the share `weight`, the next shorter one the share `weight` of the rest, and so
+    on. The frequencies of single tokens take what is left.
+
+    Args:
+        max_ngram: longest suffix, in tokens.
+        weight: share of a suffix in what longer ones left, in (0, 1).
+        widths, children: as in `TreeShape`; at temperature 0 the children are always the top-k.
+
+    Raises:
+        InputError: a number out of range.
     """
 
     def __init__(
@@ -61,7 +69,7 @@ class NgramLM:
         return self.shape.grow(root, next_q, state.draws(self.max_nodes), depth, how)
 
     def _logits(self, history: Sequence[int], row: int) -> Tensor:
-        """log q before temperature and the like; -inf for tokens the text does not hold."""
+        """Return log q before temperature and penalties, -inf for tokens that the text does not contain."""
         q = torch.zeros(self._target.vocab_size, dtype=torch.promote_types(self._target.dtype, torch.float32))
         left = 1.0
         for followers in self._counts[row].of_suffixes(history):
@@ -73,21 +81,21 @@ class NgramLM:
 
 
 class _Followers:
-    """What followed a context, and how often."""
+    """The tokens that followed one context, with their counts."""
 
     def __init__(self, context: tuple[int, ...]) -> None:
         self.context, self.counts, self.total = context, Counter[int](), 0
 
 
 class _Counts:
-    """Followers of every context of at most `longest` tokens of a growing text."""
+    """The followers of every context of up to `longest` tokens in a growing text."""
 
     def __init__(self, longest: int) -> None:
         self._longest, self._read = longest, 0
         self._followers: dict[tuple[int, ...], _Followers] = {}
 
     def read(self, row: Sequence[int]) -> None:
-        """Count the tokens written since the last call."""
+        """Count the tokens added since the last call."""
         for end in range(self._read, len(row)):
             for size in range(min(self._longest, end) + 1):
                 context = tuple(row[end - size : end])
@@ -97,7 +105,7 @@ class _Counts:
         self._read = len(row)
 
     def of_suffixes(self, history: Sequence[int]) -> list[_Followers]:
-        """Those of the text's suffixes that have any, longest first; the empty suffix last."""
+        """Return the followers of each suffix that has any, longest first; the empty suffix comes last."""
         longest = min(self._longest, len(history))
         suffixes = (tuple(history[len(history) - size :]) for size in range(longest, -1, -1))
         return [self._followers[suffix] for suffix in suffixes if suffix in self._followers]

@@ -1,4 +1,4 @@
-"""Drafts nothing: autoregressive decoding through the speculative loop, tau = 1."""
+"""Draft nothing: autoregressive decoding through the speculative loop, τ = 1."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from specdec.trees.tree import TokenTree
 
 
 class NoDrafter:
-    """The root alone. Its speedup over `autoregressive()` is what the loop itself costs."""
+    """Propose the root alone. Its speedup over `autoregressive()` shows the overhead of the loop."""
 
     max_nodes = 1
 

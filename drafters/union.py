@@ -1,7 +1,12 @@
-"""Several drafters, one tree: proposals merged on shared prefixes, cut to the nodes that are likeliest to be right.
+"""Merge the proposals of several drafters into one tree, and keep the nodes that are most likely to be accepted.
 
-It helps where they know different things: an n-gram table what the text has said, a trained drafter what the target
-would say. Still one verify, and still exact: a merged tree depends on the past alone, as its parts do.
+This helps if the drafters know different things: an n-gram table knows what the text has repeated, a trained drafter
+knows what the target is likely to say. A step still needs one verify. The result is still exact, because the merged
+tree depends only on the past, as its parts do. Nodes with the same path of tokens become one node:
+
+    n-gram    the ( cat ( sat ) )
+    trained   the ( cat ( ran ), dog )
+    merged    the ( cat ( sat, ran ), dog )
 """
 
 from __future__ import annotations
@@ -18,24 +23,29 @@ from specdec.decoding.protocols import Drafter, DraftState, Session, Size, exit_
 from specdec.errors import InputError
 from specdec.trees.tree import PAD, TokenTree
 
-MEMORY = 0.9  # of what drafters got right, per proposal: texts turn from copying to new words within a few steps
-BEYOND = 1 << 30  # a node of another drafter's tree
+MEMORY = 0.9  # decay of the counts per proposal; fast, because texts turn from copying to new words within a few steps
+BEYOND = 1 << 30  # stands for an accepted node that is not in this drafter's tree
 
 
 class Union:
-    """drafters: by any names; their children must be chosen by rank, so that each tree is a function of the text; at
-    most one drafts with the target's first layers. nodes: drafted nodes in all; null: all that they propose.
+    """A drafter that merges the trees of others.
 
-    A budget goes to the nodes that are likeliest to be accepted, whoever proposes them: by how often each drafter has
-    been right in the same text so far, at that depth and rank and when as sure as this (`Estimates`). What several
-    propose is one node. The tree of a drafter that exits early stays whole: the target has begun to read it.
+    If `nodes` is set, the nodes most likely to be accepted are kept, whichever drafter proposed them. Their probability
+    is estimated from how often each drafter was right in the same text so far, by depth, rank and confidence
+    (`Estimates`). A node that several drafters propose counts once. The tree of a drafter that exits early is never
+    cut, because the target's first layers have already read it.
+
+    Args:
+        drafters: the drafters by name; any names will do. Their children must be chosen by rank, so that each tree is a
+            function of the text. At most one may draft with the target's first layers.
+        nodes: drafted nodes per row, the root not counted; None keeps all that are proposed.
 
     Raises:
-        InputError: fewer than two drafters, or two that exit early; a budget of no nodes.
+        InputError: fewer than two drafters, two that exit early, or `nodes` < 1.
     """
 
     def __init__(self, drafters: Mapping[str, Drafter], nodes: int | None = None) -> None:
-        # the nodes that the target has begun to read must come first in the tree
+        # the nodes that the target's first layers have read must come first in the tree
         self.drafters = sorted(drafters.values(), key=lambda drafter: exit_layer_of(drafter) is None)
         if len(drafters) < 2:
             raise InputError("drafter.drafters", expected="two drafters or more", got=len(drafters), fix="add one")
@@ -64,7 +74,7 @@ class Union:
 
     @property
     def size(self) -> Size:
-        """Of all of them; text that several were trained on counts for each."""
+        """The sum over all drafters. Text that several were trained on counts once for each."""
         parts = [weights for weights in map(size_of, self.drafters) if weights.parameters]
         tokens = [weights.training_tokens for weights in parts]
         known = [count for count in tokens if count is not None]
@@ -92,7 +102,7 @@ class Union:
         return TokenTree.from_rows(tokens, parents, trees[0].tokens.device, sure)
 
     def _ask(self, number: int, drafter: Drafter, state: DraftState) -> TokenTree:
-        """A drafter's tree; what it is told of the step before is in terms of its own nodes."""
+        """Return one drafter's tree; its view of the last accepted path is in its own node numbers."""
         kept = state.kept
         if not self._first:
             kept = replace(kept, path=self._path_of(number, kept.path))
@@ -101,7 +111,7 @@ class Union:
         return tree
 
     def _path_of(self, number: int, path: Tensor) -> Tensor:
-        """The accepted path as the drafter numbers it; nodes that others proposed are numbered beyond its tree."""
+        """Renumber the accepted path as the drafter numbers its nodes; nodes it did not propose become `BEYOND`."""
         named = [
             [PAD if node == PAD else row.own[number].get(node, BEYOND) for node in kept]
             for row, kept in zip(self._rows, path.tolist(), strict=True)
@@ -110,18 +120,23 @@ class Union:
 
 
 class _Row:
-    """One row's merged tree, and how often each drafter has been right in its text."""
+    """The merged tree of one row, and the estimates of each drafter on the row's text."""
 
     def __init__(self, drafters: int) -> None:
         self._estimates = [Estimates(MEMORY) for _ in range(drafters)]
         self._pending = [Pending() for _ in range(drafters)]
         self.tokens: list[int] = []
         self.parents: list[int] = []
-        self.confidence: list[float] = []  # the largest, where several propose a node
-        self.own: list[dict[int, int]] = []  # of each drafter: merged node -> its own number
+        self.confidence: list[float] = []  # the largest, if several drafters propose a node
+        self.own: list[dict[int, int]] = []  # per drafter: merged node -> the drafter's own number
 
     def merge(self, proposals: Sequence[Proposal], begun: int) -> None:
-        """begun: how many nodes of the first tree stand where they are, padding included."""
+        """Merge the drafters' proposals on shared prefixes.
+
+        Args:
+            proposals: one per drafter.
+            begun: number of nodes of the first tree that keep their numbers, padding included.
+        """
         first = proposals[0]
         self.tokens, self.parents = list(first.tokens[:begun]), list(first.parents[:begun])
         self.confidence = list(first.confidence[:begun])
@@ -143,7 +158,7 @@ class _Row:
                 own.setdefault(at, node)
 
     def rates(self, proposals: Sequence[Proposal], text: Sequence[int]) -> list[list[float]]:
-        """P(right | parent right) of each proposal's nodes, by what became of those before."""
+        """Return P(right | parent right) for the nodes of each proposal, learnt from earlier proposals."""
         rates = []
         for proposal, pending, estimates in zip(proposals, self._pending, self._estimates, strict=True):
             pending.judge(text, estimates)
@@ -152,13 +167,19 @@ class _Row:
         return rates
 
     def cut(self, rates: Sequence[Sequence[float]], budget: int, begun: int) -> None:
-        """Keep what was begun, and the likeliest of the others. rates: of each drafter's nodes, as it numbers them."""
+        """Keep the first `begun` nodes, and the most probable of the others.
+
+        Args:
+            rates: P(right | parent right) per drafter and node, in the drafter's own numbers.
+            budget: drafted nodes to keep; nodes that are never cut count too.
+            begun: as in `merge`.
+        """
         gains = [1.0]  # the probability that a node is accepted
         for node, parent in enumerate(self.parents[1:], 1):
             right = max((rate[own[node]] for rate, own in zip(rates, self.own, strict=True) if node in own), default=0)
             gains.append(gains[parent] * right)
         left = max(budget - sum(parent != PAD for parent in self.parents[:begun]), 0)
-        # a child gains no more than its parent and comes later: the first of these are a tree, however many
+        # a child gains no more than its parent and comes later in a stable sort, so every prefix of `best` is a tree
         best = sorted(range(begun, len(gains)), key=lambda node: -gains[node])[:left]
         kept = [*range(begun), *sorted(best)]
         number = {node: i for i, node in enumerate(kept)}

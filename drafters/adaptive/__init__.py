@@ -1,8 +1,11 @@
-"""Adaptive trees: of what a drafter proposes, each step verifies what pays, and nothing where nothing does.
+"""Adaptive trees: each step verifies only the proposed nodes that pay, and none if none pays.
 
-drafter.py     the drafter around another    costs.py       what a verify and a level of drafting take
-choice.py      choosing nodes                replayed.py    the same on a recorded run, without a model
-depth.py       choosing depth                ../estimates.py   how often a node is right, learnt while drafting
+drafter.py               wraps another drafter
+choice.py                chooses nodes
+depth.py                 chooses the depth of drafting
+costs.py                 times a verify and the drafting of a level
+replayed.py              repeats the choice on a recorded run, without a model
+../shared/estimates.py   estimates how often a node is right, learnt while drafting
 """
 
 from drafters.adaptive.drafter import Adaptive

@@ -1,9 +1,12 @@
-"""Choosing nodes: of each step's proposals, those that bring more tokens than their time is worth.
+"""Choose the nodes of a step that pay.
 
-A node is worth the probability that it is accepted, and costs what a verify with it takes longer. Time is worth what
-it brings on the average: at a rate of r tokens a second, a node that adds more tokens than r times its seconds makes
-the text faster, and one that adds fewer makes it slower. The rate is that of the text so far, so that the two find each
-other (Dinkelbach's method for a ratio).
+A node gains the probability that it is accepted, in tokens. It costs the extra time of a verify that includes it. The
+node pays if
+
+    gain > rate x extra time
+
+where rate is tokens per second so far. Repeating this with the updated rate converges to the largest rate (Dinkelbach's
+iteration for a ratio).
 """
 
 from __future__ import annotations
@@ -15,13 +18,20 @@ import numpy as np
 from drafters.shared.estimates import Estimates, Pending, Proposal
 from specdec.trees.tree import PAD
 
-RATE_MEMORY = 0.95  # of tokens and seconds, per step: the rate is that of about the last twenty
-FIRST_STEPS = 4.0  # of plain decoding, that a batch's rate begins with
+RATE_MEMORY = 0.95  # tokens and seconds decay by this factor per step, so the rate covers about the last 20 steps
+FIRST_STEPS = 4.0  # a batch's rate starts as if it had made this many steps of plain decoding
 
 
 class NodeChoice:
-    """For the rows of one batch. lengths: of the prompts; seconds: of a verify of 1, 2, ... nodes a row; skips_padding:
-    rows may differ in size at no cost; whole: all nodes stay, and are judged all the same."""
+    """Choose nodes for the rows of one batch.
+
+    Args:
+        lengths: tokens of each prompt.
+        seconds: time of a verify with 1, 2, ... nodes per row.
+        estimates: P(right | parent right); learns from every proposal.
+        skips_padding: whether rows of different sizes cost no padding.
+        whole: keep all nodes. The estimates learn from them all the same.
+    """
 
     def __init__(
         self,
@@ -36,19 +46,24 @@ class NodeChoice:
         self._seconds, self._extra = seconds, seconds - seconds[0]
         self._estimates, self._skips_padding, self._whole = estimates, skips_padding, whole
         self._tokens, self._spent = FIRST_STEPS * len(lengths), FIRST_STEPS * float(seconds[0])
-        self.begun = False  # whether a step was made
+        self.begun = False  # True after the first step
 
     @property
     def rate(self) -> float:
-        """Tokens a second, of late."""
+        """Tokens per second in recent steps."""
         return self._tokens / self._spent
 
     def most(self, rows: int) -> float:
-        """The largest worth there could be, in tokens: were every node of a chain right."""
+        """Return the largest possible worth of a tree in tokens: that of a chain whose nodes are all right."""
         return float((rows * np.arange(len(self._extra)) - self.rate * self._extra).max())
 
     def read(self, texts: Sequence[Sequence[int]], room: Sequence[int]) -> None:
-        """What became of the step before. texts: of each row, the prompt included; room: see `DraftState`."""
+        """Learn the outcome of the step before.
+
+        Args:
+            texts: tokens of each row, prompt included.
+            room: as in `DraftState`.
+        """
         emitted = sum(
             row.read(text, left, self._estimates) for row, text, left in zip(self._rows, texts, room, strict=True)
         )
@@ -57,8 +72,18 @@ class NodeChoice:
     def choose(
         self, proposals: Sequence[Proposal], room: Sequence[int], drafting: float, by_depth: bool = False
     ) -> tuple[list[list[int]], np.ndarray | None]:
-        """The nodes that each row keeps, the root first; and by_depth, what trees of these proposals down to depths 0,
-        1, ... are worth, in tokens a step. drafting: seconds that the proposals took."""
+        """Choose the nodes that each row keeps.
+
+        Args:
+            proposals: one per row.
+            room: as in `DraftState`.
+            drafting: seconds spent on drafting the proposals.
+            by_depth: also compute the worth of shallower trees.
+
+        Returns:
+            The kept nodes of each row, root first; and the worth in tokens per step of the best trees down to depths
+            0, 1, ..., or None without `by_depth`.
+        """
         rates = self._estimates.rates()
         for row, proposal, left in zip(self._rows, proposals, room, strict=True):
             row.propose(proposal, rates, left)
@@ -78,20 +103,20 @@ class NodeChoice:
         return [row.kept for row in self._rows], worths
 
     def own(self, paths: Sequence[Sequence[int]]) -> list[list[int]]:
-        """Accepted paths through the nodes that were kept, numbered as the proposals do."""
+        """Renumber accepted paths: from the numbers of the kept nodes to those of the proposals."""
         return [
             [PAD if node == PAD else row.kept[node] for node in path]
             for row, path in zip(self._rows, paths, strict=True)
         ]
 
     def _best(self, depth: int) -> tuple[list[int], float]:
-        """How many nodes of each row pay, of those down to a depth; and what they are worth."""
+        """Return how many nodes of each row pay, down to a depth, and their worth in tokens."""
         rows = [row.ranked(depth)[: len(self._extra) - 1] for row in self._rows]
         shared = self._skips_padding and len(rows) > 1
-        if shared:  # a node has its price, whichever row it is in
+        if shared:  # a node costs the same in whichever row it is
             gains = -np.sort(-np.concatenate(rows))
             price = np.interp(np.arange(len(gains) + 1) / len(rows), np.arange(len(self._extra)), self._extra)
-        else:  # every row has room for as many nodes as the widest
+        else:  # every row is padded to the widest one
             gains = np.zeros(max(map(len, rows)))
             for row in rows:
                 gains[: len(row)] += row
@@ -105,14 +130,17 @@ class NodeChoice:
 
 
 class _Row:
-    """One row's text so far, and what was proposed for it."""
+    """The text of one row so far, and the proposals for it."""
 
     def __init__(self, length: int) -> None:
         self._length, self._pending = length, Pending()
-        self.kept = [0]  # of the last proposal, in order
+        self.kept = [0]  # kept nodes of the last proposal, ascending
 
     def read(self, text: Sequence[int], room: int, estimates: Estimates) -> int:
-        """Learn from proposals whose text has been written, of a text that has ended from all; how many tokens came."""
+        """Learn from every proposal whose text is known, or from all if the text has ended.
+
+        Returns how many tokens are new since the last call.
+        """
         new, self._length = len(text) - self._length, len(text)
         self._pending.judge(text, estimates, over=not room)
         return new
@@ -120,16 +148,16 @@ class _Row:
     def propose(self, proposal: Proposal, rates: np.ndarray, room: int) -> None:
         self._pending.add(proposal, self._length)
         depth = proposal.shape.depth
-        gains = np.where(depth < max(room, 1), proposal.gains(rates), 0.0)  # what follows has no place
-        # a child gains less than its parent and comes later: the first of these nodes are a tree, however many
+        gains = np.where(depth < max(room, 1), proposal.gains(rates), 0.0)  # deeper nodes could not be emitted
+        # a child gains no more than its parent and comes later in a stable sort, so every prefix of `_order` is a tree
         self._order = np.argsort(-gains, kind="stable")[: np.count_nonzero(gains)]
         self._gains, self._depth = gains[self._order], depth[self._order]
 
     def ranked(self, depth: int) -> np.ndarray:
-        """What the nodes down to that depth gain, best first."""
+        """Return the gains of the nodes down to that depth, best first."""
         return self._gains[self._depth <= depth]
 
     def keep(self, nodes: int) -> list[int]:
-        """Choose the best nodes, so many."""
+        """Keep the root and the best `nodes` nodes."""
         self.kept = [0, *np.sort(self._order[:nodes]).tolist()]
         return self.kept

@@ -1,4 +1,4 @@
-"""What adaptive drafting weighs its gains against: seconds of a verify by its nodes, and of drafting by its depth."""
+"""Costs of adaptive drafting: seconds of a verify by its number of nodes, and of drafting by its depth."""
 
 from __future__ import annotations
 
@@ -14,12 +14,16 @@ from specdec.model.runtime.graphs import captures_postponed
 from specdec.model.target import TargetModel
 
 ROUNDS, HOPELESS = 7, 6
-RECENT = 9  # drafts of a depth whose times are remembered: the median of so many outlives a disturbance
+RECENT = 9  # times kept per depth; their median ignores single disturbances
 
 
 class VerifyCosts:
-    """curve: where the times are from; None: the target is timed when a batch size is first met (some forwards, about
-    a second on a small model), at the first prompts' length."""
+    """Seconds of a verify.
+
+    Args:
+        curve: known times. None times the target when a batch size first occurs, at the length of its prompts (some
+            forwards, about a second on a small model).
+    """
 
     def __init__(self, curve: CostCurve | None) -> None:
         self._curve = curve
@@ -27,10 +31,10 @@ class VerifyCosts:
         self._target: TargetModel | None = None
 
     def seconds(self, session: Session, nodes: int) -> np.ndarray:
-        """Of a verify of 1, 2, ... `nodes` nodes a row, the root included; never falling.
+        """Return the seconds of a verify of 1, 2, ..., `nodes` nodes per row, root included.
 
         Raises:
-            InputError: outside of what a measured curve knows.
+            InputError: a size outside a measured curve.
         """
         batch, context = len(session.rows), max(map(len, session.rows))
         if self._curve is not None:
@@ -43,10 +47,19 @@ class VerifyCosts:
 
 
 def timed(target: TargetModel, nodes: int, batch: int, context: int) -> np.ndarray:
-    """Seconds of verify forwards over 1 to `nodes` nodes: powers of two are timed in turns, and the quickest of some
-    rounds interpolated, since disturbances only ever add. More nodes that take less time say what fewer may take, which
-    can be padded. Trees that take `HOPELESS` times as long as a token cannot pay and are not timed: their time is taken
-    to grow in proportion.
+    """Time verify forwards over 1 to `nodes` nodes, in seconds.
+
+    - Powers of two are timed in turns. The fastest of `ROUNDS` rounds counts, because disturbances only add time. Other
+      sizes are interpolated.
+    - If more nodes take less time than fewer, their time holds for both, because a smaller tree can be padded.
+    - Timing stops at a size that takes `HOPELESS` times as long as one token, because it cannot pay. Larger trees are
+      assumed to take time in proportion to their nodes.
+
+    Args:
+        target: the model to time.
+        nodes: largest number of nodes per row, root included.
+        batch: rows.
+        context: tokens in the cache of each row.
     """
     cache = target.new_cache(batch, context + nodes)
 
@@ -55,7 +68,7 @@ def timed(target: TargetModel, nodes: int, batch: int, context: int) -> np.ndarr
 
     def prepared(size: int) -> float:
         with captures_postponed():
-            ms(size)  # libraries prepare themselves, and graphs are captured
+            ms(size)  # warm-up: libraries initialise, graphs are captured
         return ms(size)
 
     sizes, first = [1], prepared(1)
@@ -68,7 +81,11 @@ def timed(target: TargetModel, nodes: int, batch: int, context: int) -> np.ndarr
 
 
 class DraftCosts:
-    """Seconds of drafting down to each depth. level: of one depth, given; None: learnt from the clock."""
+    """Seconds of drafting down to each depth.
+
+    Args:
+        level: seconds per level; None measures them.
+    """
 
     def __init__(self, level: float | None) -> None:
         self._level = level
@@ -78,8 +95,10 @@ class DraftCosts:
         self._times[depth].append(seconds)
 
     def seconds(self, deepest: int) -> np.ndarray:
-        """Of drafting no, one, ... `deepest` levels. Depths that were never asked for lie on the line between those
-        that were; nothing takes no time, until it was timed."""
+        """Return the seconds of drafting 0, 1, ..., `deepest` levels.
+
+        Depths that were never drafted are interpolated. Depth 0 counts as 0 seconds until it was timed.
+        """
         depths = np.arange(deepest + 1)
         if self._level is not None:
             return self._level * depths

@@ -1,31 +1,38 @@
-"""How deep to draft: the depth that was worth most, less what drafting it took."""
+"""Choose how deep to draft: the depth with the largest worth after the cost of drafting it."""
 
 from __future__ import annotations
 
 import numpy as np
 
-NEWEST = 0.1  # of what a level is worth, the least share that is today's
-FIRST = 8  # proposals that are looked at before any depth is given up
-LOOK = 4  # steps between looks at what the levels are worth, which takes time too
-RETRY, LONGEST_RETRY = 4, 64  # steps until depths that did not pay are tried again; twice as many each time they do not
+NEWEST = 0.1  # minimum weight of the newest observation in a level's worth
+FIRST = 8  # proposals to observe before any depth is given up
+LOOK = 4  # steps between observations of the levels' worth, because observing takes time
+RETRY, LONGEST_RETRY = 4, 64  # steps until depths that did not pay are tried again; doubled each time they do not
 
 
 class DepthChoice:
-    """Of a drafter whose depths are known only by what it proposes. A level's worth is in tokens a step: those that the
-    best tree gains by going down to it, less what its verify takes away from others."""
+    """Choose the depth for a drafter that is only known by its proposals.
+
+    The worth of a level is in tokens per step: how much more the best tree down to this level is worth than the best
+    tree without it, the cost of a longer verify included.
+    """
 
     def __init__(self) -> None:
-        self._worth, self._seen = np.zeros(1), np.zeros(1)  # of each level; how often it was looked at
+        self._worth, self._seen = np.zeros(1), np.zeros(1)  # per level: its worth, and how often it was observed
         self._retry, self._waited, self._steps = RETRY, 0, 0
-        self.looks = True  # whether what the levels are worth should be learnt from this step
+        self.looks = True  # whether this step should observe the levels' worth
 
     @property
     def deepest(self) -> int:
         return len(self._worth)
 
     def choose(self, price: np.ndarray, most: float) -> int | None:
-        """None: as deep as the drafter likes. price: in tokens, of drafting down to depths 0, 1, ... deepest. most: the
-        largest worth there can be; where that does not pay, nothing is ever tried."""
+        """Return the depth to draft, or None for no limit.
+
+        Args:
+            price: cost in tokens of drafting down to depths 0, 1, ..., `deepest`.
+            most: largest possible worth of a tree, in tokens. If it does not pay for one level, the depth is 0.
+        """
         self._steps += 1
         self.looks = bool(self._seen.max() < FIRST) or self._steps % LOOK == 0
         if most <= price[1]:
@@ -44,11 +51,16 @@ class DepthChoice:
         return best
 
     def learn(self, asked: int | None, worth: np.ndarray) -> None:
-        """worth: of trees down to depth 0, 1, ... as far as the proposal went; asked: what `choose` said."""
+        """Learn from one proposal.
+
+        Args:
+            asked: the depth that `choose` returned.
+            worth: worth of the best trees down to depth 0, 1, ..., up to the proposal's depth, in tokens per step.
+        """
         more = max(len(worth) - 1 - self.deepest, 0)
         self._worth, self._seen = (np.append(table, [0.0] * more) for table in (self._worth, self._seen))
-        levels = self.deepest if asked is None else max(asked, len(worth) - 1)  # some go deeper than they are asked
-        gained = np.zeros(levels)  # by the levels that the proposal did not reach, nothing
+        levels = self.deepest if asked is None else max(asked, len(worth) - 1)  # some drafters go deeper than asked
+        gained = np.zeros(levels)  # levels that the proposal did not reach gained nothing
         gained[: len(worth) - 1] = np.diff(worth)
         self._seen[:levels] += 1
         share = np.maximum(1 / self._seen[:levels], NEWEST)

@@ -1,4 +1,4 @@
-"""The drafter: another drafter's proposals, as deep as drafting pays, cut to the nodes that pay."""
+"""Wrap another drafter: draft as deep as drafting pays, and keep only the nodes that pay."""
 
 from __future__ import annotations
 
@@ -21,18 +21,24 @@ from specdec.trees.tree import PAD, TokenTree
 
 
 class Adaptive:
-    """drafter: one whose children are chosen by rank; let it propose more than is likely to pay. costs: a
-    `profile.json` of experiments.profile_target; `auto`: the target is timed when a batch begins; or a `CostCurve`.
-    draft_ms: of drafting one level; None: timed while it drafts. nodes: drafted nodes at most; None: all proposed ones.
+    """A drafter that proposes the part of another's tree that pays.
 
-    What it has learnt of acceptance and time stays from batch to batch. So its trees depend on what was drafted
-    before, and, unless both costs are given, on the clock: so does sampled text, not its distribution.
+    Acceptance and times that were learnt stay from batch to batch. So the trees depend on earlier drafts and, unless
+    both costs are given, on the clock. Sampled text depends on them too, but its distribution does not.
 
-    The nodes of a drafter that exits early all stay, since the target has begun to read them: there only the depth
-    is chosen.
+    If the wrapped drafter exits early, all its nodes are kept, because the target's first layers have already read
+    them; only the depth is chosen.
+
+    Args:
+        drafter: a drafter whose children are chosen by rank. It should propose more nodes than are likely to pay.
+        costs: path of a `profile.json` of experiments.profile_target; `auto` to time the target when a batch begins; or
+            a `CostCurve`.
+        draft_ms: milliseconds to draft one level; None measures it while drafting.
+        nodes: largest number of drafted nodes per row; None allows all proposed ones.
+        clock: returns seconds; replaced in tests.
 
     Raises:
-        InputError: a number out of range, or no such profile.
+        InputError: a number out of range, or a profile that does not exist.
     """
 
     remembers = True
@@ -92,7 +98,7 @@ class Adaptive:
         return _cut(tree, kept)
 
     def _ask(self, state: DraftState, depth: int | None) -> TokenTree:
-        """The drafter's tree, down to that depth; it is told of the step before in terms of its own nodes."""
+        """Return the wrapped drafter's tree down to a depth; it gets the last accepted path in its own numbers."""
         begun = self._choice.begun
         if begun:
             path = state.kept.path
@@ -102,14 +108,14 @@ class Adaptive:
             state = replace(state, room=[min(room, 1 + depth) for room in state.room])
         asked = self._clock()
         tree = self.drafter.propose(state)
-        if begun:  # some drafters read the prompt in the first step
+        if begun:  # the first step is not timed, because some drafters read the prompt in it
             self._draft.learn(self._depth.deepest if depth is None else depth, self._clock() - asked)
         require_ranked(tree, self.drafter, "drafter")
         return tree
 
 
 def _cut(tree: TokenTree, kept: Sequence[Sequence[int]]) -> TokenTree:
-    """The nodes that are kept, renumbered."""
+    """Return the tree of the kept nodes, renumbered."""
     if all(len(row) == tree.nodes for row in kept):
         return tree
     tokens, parents = tree.tokens.tolist(), tree.parents.tolist()

@@ -1,4 +1,4 @@
-"""What adaptive trees would have done on a recorded run: the same choice of nodes, with no model and no clock."""
+"""Replay a recorded run with adaptive trees: the same choice of nodes, without a model or a clock."""
 
 from __future__ import annotations
 
@@ -16,10 +16,17 @@ from specdec.trees.topology import Topology
 
 
 def replay_adaptive(trace: Trace, costs: Costs, temperature: float | None = None) -> Replay:
-    """Of the recorded trees, at each step the nodes that pay at these costs; each step drafts as deep as was recorded.
+    """Replay a run in which each step keeps the nodes of the recorded tree that pay.
+
+    Every step drafts as deep as the recorded one.
+
+    Args:
+        trace: the recorded run.
+        costs: seconds of a verify and of drafting.
+        temperature: None means that of the run; only 0 is supported.
 
     Raises:
-        InputError: a temperature, of the run too, other than 0.
+        InputError: a temperature other than 0.
     """
     if temperature := trace.origin.temperature if temperature is None else temperature:
         fix = "replay a greedy run"
@@ -34,7 +41,7 @@ def replay_adaptive(trace: Trace, costs: Costs, temperature: float | None = None
 
 
 def _batch(texts: Sequence[TextTrace], origin: Origin, costs: Costs, estimates: Estimates) -> np.ndarray:
-    """Drafted nodes [steps rows], -1 where a text has ended."""
+    """Return the number of drafted nodes [steps rows], -1 after the end of a text."""
     topology = None if origin.tree is None else Topology.of(origin.tree)
     most = topology.nodes if topology else 1 + max(text.nodes.shape[1] for text in texts if text.nodes is not None)
     rows, context = len(texts), max(text.prompt_tokens for text in texts)

@@ -1,6 +1,7 @@
-"""A draft model: any smaller model with the target's tokenizer, or a student made of the target's own layers.
+"""A draft model: a smaller model with the target's tokenizer, or a student made of some of the target's layers.
 
-drafter.py   proposing with it         recipe.py   training a student
+drafter.py   drafts with it
+recipe.py    trains a student
 """
 
 from drafters.draft_model.drafter import DraftModel

@@ -1,7 +1,10 @@
-"""A smaller causal LM with the same tokens drafts a chain or a tree (arXiv 2211.17192, 2305.09781).
+"""Draft a chain or a tree with a smaller causal LM that has the same tokens (arXiv 2211.17192, 2305.09781).
 
-Its KV cache holds the committed text; each step it is cropped to that, fed what is missing, and grown
-level by level under a tree mask.
+The model's KV cache holds the committed text. Each step does three things:
+
+1. crop the cache to the committed text;
+2. read the committed tokens that are missing;
+3. read the tree level by level under a tree mask.
 """
 
 from __future__ import annotations
@@ -29,20 +32,32 @@ from specdec.trees.tree import TokenTree
 
 
 class DraftModel:
-    """model: a loaded model, or a name for `specdec.model.load.load` with its options; or a student of the target: a
-    module, a folder that `experiments.train drafter=draft_model` wrote, or `auto` for the one shipped.
+    """A drafter that is itself a language model.
 
-    nodes: draft the most probable nodes, so many of them, in a tree that follows the draft model's confidence
-    (`DynamicTree`; depth, beam, threshold as there; children are the top-k).
-    widths: draft a tree of this fixed shape instead; children: how its nodes are chosen (`TreeShape`; at temperature 0,
-    where q is one-hot, always the top-k). Neither: a chain of four.
+    If the text is longer than the model's context window, nothing is drafted and one warning is given.
 
-    storage: as what the fast products of a CPU keep fp32 weights: `stored`, `bf16`, `int8` or `int4`. None: `int8` for
-    a student, `stored` for a model loaded by name.
-    vocabulary: `same` refuses a model whose tokens differ from the target's; `shared` drafts only those that both have
-    (`shared_tokens`). Logits may be padded differently with either.
+    Args:
+        model: one of
+            - a loaded model;
+            - a name for `specdec.model.load.load`;
+            - a student of the target, as a module;
+            - a folder that `experiments.train drafter=draft_model` wrote;
+            - `auto`: the student shipped for the target.
+        widths: draft a tree of this fixed shape (`TreeShape`). Takes precedence over `nodes`.
+        children: how the nodes of a fixed shape are chosen (`TreeShape`). At temperature 0 q is one-hot, so the top-k
+            are used.
+        nodes: draft this many nodes, the most probable ones by the draft model's confidence (`DynamicTree`); children
+            are the top-k. Without `widths` and `nodes` a chain of four is drafted.
+        depth, beam, threshold: as in `DynamicTree`; used with `nodes`.
+        storage: format of the model's fp32 weights on a CPU with fast products: `stored`, `bf16`, `int8` or `int4`.
+            None means `int8` for a student and `stored` for a model loaded by name.
+        vocabulary: `same` refuses a model whose tokens differ from the target's; `shared` drafts only tokens that both
+            have (`shared_tokens`). Either allows logits padded to different sizes.
+        load_options: options for `specdec.model.load.load`.
 
-    Past the model's context window nothing is drafted, and a warning says so once.
+    Raises:
+        InputError: an option out of range or a model that cannot be loaded. `start` raises it if the model does not fit
+            the target.
     """
 
     def __init__(
@@ -66,12 +81,12 @@ class DraftModel:
         if isinstance(model, TargetModel):
             self.model = model
         elif isinstance(model, Student) or model == "auto" or is_student(model):
-            self._student = model  # it needs what the target has
+            self._student = model  # built in `_bind`, because it shares tensors with the target
         else:
             self.model = load(model, storage=storage or STORED, option="drafter.model", **load_options)
         self._compare, self._tokens = vocabulary, SharedTokens()
         self._vocabulary: Tensor | None = None
-        self._said: set[str] = set()  # what has been warned of
+        self._said: set[str] = set()  # warnings already given
         self._target: TargetModel | None = None
 
     @property
@@ -84,7 +99,7 @@ class DraftModel:
 
     @property
     def _most_read(self) -> int:
-        """Nodes in the cache beside the committed text, at most."""
+        """Largest number of drafted nodes in the cache."""
         return self.shape.nodes if self.dynamic is None else 1 + self.dynamic.beam * self.dynamic.depth
 
     def start(self, session: Session) -> None:
@@ -93,7 +108,8 @@ class DraftModel:
         self._sampling = session.sampling
         self._cache = self.model.lend_cache(self, len(session.rows), session.capacity + self._most_read)
         self.model.prefill(self._cache, self._readable(session.rows))
-        self._read: Tensor | None = None  # of each node of the last tree, how many were read before it; -1: it was not
+        # [batch nodes] the order in which the model read the nodes of the last tree, from 0; -1 if it did not read one
+        self._read: Tensor | None = None
 
     @torch.inference_mode()
     def propose(self, state: DraftState) -> TokenTree:
@@ -144,14 +160,19 @@ class DraftModel:
         )
 
     def _window_room(self, length: int) -> int:
-        """How many tokens may follow a text of that length, as `DraftState.room` counts them, if no node whose children
-        are drafted stands past the context window."""
+        """Return how many tokens may follow a text of that length, counted as in `DraftState.room`.
+
+        The limit keeps every node whose children are drafted inside the context window.
+        """
         window = self.model.context_window
         return length + self.max_nodes if window is None else max(window - length + 2, 1)
 
     def _readable(self, rows: Rows) -> Rows:
-        """The rows as the model reads them: a stand-in for each token that it lacks; of a text past its context window
-        the first two tokens alone, because every row of a batch must read one, behind another."""
+        """Return the rows as the model reads them.
+
+        Tokens that the model lacks are replaced by a stand-in. A text past the context window is cut to its first two
+        tokens, because every row of a batch must read at least one token after another.
+        """
         window, name = self.model.context_window, self.model.name
         inside = [row if window is None or len(row) <= window else row[:2] for row in rows]
         fed = [self._tokens.fed(row) for row in inside]
@@ -167,24 +188,28 @@ class DraftModel:
             warnings.warn(message, stacklevel=3)
 
     def _read_level(self, known: TokenTree, level: int) -> Tensor:
-        """Logits [batch level vocab] after the last level's nodes; the levels before are cached.
+        """Return logits [batch level vocab] after the nodes of the last level; earlier levels are cached.
 
-        The root is committed, so the block begins with the nodes of depth 1. Padding is read too, and nobody sees it.
+        The root is committed, so the block begins with the nodes of depth 1. Padding is read too, but no node attends
+        to it.
         """
         positions = self._cache.lengths[:, None] + (known.depth[:, 1:] - 1).clamp(min=0)
         mask = known.ancestor_mask[:, -level:, 1:]
         return self.model.forward(self._cache, known.tokens[:, -level:], positions, mask).logits
 
     def _keep_accepted(self, state: DraftState) -> None:
-        """Commit the accepted nodes the model has already read: none of the last level, and no other drafter's."""
+        """Commit the accepted nodes that the model has read: not the last level, and no node of another drafter."""
         if self._read is None:
             return
-        # block entry i of the cache is the node read as number i + 1: the root was committed before
+        # slot i of the cache's block holds the node with order i + 1, because the root was committed before
         places, counts = already_read(self._read - 1, state.kept.path[:, 1:])
         self._cache.keep(places, counts)
 
     def _feed_missing(self, rows: Rows) -> Tensor:
-        """Read the committed tokens not yet cached, the root at least; logits [batch 1 vocab] at the root."""
+        """Read the committed tokens that are not cached yet, at least the root.
+
+        Returns logits [batch 1 vocab] after the root.
+        """
         self._cache.crop([min(n, len(row) - 1) for n, row in zip(self._cache.host_lengths, rows, strict=True)])
         missing = [row[n:] for n, row in zip(self._cache.host_lengths, rows, strict=True)]
         return self.model.prefill(self._cache, missing).logits

@@ -1,5 +1,7 @@
-"""A draft model distilled from its target (DistillSpec, arXiv 2310.08461): some of the target's layers, trained to
-guess what all of them say. Embeddings and output layer stay the target's.
+"""Distill a draft model from its target (DistillSpec, arXiv 2310.08461).
+
+The student starts as copies of some of the target's layers and learns to predict the output of all of them. Embeddings
+and output layer stay those of the target.
 """
 
 from __future__ import annotations
@@ -30,10 +32,20 @@ DRAFTER, WHOLE = "draft_model", "model"
 
 
 class DistillRecipe:
-    """layers: copies of which of the target's layers the student begins as, in this order (-1: its last). vocabulary:
-    guess only that many of the most frequent tokens, null for all. loss: see `next_token_loss`. on_policy: the share of
-    texts whose answers the student writes itself, at temperature 1 and of at most `on_policy_tokens`; the target then
-    says what it would have said (arXiv 2306.13649). whole: save an ordinary transformers model beside what was trained.
+    """Train a student of some of the target's layers.
+
+    Args:
+        layers: target layers to initialise from, in this order (-1 = last).
+        vocabulary: number of most frequent tokens to guess among; None guesses all tokens.
+        loss: kind of loss, as in `next_token_loss`.
+        on_policy: share of texts whose answers the student writes itself, in [0, 1], at temperature 1. The target's
+            distributions on these answers are the labels (arXiv 2306.13649).
+        on_policy_tokens: largest length of such an answer, in tokens.
+        whole: also save an ordinary transformers model.
+        depth: length of the chain with which tokens per step are measured while training.
+
+    Raises:
+        InputError: an option out of range, or `on_policy` with a loss that does not use the target.
     """
 
     live = False
@@ -74,7 +86,7 @@ class DistillRecipe:
 
     def loss(self, module: nn.Module, target: TargetModel, batch: TrainBatch) -> Loss:
         assert isinstance(module, Student)
-        learning = torch.is_grad_enabled()  # validation is on the target's own text
+        learning = torch.is_grad_enabled()  # validation uses only the target's own text
         own = round(self.on_policy * len(batch.tokens)) if learning else 0
         parts = []
         if own:
@@ -90,14 +102,16 @@ class DistillRecipe:
             save_whole(module, target, folder / WHOLE)
 
     def drafter(self, module: nn.Module, target: TargetModel) -> Drafter:
-        from drafters.draft_model.drafter import DraftModel  # which can load what is trained here
+        from drafters.draft_model.drafter import DraftModel  # here, because drafter.py imports this file
 
         assert isinstance(module, Student)
         return DraftModel(module.in_precision_of(target), [1] * self.depth)
 
     def own_text(self, student: Student, target: TargetModel, batch: TrainBatch) -> TrainBatch:
-        """The batch's prompts, answered by the student; with the target's hidden states. Random numbers are a function
-        of the training's progress."""
+        """Return the batch's prompts with answers written by the student, and the target's hidden states for them.
+
+        The random numbers depend only on the training's progress and the row.
+        """
         begins = batch.answer.int().argmax(1).tolist()
         prompts = [row[: max(begin, 1)].tolist() for row, begin in zip(batch.tokens, begins, strict=True)]
         model = student.in_precision_of(target)
@@ -113,7 +127,7 @@ class DistillRecipe:
             end = len(prompt) + len(text)
             tokens[row, :end] = torch.tensor(prompt + text)
             answer[row, len(prompt) : end], valid[row, :end] = True, True
-        made = teacher_forced(target, tokens, ["hidden"])["hidden"].float().clone()  # usable where gradients are made
+        made = teacher_forced(target, tokens, ["hidden"])["hidden"].float().clone()  # a copy that autograd may use
         return TrainBatch(tokens, answer, valid, {"hidden": made}, batch.progress)
 
     def _loss(self, module: Student, target: TargetModel, batch: TrainBatch) -> Loss:
@@ -122,15 +136,20 @@ class DistillRecipe:
 
 
 def is_student(model: object) -> bool:
-    """Whether it names a folder with what was trained of a student."""
+    """Return whether `model` names a folder with a trained student."""
     return isinstance(model, str) and (Path(model) / CONFIG).exists()
 
 
 def load_student(folder: Path, target: TargetModel, what: str = "drafter.model") -> Student:
-    """A student from its folder, on the target's device and in its precision.
+    """Load a student from its folder, on the target's device and in its precision.
+
+    Args:
+        folder: the folder that training wrote.
+        target: the model that the student was made from.
+        what: name used in error messages.
 
     Raises:
-        InputError: none there, a corrupt one, or one of a target of another shape.
+        InputError: the student is missing, corrupt, or made for a target of another shape.
     """
     config, state = read_parts(folder, DRAFTER, target, what, {"layers": int})
     student = new_student(target, [0] * config["layers"], state.get("vocabulary"))
@@ -139,9 +158,13 @@ def load_student(folder: Path, target: TargetModel, what: str = "drafter.model")
 
 
 def save_whole(student: Student, target: TargetModel, folder: Path) -> None:
-    """As transformers loads it anywhere, in fp16, with the target's embeddings, output layer and tokenizer; a draft
-    vocabulary is left out."""
-    model = copy.deepcopy(student.model).half()  # of all tensors: the target keeps its own as they are
+    """Save the student as an ordinary transformers model in fp16.
+
+    The target's embeddings, output layer and tokenizer are included; a draft vocabulary is not.
+    """
+    model = copy.deepcopy(
+        student.model
+    ).half()  # a deep copy, so that the tensors shared with the target stay as they are
     model.save_pretrained(folder)
     if target.tokenizer is not None:
         target.tokenizer.save_pretrained(folder)
@@ -156,7 +179,7 @@ def _rows(batch: TrainBatch, begin: int, end: int) -> TrainBatch:
 
 
 def _total(parts: Sequence[Loss]) -> Loss:
-    """Of parts of a batch: sums add up."""
+    """Add up the losses and metrics of the parts of a batch."""
 
     def added(sums: Sequence[Sum]) -> Sum:
         return Sum(torch.stack([s.total for s in sums]).sum(), torch.stack([s.weight for s in sums]).sum())

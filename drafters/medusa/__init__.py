@@ -1,10 +1,12 @@
 """Medusa (arXiv 2401.10774): heads beside the target's own output layer guess several tokens at once.
 
-heads.py     the module                      recipe.py    training it on a frozen target
-drafter.py   proposing trees with it         joint.py     training it with the target
-trees.py     static trees on disk            loss.py      what it learns from
-formats.py   heads on disk, as layouts.py    measure.py   how often it is right
-             names them and files.py finds them
+heads.py     the module
+drafter.py   proposes trees with it
+formats.py   reads and writes heads; layouts.py names their tensors, files.py finds their files
+recipe.py    trains the heads on a frozen target
+joint.py     trains heads and target together
+loss.py      the loss of both
+measure.py   measures how often each candidate is right
 """
 
 from drafters.medusa.drafter import Medusa

@@ -1,4 +1,4 @@
-"""The drafter: several heads guess several positions at once, and a static tree combines their candidates."""
+"""Guess several positions at once with several heads, and combine their candidates in a static tree."""
 
 from __future__ import annotations
 
@@ -25,16 +25,21 @@ from specdec.trees.tree import PAD, TokenTree
 
 
 class Medusa:
-    """Heads on the target's last hidden state (arXiv 2401.10774).
+    """A drafter with heads on the target's last hidden state (arXiv 2401.10774).
 
-    heads: a folder, a file or a hub id (`formats.py` says which layouts); `auto`, those shipped for the target;
-        `fresh`, untrained ones, whose every guess is the target's next token; or a loaded module.
-    tree: index paths; a YAML file that holds them; or a number of nodes, taken from the tree saved beside the heads
-        (a guess where there is none): see `trees.py`.
-    children: `top_k`, candidates by rank; or, at a temperature above 0, drawn from the heads' distribution
-        `with_replacement` or `without_replacement`, the tree then giving the numbers of children.
+    Penalties do not reorder top-k candidates. If children are drawn, q includes the penalties of the committed text.
 
-    Penalties do not reorder the candidates; where children are drawn, they are part of q, for the committed text.
+    Args:
+        heads: a folder, a file or a hub id in a layout of `layouts.py`; `auto` for the heads shipped for the target;
+            `fresh` for untrained heads, which all guess the target's next token; or a loaded module.
+        tree: index paths; a YAML file with index paths; or a number of drafted nodes, taken from the tree saved beside
+            the heads, or from a guessed tree if none is saved (`specdec.trees.files`).
+        children: `top_k` takes the candidates by rank. `with_replacement` and `without_replacement` draw them from the
+            heads' distributions at a temperature above 0; the tree then gives the number of children per node.
+
+    Raises:
+        InputError: an unknown way to choose children, or a tree that is not readable or has no nodes. `start` raises it
+            if the heads do not fit the target, or the tree needs more heads or candidates than there are.
     """
 
     def __init__(
@@ -50,7 +55,7 @@ class Medusa:
         self._heads = heads
         self._tree = tree if isinstance(tree, int) else read_tree(tree) if isinstance(tree, str) else Topology.of(tree)
         self._target: TargetModel | None = None
-        self._every_head: Products | None = None  # made when candidates are asked for
+        self._every_head: Products | None = None  # made by the first call of `candidates`
         self._module: MedusaHeads
 
     @property
@@ -67,7 +72,7 @@ class Medusa:
 
     @property
     def depths(self) -> int:
-        """How many heads there are, the tree's or not."""
+        """Number of heads, including those that the tree does not use."""
         return self._module.heads
 
     def start(self, session: Session) -> None:
@@ -93,7 +98,10 @@ class Medusa:
     def candidates(
         self, hidden: Float[Tensor, "rows dim"], ranks: int
     ) -> tuple[Int[Tensor, "rows heads ranks"], Float[Tensor, "rows heads ranks"]]:
-        """Each head's best tokens and their log-probabilities, best first; of all heads, whatever the tree."""
+        """Return the `ranks` best tokens of every head and their log-probabilities, best first.
+
+        All heads are computed, whatever the tree uses.
+        """
         if self._every_head is None:
             assert self._target is not None
             chain = Topology.of([[0] * depth for depth in range(1, self.depths + 1)])
@@ -121,7 +129,7 @@ class Medusa:
         self._drawn_from = topology.drawn_from.to(target.device)
 
     def _q(self, logits: Float[Tensor, "batch heads rows"], rows: Rows) -> Float[Tensor, "batch heads vocab"]:
-        """The distributions that children are drawn from: one for each depth, the same for all its nodes."""
+        """Return the distributions that children are drawn from: one per depth, shared by its nodes."""
         assert self._target is not None
         batch, heads, _ = logits.shape
         if self._module.vocabulary is not None:
@@ -131,7 +139,7 @@ class Medusa:
         return self._sampling.probabilities(logits.flatten(0, 1), histories, lenient=True).view_as(logits)
 
     def _drawn(self, root: Int[Tensor, " batch"], q: Float[Tensor, "batch heads vocab"], draws: Draws) -> TokenTree:
-        """Every node's children drawn from its depth's q, siblings in the order of their numbers."""
+        """Draw every node's children from the q of its depth, siblings in the order of their numbers."""
         topology = self._topology
         tokens = root.new_full((len(root), topology.nodes), PAD)
         tokens[:, 0] = root
@@ -145,9 +153,12 @@ class Medusa:
 
 
 class Products:
-    """What the heads compute in a step, so that every weight is read once: the first blocks of all heads are one
-    product, and so is a shared output layer, over heads x batch rows. Only the heads that the tree asks are computed.
-    Shares the weights of `heads` and of the target (a draft vocabulary's rows are copied)."""
+    """Compute the logits of the heads, reading every weight once.
+
+    The first blocks of all heads are one product. A shared output layer is one product over heads x batch rows. Only
+    the first `topology.depth` heads are computed. The weights are those of `heads` and of the target, not copies,
+    except for the rows of a draft vocabulary.
+    """
 
     def __init__(self, heads: MedusaHeads, target: TargetModel, topology: Topology) -> None:
         fast, used, dim = target.runtime is not None, topology.depth, heads.dim
@@ -177,11 +188,17 @@ class Products:
 
 
 def load_heads(heads: str | MedusaHeads, target: TargetModel, fresh: int) -> tuple[MedusaHeads, HeadsFile | None]:
-    """Heads as `Medusa` names them, on the target's device, and the file they are from; `fresh`: how many untrained
-    ones are meant. A config that contradicts the weights is warned of.
+    """Return heads on the target's device, and the file they came from (None if not from a file).
+
+    Warns if the config beside the heads contradicts the weights.
+
+    Args:
+        heads: as in `Medusa`.
+        target: the model that the heads must fit.
+        fresh: number of heads if `heads` is `fresh`.
 
     Raises:
-        InputError: none there, or not for this target.
+        InputError: no heads there, or heads that do not fit this target.
     """
     file = None
     if heads == "fresh":

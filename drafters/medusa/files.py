@@ -1,4 +1,7 @@
-"""Where weights are: a folder, a file or a hub id; safetensors before pickles, and of pickles only tensors."""
+"""Find and read weights in a folder, a file or a hub repository.
+
+Safetensors are preferred to pickles. A pickle may hold only tensors.
+"""
 
 from __future__ import annotations
 
@@ -27,10 +30,14 @@ NAMES = (  # the first that exists is read
 
 
 class Source:
-    """Tensors by key, fetched and read only when asked for: of a full model only the heads.
+    """Read tensors by key. Files are fetched and read only when needed, so a full model yields its heads cheaply.
+
+    Args:
+        name: a folder, a file or a hub id.
+        what: name used in error messages.
 
     Raises:
-        InputError: nothing there, a corrupt or truncated file, a pickle that holds more than tensors.
+        InputError: no weights there, a corrupt or truncated file, or a pickle that holds more than tensors.
     """
 
     def __init__(self, name: str, what: str) -> None:
@@ -50,16 +57,16 @@ class Source:
             self._shards = dict.fromkeys(self._keys_of(found), found.name)
 
     def file(self, name: str) -> Path | None:
-        """A file beside the weights, None if there is no such file."""
+        """Return the path of a file beside the weights, or None if there is no such file."""
         if self._folder is not None:
             return self._folder / name if (self._folder / name).is_file() else None
         return Path(hf_hub_download(self._name, name)) if name in self._on_hub else None
 
     def _listed(self) -> set[str]:
-        """The files of a repository; where the hub cannot be reached, what is cached of it becomes the folder."""
+        """Return the files of a hub repository. If the hub cannot be reached, use the cached copy as a folder."""
         try:
             return set(list_repo_files(self._name))
-        except Exception as error:  # besides its own, the hub's client lets its HTTP library's through
+        except Exception as error:  # the hub's client raises its own errors and those of its HTTP library
             try:
                 self._folder = Path(snapshot_download(self._name, local_files_only=True))
             except (HFValidationError, LocalEntryNotFoundError):
@@ -72,7 +79,7 @@ class Source:
         return list(self._shards)
 
     def config(self) -> dict[str, Any]:
-        """`config.json`, {} if there is none."""
+        """Return the content of `config.json`, or {} if there is none."""
         file = self.file("config.json")
         return {} if file is None else self._json(file)
 
@@ -95,7 +102,7 @@ class Source:
             return tensor_names(file)
 
     def _index(self, file: Path) -> dict[str, str]:
-        """Which file beside it holds which tensor."""
+        """Return the file name of each tensor, from an index file."""
         shards = self._json(file).get("weight_map")
         if not isinstance(shards, dict) or not all(isinstance(n, str) and Path(n).name == n for n in shards.values()):
             raise self.error(f"{file.name} with the names of files beside it in `weight_map`", "something else")
@@ -110,7 +117,7 @@ class Source:
 
     @contextmanager
     def _whole(self, file: Path) -> Iterator[None]:
-        """Say of a file that it cannot be read, and why."""
+        """Turn errors of reading a file into an `InputError` that names the file and the reason."""
         try:
             yield
         except PickledCodeError as error:

@@ -1,7 +1,9 @@
-"""Heads on disk: every published layout is read (`layouts.py` lists them), two are written.
+"""Read and write heads on disk.
 
-Written are the official layout, which TGI reads too (version 2; version 1 where output layers are the heads' own), and
-vLLM's. A draft vocabulary is vLLM's `token_map`, in official files too (whose loader passes over it).
+- Every published layout is read (`layouts.py` lists them).
+- Two layouts are written: vLLM's, and the official one, which TGI reads too. The official layout is version 2, or
+  version 1 if the heads have their own output layers.
+- A draft vocabulary is stored as vLLM's `token_map`. Official files contain it too; the official loader ignores it.
 """
 
 from __future__ import annotations
@@ -28,11 +30,17 @@ from specdec.trees.files import TREE_FILE
 
 @dataclass(frozen=True)
 class HeadsFile:
-    """Heads read from disk, and what became of everything in the file.
+    """Heads read from disk, with a record of how each tensor of the file was used.
 
-    layout: see `LAYOUTS`; mapped, dropped: (key in the file, what it became, or why it was left out); notes: where a
-    config contradicts the weights, which are believed; tree: the tree file beside the heads, if there is one;
-    base_model: what the config says they were trained for; training_tokens: as in `Size`.
+    Args:
+        heads: the heads, on the CPU.
+        layout: a key of `LAYOUTS`.
+        mapped: pairs (key in the file, part of the heads).
+        dropped: pairs (key in the file, reason for leaving it out).
+        notes: contradictions between config and weights; the weights are used.
+        tree: the tree file beside the heads, None if there is none.
+        base_model: the model that the heads were trained for, according to the config.
+        training_tokens: as in `Size`.
     """
 
     heads: MedusaHeads
@@ -46,10 +54,14 @@ class HeadsFile:
 
 
 def read_heads(name: str, what: str = "drafter.heads") -> HeadsFile:
-    """From a folder, a file or a hub id.
+    """Read heads from a folder, a file or a hub id.
+
+    Args:
+        name: the folder, file or hub id.
+        what: name used in error messages.
 
     Raises:
-        InputError: no heads there, a corrupt or truncated file, pickled code, shapes that do not fit each other.
+        InputError: no heads there, a corrupt or truncated file, pickled code, or shapes that do not fit each other.
     """
     source = Source(name, what)
     keys = source.keys()
@@ -62,7 +74,7 @@ def read_heads(name: str, what: str = "drafter.heads") -> HeadsFile:
     parts = Parts(source, places, tensors)
     dropped = [(key, "no part of the heads") for key in keys if key not in tensors]
     config = source.config()
-    shared = bool(config.get("original_lm_head")) and parts.heads == 1  # the one case that keys cannot tell
+    shared = bool(config.get("original_lm_head")) and parts.heads == 1  # the only case that the keys do not settle
     output, vocabulary = _output(parts, tensors.get(TOKEN_MAP), shared, dropped)
     heads = MedusaHeads(parts.heads, parts.layers, parts.dim, output, vocabulary).to(parts.dtype)
     with torch.no_grad():
@@ -84,9 +96,20 @@ def read_heads(name: str, what: str = "drafter.heads") -> HeadsFile:
 def write_official(
     heads: MedusaHeads, folder: Path, base_model: str, dtype: torch.dtype = torch.float16
 ) -> Sequence[str]:
-    """`medusa_lm_head.safetensors` and `config.json`, as version 2 has them (as version 1, where output layers are
-    the heads' own). Returns the keys written. Other loaders pass over a draft vocabulary: heads that share the
-    target's output layer then know all its tokens."""
+    """Write `medusa_lm_head.safetensors` and `config.json` in the official layout. Returns the keys written.
+
+    The version is 2, or 1 if the heads have their own output layers. Other loaders ignore a draft vocabulary: with
+    them, heads that share the target's output layer guess among all its tokens.
+
+    Args:
+        heads: the heads to write.
+        folder: created if it does not exist.
+        base_model: name of the target.
+        dtype: precision of the file.
+
+    Raises:
+        InputError: weights that `dtype` cannot hold.
+    """
     tensors = _blocks(heads, "{head}.{layer}.linear.{kind}")
     if heads.output is not None:
         tensors |= {f"{head}.{heads.layers}.weight": w for head, w in enumerate(heads.output)}
@@ -102,12 +125,17 @@ def write_official(
 def write_vllm(
     heads: MedusaHeads, folder: Path, target: TargetModel | None, dtype: torch.dtype = torch.float16
 ) -> Sequence[str]:
-    """`model.safetensors` and `config.json` as vLLM reads them. Returns the keys written.
+    """Write `model.safetensors` and `config.json` as vLLM reads them. Returns the keys written.
 
-    target: needed where heads share its output layer (vLLM wants that in the file) or know only some of its tokens.
+    Args:
+        heads: the heads to write.
+        folder: created if it does not exist.
+        target: required if the heads share its output layer (vLLM expects it in the file) or know only some of its
+            tokens.
+        dtype: precision of the file.
 
     Raises:
-        InputError: no target where it is needed, or one the heads do not fit.
+        InputError: a target is required but missing, or does not fit the heads; or weights that `dtype` cannot hold.
     """
     if target is not None:
         heads.require_fits(target, "heads")
@@ -141,8 +169,14 @@ def write_vllm(
 def _output(
     parts: Parts, token_map: Tensor | None, shared: bool, dropped: list[tuple[str, str]]
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Own output layers and the draft vocabulary, ascending; None for what there is not. shared: a single head's output
-    layer is the target's."""
+    """Return the heads' own output layers and the ascending draft vocabulary; None for each that does not exist.
+
+    Args:
+        parts: the tensors of the heads.
+        token_map: vLLM's `token_map`, if the file has one.
+        shared: whether the output layer of a single head is the target's.
+        dropped: extended by the output layers that are not used.
+    """
     vocabulary, order = None, None
     if token_map is not None:
         if token_map.is_floating_point() or token_map.is_complex():
@@ -165,13 +199,13 @@ def _output(
         return layers[:, order], vocabulary
     if int(vocabulary[-1]) >= rows:
         raise parts.source.error(f"`{TOKEN_MAP}` with ids below {rows}", int(vocabulary[-1]))
-    return layers[:, vocabulary], vocabulary  # whole output layers: vLLM cuts them too
+    return layers[:, vocabulary], vocabulary  # output layers over all tokens are cut, as vLLM does
 
 
 def _contradictions(config: Mapping[str, Any], heads: MedusaHeads, parts: Parts, layout: str) -> list[str]:
-    """What the config says otherwise than the weights."""
+    """Return one note for each entry of the config that contradicts the weights."""
     facts = {"medusa_num_heads": heads.heads, "medusa_num_layers": heads.layers, "num_medusa_heads": heads.heads}
-    if layout == "vLLM":  # elsewhere these are the base model's
+    if layout == "vLLM":  # in other layouts these entries describe the base model
         facts |= {"num_heads": heads.heads, "num_hidden_layers": heads.layers, "hidden_size": heads.dim}
         facts |= {"medusa_fc_bias": parts.has_bias}
         facts |= {"original_lm_head": heads.output is None}
@@ -204,7 +238,7 @@ def _write(
     dtype: torch.dtype,
     config: Mapping[str, Any],
 ) -> Sequence[str]:
-    """Weights and config, each whole or not at all."""
+    """Write weights and config, each atomically. Returns the keys written."""
     whole = {key: tensor.detach().to("cpu", dtype).contiguous().clone() for key, tensor in tensors.items()}
     if vocabulary is not None:
         whole[TOKEN_MAP] = vocabulary.cpu()

@@ -1,4 +1,4 @@
-"""The heads as a module: what is trained, stored and drafted with. Knows no files and no trees."""
+"""The heads as a module, which is trained, stored and used for drafting. It knows no files and no trees."""
 
 from __future__ import annotations
 
@@ -12,19 +12,24 @@ from specdec.model.target import TargetModel
 
 
 class MedusaHeads(nn.Module):
-    """K heads on the target's last hidden state h_t: head i, counted from 0, guesses token t + 2 + i (the target's
-    own output layer has token t + 1). arXiv 2401.10774, section 2.1.1.
+    """K heads on the target's last hidden state h_t (arXiv 2401.10774, section 2.1.1).
 
-    A head is L residual blocks x + SiLU(W x + b) and an output layer: its own, or the target's, shared by all.
-    Fresh blocks are zero, so that a head begins as the target's own guess of token t + 1.
+    Head i, counted from 0, guesses token t + 2 + i. (The target's own output layer gives token t + 1.) A head is L
+    residual blocks x + SiLU(W x + b) and an output layer: its own, or the target's, which all heads then share. Fresh
+    blocks are zero, so an untrained head repeats the target's guess of token t + 1.
 
-    weight  [layers heads dim dim], bias [layers heads dim]: one tensor for all heads, so that they are computed in
-            one product; every head and layer has numbers of its own.
-    output  [heads rows dim] or None: own output layers; None shares the target's.
-    vocabulary [rows] or None: the target's ids of the output rows, ascending, where a head knows only some tokens.
+    `weight` [layers heads dim dim] and `bias` [layers heads dim] hold the blocks of all heads in one tensor, so that
+    one product computes them all. Nothing is shared between heads or layers.
+
+    Args:
+        heads: K.
+        layers: L, blocks per head.
+        dim: hidden size of the target.
+        output: output layers of the heads; None shares the target's.
+        vocabulary: the target's token ids of the output rows, ascending; None if a head knows all tokens.
     """
 
-    vocabulary: Tensor | None  # a buffer: moves with the module, is never trained
+    vocabulary: Tensor | None  # a buffer: it moves with the module and is not trained
 
     def __init__(
         self,
@@ -53,20 +58,31 @@ class MedusaHeads(nn.Module):
         return self.weight.shape[2]
 
     def forward(self, hidden: Float[Tensor, "*batch dim"]) -> Float[Tensor, "heads *batch dim"]:
-        """What the output layer reads, for every head."""
+        """Return the input of the output layer for every head."""
         flat = hidden.reshape(1, -1, self.dim).to(self.weight.dtype)
         return self.blocks(flat.expand(self.heads, -1, -1)).reshape(self.heads, *hidden.shape)
 
     def entering(
         self, hidden: Float[Tensor, "batch seq dim"], tokens: Int[Tensor, "batch seq"]
     ) -> Float[Tensor, "batch seq dim"]:
-        """What `guesses` takes, of whole texts: the target's hidden states as they are."""
+        """Return the input of `guesses` for whole texts: here the target's hidden states, unchanged.
+
+        Args:
+            hidden: the target's last hidden states.
+            tokens: the texts, from their first token.
+        """
         return hidden
 
     def guesses(
         self, hidden: Float[Tensor, "rows dim"], path: Int[Tensor, "rows heads"], target: TargetModel
     ) -> Float[Tensor, "heads rows dim"]:
-        """As `forward`, where `path` is the tokens t + 1, t + 2, ... that came: these heads do not look at them."""
+        """Return the input of the output layer for every head, given the tokens that came.
+
+        Args:
+            hidden: h_t of each row.
+            path: the tokens t + 1, t + 2, ... of each row. Medusa heads do not use them.
+            target: the model that the heads are for.
+        """
         return self(hidden)
 
     def blocks(self, x: Float[Tensor, "heads rows dim"]) -> Float[Tensor, "heads rows dim"]:
@@ -75,20 +91,20 @@ class MedusaHeads(nn.Module):
         return x
 
     def rows(self, target: TargetModel) -> int:
-        """How many tokens the heads know."""
+        """Return the number of tokens that the heads know."""
         if self.vocabulary is not None:
             return len(self.vocabulary)
         return output_weight(target).shape[0] if self.output is None else self.output.shape[1]
 
     def output_rows(self, target: TargetModel) -> list[Float[Tensor, "rows dim"]]:
-        """Each head's output layer; the same tensor for all heads where they share the target's."""
+        """Return each head's output layer; if the heads share the target's, the same tensor for each."""
         if self.output is not None:
             return list(self.output)
         shared = output_weight(target)
         return [shared if self.vocabulary is None else shared[self.vocabulary]] * self.heads
 
     def output_bias(self, target: TargetModel) -> Float[Tensor, " rows"] | None:
-        """Of the target's output layer, where heads share it and it has one."""
+        """Return the bias of the target's output layer, or None if it has none or the heads do not share it."""
         bias = getattr(output_layer(target), "bias", None)
         if bias is None or self.output is not None:
             return None
@@ -96,14 +112,18 @@ class MedusaHeads(nn.Module):
         return shared if self.vocabulary is None else shared[self.vocabulary]
 
     def ids(self, rows: Int[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
-        """The target's token ids of output rows."""
+        """Return the target's token ids of the output rows."""
         return rows if self.vocabulary is None else self.vocabulary[rows]
 
     def require_fits(self, target: TargetModel, what: str = "drafter.heads") -> None:
-        """Refuse a target these heads cannot have been made for.
+        """Refuse a target that these heads cannot have been made for.
+
+        Args:
+            target: the model to draft for.
+            what: name used in error messages.
 
         Raises:
-            InputError: another hidden size, or another vocabulary.
+            InputError: the hidden size or the vocabulary differs.
         """
         fix = f"use heads that were trained for {target.name}"
         vocab, dim = output_weight(target).shape
@@ -118,10 +138,10 @@ class MedusaHeads(nn.Module):
 
 
 def output_layer(target: TargetModel) -> nn.Module:
-    """The target's lm_head, as the model runs it now (`specdec.model.runtime` may have exchanged it).
+    """Return the target's output layer as the model runs it now (`specdec.model.runtime` may have replaced it).
 
     Raises:
-        InputError: the model has none that is one matrix.
+        InputError: the model has no output layer, or one that is not a single matrix.
     """
     layer = target.model.get_output_embeddings()
     weight = getattr(layer, "weight", None)
@@ -132,7 +152,7 @@ def output_layer(target: TargetModel) -> nn.Module:
 
 
 def output_weight(target: TargetModel) -> Float[Tensor, "vocab dim"]:
-    """Detached: heads never train the target's output layer."""
+    """Return the matrix of the target's output layer, detached, because heads never train it."""
     weight: Tensor = output_layer(target).weight.detach()  # type: ignore[operator]
     return weight
 
@@ -144,7 +164,15 @@ def fresh_heads(
     own_output: bool = False,
     vocabulary: Int[Tensor, " rows"] | None = None,
 ) -> MedusaHeads:
-    """Untrained heads in fp32 on the target's device: each guesses what the target's own output layer does."""
+    """Return untrained heads in fp32 on the target's device; each makes the guess of the target's output layer.
+
+    Args:
+        target: the model that the heads are for.
+        heads: number of heads.
+        layers: residual blocks per head.
+        own_output: give each head a copy of the target's output layer.
+        vocabulary: token ids to guess among, ascending; None for all tokens.
+    """
     weight = output_weight(target).float()
     rows = weight if vocabulary is None else weight[vocabulary]
     output = rows.expand(heads, -1, -1).clone() if own_output else None

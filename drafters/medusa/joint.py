@@ -1,6 +1,6 @@
-"""Training heads and backbone together: Medusa-2 (arXiv 2401.10774, sections 2.2.2 and 2.3.2).
+"""Train heads and backbone together: Medusa-2 (arXiv 2401.10774, sections 2.2.2 and 2.3.2).
 
-The target changes: what is decoded afterwards is the new backbone's text, no longer the old one's.
+The target changes: decoding afterwards yields the text of the new backbone, not of the old one.
 """
 
 from __future__ import annotations
@@ -30,7 +30,12 @@ ADAPTER = "medusa"
 
 
 class JointModule(nn.Module):
-    """heads, and the target's parameters that are trained with them. The rest of the target stays out."""
+    """The heads, and the parameters of the target that are trained with them. No other parameters of the target.
+
+    Args:
+        heads: the heads.
+        backbone: the target's model; its parameters with `requires_grad` are trained.
+    """
 
     def __init__(self, heads: MedusaHeads, backbone: nn.Module) -> None:
         super().__init__()
@@ -40,13 +45,21 @@ class JointModule(nn.Module):
 
 
 class JointMedusaRecipe:
-    """L = L_LM + lambda_0 x (the heads' loss), both over the target's own text.
+    """Train with L = L_LM + lambda_0 x (the heads' loss), both on text of the target.
 
-    heads: how the heads are made, and their loss. backbone: `lora`, low-rank adapters on every linear layer but the
-    output layer (`rank`, `alpha`), which must stay what it was: L_LM is the divergence of its distribution from that
-    without adapters; or `full`, every parameter, with the next token's cross-entropy as L_LM. lambda_0, schedule:
-    `constant`, or `sine`, which rises to lambda_0 at the end of training. warm_up: the share of the training in which
-    only the heads learn. backbone_lr: its learning rate, as a factor on that of the heads.
+    Args:
+        heads: how the heads are made, and their loss.
+        backbone: `lora` trains low-rank adapters on every linear layer except the output layer; L_LM is the divergence
+            from the distribution without adapters, so that the backbone stays close to what it was. `full` trains every
+            parameter; L_LM is the cross-entropy of the next token.
+        rank, alpha: of the adapters.
+        lambda_0: weight of the heads' loss.
+        schedule: `constant`, or `sine`, which rises from 0 to lambda_0 at the end of training.
+        warm_up: share of the training in which only the heads learn, in [0, 1).
+        backbone_lr: learning rate of the backbone, as a multiple of that of the heads.
+
+    Raises:
+        InputError: an unknown option, or `warm_up` out of range.
     """
 
     features: Sequence[str] = ()
@@ -76,10 +89,10 @@ class JointMedusaRecipe:
         self.lr_scale: Mapping[str, float] = {"backbone": backbone_lr}
 
     def build(self, target: TargetModel, frequencies: Int[Tensor, " vocab"]) -> nn.Module:
-        """Puts the adapters into the target's model, in place.
+        """Make the heads, and put the adapters into the target's model in place.
 
         Raises:
-            InputError: the target runs on the fast products, which adapters cannot be put on.
+            InputError: the target uses the fast runtime, which does not support adapters.
         """
         if target.runtime is not None:
             expected, fix = "the stock runtime while the backbone is trained", "use target.runtime=stock"
@@ -99,10 +112,12 @@ class JointMedusaRecipe:
     def loss(self, module: nn.Module, target: TargetModel, batch: TrainBatch) -> Loss:
         assert isinstance(module, JointModule)
         with target.stock() as model:
-            before = self._before(model, batch)  # first: turning adapters off and on must not fall between two halves
+            before = self._before(model, batch)  # before the forward, because toggling adapters must not split it
             hidden = model.base_model(input_ids=batch.tokens, use_cache=False).last_hidden_state
         if batch.progress < self.warm_up:
-            hidden = hidden.detach() + 0.0 * hidden  # a gradient of exactly 0: rounding errors would make Adam move
+            hidden = (
+                hidden.detach() + 0.0 * hidden
+            )  # gradients of exactly 0, because Adam would amplify rounding errors
         language, count = self._language(target, batch, hidden, before)
         heads = medusa_loss(module.heads, target, batch, hidden, self.heads.decay, self.heads.soft)
         rising = math.sin(batch.progress * math.pi / 2) if self.schedule == "sine" else 1.0
@@ -110,7 +125,7 @@ class JointMedusaRecipe:
         return Loss(Sum(total, count), {**heads.metrics, "backbone": Sum(language.detach(), count)})
 
     def save(self, module: nn.Module, target: TargetModel, folder: Path) -> None:
-        """The heads, and the backbone they belong to in `backbone/`: adapters as peft saves them, or a whole model."""
+        """Write the heads, and in `backbone/` their backbone: adapters as peft saves them, or a whole model."""
         assert isinstance(module, JointModule)
         write_official(module.heads, folder, "backbone", torch.float16)
         target.model.save_pretrained(folder / "backbone")
@@ -122,7 +137,7 @@ class JointMedusaRecipe:
         return self.heads.drafter(module.heads, target)
 
     def _before(self, model: Any, batch: TrainBatch) -> Float[Tensor, "batch seq dim"] | None:
-        """The last hidden states without adapters, what L_LM holds the backbone to."""
+        """Return the last hidden states without adapters, the reference of L_LM; None if `backbone` is `full`."""
         if self.backbone == "full":
             return None
         with torch.no_grad(), without_adapters(model):
@@ -136,7 +151,7 @@ class JointMedusaRecipe:
         hidden: Float[Tensor, "batch seq dim"],
         before: Float[Tensor, "batch seq dim"] | None,
     ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-        """L_LM, summed over the states that an answer's token follows, and how many they are."""
+        """Return L_LM summed over the positions before an answer's token, and the number of these positions."""
         weight: Any = output_layer(target).weight
         follows = batch.answer[:, 1:]
         states = hidden[:, :-1][follows]
@@ -149,7 +164,7 @@ class JointMedusaRecipe:
 
 @contextmanager
 def without_adapters(model: Any) -> Iterator[None]:
-    """The model as it was before training."""
+    """Turn the adapters off inside the block, so that the model is as it was before training."""
     model.disable_adapters()
     try:
         yield

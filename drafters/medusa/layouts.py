@@ -1,8 +1,10 @@
-"""How published files name the tensors of the heads. Counts come from the keys, never from a config.
+"""The names that published files give to the tensors of the heads.
+
+Numbers of heads and blocks come from the keys, never from a config.
 
 layout         keys of head i, block j of L
-official       {i}.{j}.linear.weight|bias, and {i}.{L}.weight if the output layer is own
-               (the same behind `medusa_head.` in full models, whose other tensors are left alone)
+official       {i}.{j}.linear.weight|bias, and {i}.{L}.weight if the head has its own output layer
+               (the same after `medusa_head.` in full models, whose other tensors are ignored)
 TGI            the official keys
 vLLM           blocks.{i}.layers.{j}.weight|bias, lm_heads.{i}.weight, token_map
 TensorRT-LLM   medusa_heads.{i}.medusa_layers.{j}.linear.weight|bias, medusa_heads.{i}.lm_head.weight
@@ -38,12 +40,19 @@ TOKEN_MAP = "token_map"
 
 @dataclass(frozen=True)
 class Place:
-    """Where a tensor belongs. layer None: the head's output layer."""
+    """The part of the heads that a tensor is.
+
+    Args:
+        head: number of the head.
+        layer: number of the block, None for the output layer.
+        kind: `weight` or `bias`.
+        number: the number in the key of an official output layer; it must equal the number of blocks.
+    """
 
     head: int
     layer: int | None
     kind: str
-    number: int | None = None  # an official output layer's, which must be the number of blocks
+    number: int | None = None
 
     @property
     def name(self) -> str:
@@ -64,7 +73,16 @@ def places_of(keys: Sequence[str], patterns: tuple[str, str]) -> dict[str, Place
 
 
 class Parts:
-    """The tensors of the heads by place, checked to be whole: the counts are what the keys say."""
+    """The tensors of the heads by place, checked to be complete. The keys determine the numbers of heads and blocks.
+
+    Args:
+        source: the files; makes the errors.
+        places: the place of each key.
+        tensors: the tensor of each key.
+
+    Raises:
+        InputError: a tensor that is missing, not floating-point or of the wrong shape.
+    """
 
     def __init__(self, source: Source, places: Mapping[str, Place], tensors: Mapping[str, Tensor]) -> None:
         self.source = source
@@ -81,7 +99,9 @@ class Parts:
                 )
         self.outputs = sorted(head for head, layer, _ in self._tensors if layer is None)
         every = ((h, j, k) for j in range(self.layers) for h in range(self.heads) for k in self._kinds)
-        missing = next((place for place in every if place not in self._tensors), None)  # a key may count to billions
+        missing = next(
+            (place for place in every if place not in self._tensors), None
+        )  # lazy, because a key may claim billions of heads
         if missing is not None:
             raise source.error(
                 f"{self.heads} heads of {self.layers} blocks, as the other keys say",
@@ -106,7 +126,7 @@ class Parts:
         return ("weight", "bias") if self.has_bias else ("weight",)
 
     def stacked(self, kind: str) -> Tensor:
-        """[layers heads ...]"""
+        """Return the weights or biases of all blocks, [layers heads ...]."""
         layers = [[self._tensors[h, j, kind] for h in range(self.heads)] for j in range(self.layers)]
         shape = (0, self.heads, self.dim) + ((self.dim,) if kind == "weight" else ())
         return torch.stack([torch.stack(layer) for layer in layers]) if layers else torch.zeros(shape)

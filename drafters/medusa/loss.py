@@ -1,4 +1,4 @@
-"""What heads learn from: at every position a tree could grow from, the tokens that came after its root."""
+"""The loss of the heads: at every possible root, they learn the tokens that came after it."""
 
 from __future__ import annotations
 
@@ -25,13 +25,21 @@ def medusa_loss(
     soft: float,
     chunk: int | None = None,
 ) -> Loss:
-    """sum over heads k of decay^k x cross-entropy, k counted from 1, over roots (arXiv 2401.10774, equation 1).
+    """Return the sum over heads k = 1, 2, ... of decay^k x cross-entropy (arXiv 2401.10774, equation 1).
 
-    At position t the root is token t + 1, and head i learns token t + 2 + i; both, and all tokens between them, must
-    be of one answer, as they are when the heads are used. hidden: the target's last hidden states. soft: the share of
-    the label that is not the token that came, but the target's own distribution there, made from its hidden state
-    (with a draft vocabulary: given that vocabulary). A token outside a draft vocabulary teaches nothing, and counts
-    as a miss.
+    It is summed over roots. At position t the root is token t + 1, and head i (from 0) learns token t + 2 + i. The
+    root, that token and all tokens between them must belong to one answer, as they do when the heads are used. A token
+    outside a draft vocabulary is not learnt, and counts as a miss.
+
+    Args:
+        module: the heads.
+        target: the frozen model, or the one trained with the heads.
+        batch: the texts.
+        hidden: the target's last hidden states.
+        decay: factor between the weights of neighbouring heads.
+        soft: share of the label that is the target's distribution instead of the token that came. It is computed from
+            the hidden states, and restricted to the draft vocabulary if there is one.
+        chunk: rows per chunk of logits; None chooses by memory.
     """
     heads = module.heads
     at, roots, tokens = _positions(batch, heads)
@@ -39,7 +47,7 @@ def medusa_loss(
     states, entering = hidden.flatten(0, 1), module.entering(hidden, batch.tokens).flatten(0, 1)
     weights = module.output_rows(target)
     weights = weights[:1] if module.output is None else weights
-    path = torch.cat([roots[:, None], tokens[:, :-1].clamp(min=0)], 1)  # after an answer's end nothing is learnt
+    path = torch.cat([roots[:, None], tokens[:, :-1].clamp(min=0)], 1)  # tokens after an answer's end have no label
     x = module.guesses(entering[at], path, target).transpose(0, 1).to(weights[0].dtype)
     bias = module.output_bias(target)
     shared = [*weights, *([] if bias is None else [bias])]
@@ -73,8 +81,12 @@ def medusa_loss(
 
 
 def _positions(batch: TrainBatch, heads: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Positions t [roots], numbered over the flattened batch, the tokens t + 1 [roots], and the tokens t + 2, t + 3,
-    ... [roots heads] that the heads are to guess there, -1 where that is nothing of the root's answer."""
+    """Return the positions to learn from.
+
+    Returns:
+        t [roots], numbered over the flattened batch; the roots, tokens t + 1 [roots]; and the labels, tokens t + 2,
+        t + 3, ... [roots heads], -1 outside the root's answer.
+    """
     tokens, answer = F.pad(batch.tokens, (0, heads + 1)), F.pad(batch.answer, (0, heads + 1))
     seq = batch.tokens.shape[1]
     inside, wanted = answer[:, 1 : 1 + seq], []
@@ -87,8 +99,10 @@ def _positions(batch: TrainBatch, heads: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class _SoftLabels:
-    """The target's distribution of the token that each head is to guess at positions `at`, each made once: heads look
-    at neighbouring positions."""
+    """The target's distributions of the tokens that the heads guess at positions `at`.
+
+    The heads of neighbouring positions guess the same tokens, so each distribution is computed once.
+    """
 
     def __init__(self, at: Tensor, heads: int, states: Tensor, weight: Tensor) -> None:
         reads = (at[:, None] + 1 + torch.arange(heads, device=at.device)).clamp(max=len(states) - 1)

@@ -1,4 +1,4 @@
-"""How often each candidate of each head is right, on text of the target's own."""
+"""Measure how often each candidate of each head is right, on text that the target wrote."""
 
 from __future__ import annotations
 
@@ -17,9 +17,12 @@ CHUNK = 32  # positions whose logits are held at once
 
 
 class Accuracy:
-    """Ranks that heads give the tokens that came.
+    """Find the rank that each head gives to the token that came.
 
-    candidates: how many of each head's best tokens are looked at.
+    Args:
+        heads: the heads.
+        target: the model that they are for.
+        candidates: number of each head's best tokens to look at.
     """
 
     def __init__(self, heads: MedusaHeads, target: TargetModel, candidates: int) -> None:
@@ -30,10 +33,14 @@ class Accuracy:
     def ranks(
         self, tokens: Int[Tensor, " seq"], hidden: Float[Tensor, "seq dim"], answers: Sequence[Sequence[int]]
     ) -> Int[Tensor, "positions heads"]:
-        """At each position a tree could grow from, the rank each head gave its token; -1 if not among its candidates.
+        """Return each head's rank of its token at every possible root, -1 if it is not among the candidates.
 
-        answers: [begin, end) of what the target wrote. The root is an answer's token, and so are those that all heads
-        guess.
+        A root is used only if it and the tokens of all heads belong to one answer.
+
+        Args:
+            tokens: one text.
+            hidden: the target's last hidden states of the text.
+            answers: [begin, end) of the parts that the target wrote.
         """
         k, found = self._heads.heads, []
         for begin, end in answers:
@@ -47,5 +54,5 @@ class Accuracy:
 
 
 def accuracies(ranks: Int[Tensor, "positions heads"], candidates: int) -> Float[Tensor, "heads candidates"]:
-    """The share of positions at which each head's candidate of each rank is the right token."""
+    """Return the share of positions at which each head's candidate of each rank is the right token."""
     return (ranks[..., None] == torch.arange(candidates)).double().mean(0)

@@ -1,4 +1,4 @@
-"""Training heads on a frozen target: Medusa-1 (arXiv 2401.10774, section 2.2.1)."""
+"""Train heads on a frozen target: Medusa-1 (arXiv 2401.10774, section 2.2.1)."""
 
 from __future__ import annotations
 
@@ -21,11 +21,21 @@ from specdec.training.recipe import Loss, TrainBatch
 
 
 class MedusaRecipe:
-    """heads, layers: how many, and of how many residual blocks; own_output: output layers of their own instead of the
-    target's; vocabulary: guess only that many of the most frequent tokens, null for all; decay, soft: see
-    `medusa_loss`; tree: for measuring tokens per step; start: heads to go on from instead of fresh ones (whose number,
-    layers and output then count, and their vocabulary, unless they share the target's output layer and another one is
-    asked for).
+    """Train heads.
+
+    Args:
+        heads: number of heads.
+        layers: residual blocks per head.
+        own_output: give the heads their own output layers instead of the target's.
+        vocabulary: number of most frequent tokens to guess among; None guesses all tokens.
+        decay, soft: as in `medusa_loss`.
+        tree: as in `Medusa`; used to measure tokens per step while training.
+        start: heads to continue from, instead of fresh ones. Their number of heads, layers and output layers then
+            replace the options above. Their vocabulary does too, unless they share the target's output layer and
+            `vocabulary` is set.
+
+    Raises:
+        InputError: an option out of range.
     """
 
     features: Sequence[str] = ("hidden",)

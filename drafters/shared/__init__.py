@@ -1,6 +1,6 @@
 """Parts that several drafters use.
 
-estimates.py   how often a drafted node is right, learnt while drafting
-trained.py     trained parts on disk
-shipped.py     the trained drafters that come with the repository
+estimates.py   estimates how often a drafted node is right, learnt while drafting
+trained.py     saves and loads trained parts
+shipped.py     finds the trained drafters that come with the repository
 """

@@ -1,6 +1,8 @@
-"""How often a drafted node is right where its parent is: by its depth, its rank among its siblings, and how sure the
-drafter was of it. Learnt from the text as it is written: every proposal is held against what came, nodes that were
-never verified too.
+"""Estimate the probability that a drafted node is right if its parent is right.
+
+The estimate depends on the node's depth, its rank among its siblings, and the drafter's confidence in it. It is learnt
+while text is generated: every proposal is compared with the tokens that followed, including nodes that were never
+verified.
 """
 
 from __future__ import annotations
@@ -15,18 +17,23 @@ from torch import Tensor
 
 from specdec.trees.tree import PAD, TokenTree
 
-SILENT = -1.0  # the confidence of a drafter that does not say
-EDGES = (0.0, 0.003, 0.01, 0.03, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.97)  # of confidence, between its classes
-PRIOR = np.array([0.5, 0.001, 0.006, 0.02, 0.06, 0.15, 0.27, 0.42, 0.57, 0.72, 0.85, 0.94, 0.98])  # taken at its word
-DEPTHS, RANKS = 16, 4  # deeper nodes count as the deepest, later siblings as the last
-TRUST = 10.0  # observations that a first guess is worth
-MEMORY = 0.995  # of the counts, per judged proposal: what counts is about the last 200
+SILENT = -1.0  # confidence of a drafter that gives none
+EDGES = (0.0, 0.003, 0.01, 0.03, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.97)  # limits between classes of confidence
+# P(right) per class before anything is learnt: 0.5 if silent, else about the middle of the class
+PRIOR = np.array([0.5, 0.001, 0.006, 0.02, 0.06, 0.15, 0.27, 0.42, 0.57, 0.72, 0.85, 0.94, 0.98])
+DEPTHS, RANKS = 16, 4  # deeper nodes share the cells of the deepest, later siblings those of the last rank
+TRUST = 10.0  # weight of the coarser estimate, in observations
+MEMORY = 0.995  # the counts decay by this factor per judged proposal, so about the last 200 count
 
 
 class Estimates:
-    """Counts of tries and hits in every cell (depth, rank, class of confidence). A cell that has seen little is taken
-    for what its class of confidence is at that depth, that for what the class is at any depth, and that for what the
-    drafter says. memory: what is left of the counts when the next proposal is judged."""
+    """Count tries and hits in every cell (depth, rank, class of confidence).
+
+    Sparse cells back off to (confidence, depth), then to confidence, then to the drafter's own probability (`PRIOR`).
+
+    Args:
+        memory: factor by which the counts decay when a proposal is judged, in (0, 1].
+    """
 
     def __init__(self, memory: float = MEMORY) -> None:
         self._memory = memory
@@ -34,7 +41,7 @@ class Estimates:
         self._rates: np.ndarray | None = None
 
     def rates(self) -> np.ndarray:
-        """P(right | parent right) of every cell."""
+        """Return P(right | parent right) for every cell."""
         if self._rates is None:
             tried, right = self._counts.reshape(2, DEPTHS, RANKS, len(PRIOR))
             rates = PRIOR
@@ -44,7 +51,12 @@ class Estimates:
         return self._rates
 
     def learn(self, proposal: Proposal, came: Sequence[int]) -> None:
-        """came: the tokens that followed the proposal's root, as far as they are known."""
+        """Count one proposal.
+
+        Args:
+            proposal: the tree of one row.
+            came: the known tokens that followed the proposal's root.
+        """
         self._counts *= self._memory
         self._rates, node = None, 0
         tried, right = self._counts
@@ -61,8 +73,15 @@ class Estimates:
 
 @dataclass(frozen=True, eq=False)
 class Shape:
-    """What a tree is whatever its tokens. children: of each node; parents, depth: of each node (depth 0: the root and
-    padding); levels: the nodes at depth 1, 2, ...; base: each node's first cell, that of the silent class."""
+    """The shape of a tree, without its tokens.
+
+    Args:
+        children: children of each node.
+        parents: parent of each node, -1 for the root and padding.
+        depth: depth of each node, 0 for the root and padding.
+        levels: nodes at depth 1, 2, ...
+        base: first cell of each node's (depth, rank): the cell of silent confidence.
+    """
 
     children: list[list[int]]
     parents: np.ndarray
@@ -71,7 +90,7 @@ class Shape:
     base: np.ndarray
 
     @classmethod
-    @lru_cache(maxsize=256)  # trees of one shape come back step after step
+    @lru_cache(maxsize=256)  # the same shapes return step after step
     def of(cls, parents: tuple[int, ...]) -> Shape:
         children: list[list[int]] = [[] for _ in parents]
         depth, base = np.zeros((2, len(parents)), dtype=np.int64)
@@ -86,7 +105,10 @@ class Shape:
 
 
 class Proposal:
-    """One row's tree, as the drafter proposed it. cells: of each node, where `Estimates` counts it."""
+    """The tree that a drafter proposed for one row.
+
+    `cells` holds the index of the `Estimates` cell in which each node is counted.
+    """
 
     def __init__(self, tokens: Sequence[int], parents: Sequence[int], confidence: Sequence[float]) -> None:
         self.tokens, self.parents, self.confidence = tokens, parents, confidence
@@ -95,34 +117,37 @@ class Proposal:
 
     @classmethod
     def rows(cls, tree: TokenTree) -> list[Proposal]:
-        """Of a batch, each row's."""
+        """Return one proposal per row of a batch."""
         sure = torch.full(tree.tokens.shape, SILENT) if tree.confidence is None else tree.confidence
         parts: tuple[Tensor, ...] = (tree.tokens, tree.parents, sure)
         return [cls(*row) for row in zip(*(part.tolist() for part in parts), strict=True)]
 
     def gains(self, rates: np.ndarray) -> np.ndarray:
-        """Of each node, the probability that it is accepted: what it adds to the tokens of a step. 0 for padding."""
+        """Return the probability that each node is accepted, which is its gain in tokens per step.
+
+        The root and padding gain 0.
+        """
         shape = self.shape
         gains: np.ndarray = rates[self.cells] * (shape.depth > 0)
         gains[0] = 1.0
         for level in shape.levels:
             gains[level] *= gains[shape.parents[level]]
-        gains[0] = 0.0  # the root comes anyway
+        gains[0] = 0.0  # the root is already text
         return gains
 
 
 class Pending:
-    """Proposals for one text that wait for what follows them."""
+    """Proposals for one text that cannot be judged yet, because the tokens after them are not known."""
 
     def __init__(self) -> None:
-        self._waiting: list[tuple[int, Proposal]] = []  # with the length of the text when they were made
+        self._waiting: list[tuple[int, Proposal]] = []  # (length of the text when the proposal was made, proposal)
 
     def add(self, proposal: Proposal, length: int) -> None:
         if proposal.shape.levels:
             self._waiting.append((length, proposal))
 
     def judge(self, text: Sequence[int], estimates: Estimates, over: bool = False) -> None:
-        """Learn from those whose text has been written; from all, if it is over."""
+        """Learn from every proposal whose following tokens are known, or from all if the text is over."""
         waiting = []
         for length, proposal in self._waiting:
             if over or len(text) - length >= len(proposal.shape.levels):

@@ -1,4 +1,4 @@
-"""Trained weights that come with the repository: `weights/<target>/<drafter>/`, packaged with this folder."""
+"""Find the trained weights that come with the repository, in `drafters/weights/<target>/<drafter>/`."""
 
 from __future__ import annotations
 
@@ -11,10 +11,15 @@ WEIGHTS = Path(__file__).parents[1] / "weights"
 
 
 def shipped_folder(target: TargetModel, drafter: str, what: str) -> Path:
-    """Where the drafter's weights for this target lie; `what`: the option that asked for them.
+    """Return the folder of the weights that are shipped for this drafter and target.
+
+    Args:
+        target: the model to draft for.
+        drafter: name of the drafter's folder.
+        what: name used in error messages.
 
     Raises:
-        InputError: none are shipped for it.
+        InputError: no weights are shipped for this pair.
     """
     folders = {folder.parent.name: folder for folder in WEIGHTS.glob(f"*/{drafter}")}
     if target.name in folders:

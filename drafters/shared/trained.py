@@ -1,4 +1,7 @@
-"""Trained parts of a drafter on disk: what was trained, and whose drafter it is; nothing that the target has."""
+"""Save and load the trained parts of a drafter, with the name of the drafter and of its target.
+
+Tensors that belong to the target are not saved.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +22,18 @@ from specdec.model.target import TargetModel
 from specdec.training.text.texts import fingerprint
 
 CONFIG, WEIGHTS, FORMAT = "drafter.json", "drafter.safetensors", 1
-MOST = 256  # of what a config counts: layers, heads, blocks
+MOST = 256  # largest count that a config may hold (layers, heads, blocks)
 
 
 def save_parts(module: nn.Module, config: Mapping[str, Any], target: TargetModel, folder: Path) -> None:
-    """`drafter.safetensors`, in fp16, and `drafter.json`: the config, and the target it was trained for."""
+    """Write `drafter.safetensors` in fp16, and `drafter.json` with the config and the target.
+
+    Args:
+        module: the trained part.
+        config: what is needed to build the module again.
+        target: the model that the module was trained for.
+        folder: an existing folder.
+    """
     state = {name: t.half() if t.is_floating_point() else t for name, t in module.state_dict().items()}
     save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / WEIGHTS)
     whose = {"format": FORMAT, "target": target.name, "target_weights": fingerprint(target)}
@@ -33,17 +43,17 @@ def save_parts(module: nn.Module, config: Mapping[str, Any], target: TargetModel
 def read_parts(
     folder: Path, drafter: str, target: TargetModel, what: str, kinds: Mapping[str, type]
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Read config and tensors, and check that a module may be built from them.
+    """Read config and tensors, and check that a module can be built from them.
 
     Args:
-        folder: where they are.
-        drafter: whose they should be.
-        target: the model they are for.
-        what: the option that named them.
-        kinds: what the config must hold, by name: `int` is a count, `bool` is true or false.
+        folder: the folder that `save_parts` wrote.
+        drafter: name of the drafter that the files must belong to.
+        target: the model to draft for.
+        what: name used in error messages.
+        kinds: the required entries of the config and their types; `int` is a count from 0 to `MOST`.
 
     Raises:
-        InputError: none there, corrupt ones, another drafter's, or a vocabulary beyond the target's.
+        InputError: the files are missing or corrupt, belong to another drafter, or name tokens that the target lacks.
     """
     try:
         config = read_json(folder / CONFIG)
@@ -68,7 +78,11 @@ def read_parts(
 
 
 def _require_config(config: Any, drafter: str, kinds: Mapping[str, type]) -> None:
-    """Raises ValueError: names what is wrong."""
+    """Check the entries of a config.
+
+    Raises:
+        ValueError: an entry is missing or wrong; the message names it.
+    """
     if not isinstance(config, dict):
         raise ValueError(f"{CONFIG} holds no object")
     if config.get("drafter") != drafter:
@@ -84,11 +98,19 @@ def _require_config(config: Any, drafter: str, kinds: Mapping[str, type]) -> Non
 def fill(
     module: nn.Module, config: Mapping[str, Any], state: Mapping[str, Tensor], target: TargetModel, what: str
 ) -> None:
-    """Put the tensors into the module, on the target's device and in its precision. Another fingerprint than that of
-    the weights it was trained on is warned of: the text stays the target's, only acceptance may suffer.
+    """Copy the tensors into the module, and move it to the target's device and precision.
+
+    If the target's weights are not those the module was trained for, a warning says so: the text stays that of the
+    target, but fewer tokens may be accepted.
+
+    Args:
+        module: the module to fill.
+        config, state: as `read_parts` returns them.
+        target: the model to draft for.
+        what: name used in error messages.
 
     Raises:
-        InputError: it was trained for a target of another shape.
+        InputError: the tensors were trained for a target of another shape.
     """
     ours, theirs = module.state_dict(), state
     wrong = [name for name in {*ours, *theirs} if name not in ours or name not in theirs]
