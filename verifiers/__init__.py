@@ -1,1 +1,1 @@
-"""Verifiers and acceptance rules. Imports `specdec` only."""
+"""Verifiers and acceptance rules. They import only `specdec`."""

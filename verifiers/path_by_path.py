@@ -1,6 +1,6 @@
-"""The slow oracle: every node scored by the stock model on its own path, without any cache.
+"""The slow oracle: the stock model scores every node on its own path, without a cache.
 
-Shares no attention kernel, mask or cache with `tree_attention`: where the two agree, both are right.
+It shares no attention kernel, mask or cache with `tree_attention`. So if the two agree, both are right.
 """
 
 from __future__ import annotations
@@ -46,14 +46,17 @@ class PathByPath:
         return Scores(scores, hidden.view(shape), self._sampling, self._of_exit(stream.view(shape)))
 
     def commit(self, path: Int[Tensor, "batch kept"], counts: Sequence[int]) -> None:
-        """Nothing to do: no cache, every call reads the whole text again."""
+        """Do nothing: there is no cache, and every call reads the whole text again."""
 
     def _of_exit(self, stream: Tensor) -> Tensor | None:
         return None if self._exit_layer is None else stream
 
     @torch.inference_mode()
     def _stock(self, tokens: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits [seq vocab], last hidden states and those after the exit layer [seq dim] of one text."""
+        """Return the logits [seq vocab] of one text, its last hidden states and those after the exit layer [seq dim].
+
+        Without an exit layer the last are the embeddings.
+        """
         with self.target.stock() as model:
             out = model(
                 input_ids=torch.tensor([list(tokens)], device=self.target.device),

@@ -1,4 +1,4 @@
-"""The verifier: one target forward scores the whole tree (SpecInfer, arXiv 2305.09781)."""
+"""Score the whole tree in one forward of the target (SpecInfer, arXiv 2305.09781)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class TreeAttention:
         self._cache: TreeCache | None = None
         self._sampling = SamplingParams()
         self._exit_layer: int | None = None
-        self._begun: list[Tensor] = []  # the residual stream at the exit layer, of the tree's first nodes
+        self._begun: list[Tensor] = []  # residual streams at the exit layer of the tree's first nodes
 
     def prefill(self, rows: Rows, sampling: SamplingParams, capacity: int, exit_layer: int | None = None) -> Scores:
         self._sampling, self._exit_layer, self._begun = sampling, exit_layer, []
@@ -42,7 +42,7 @@ class TreeAttention:
         return Scores(self._sampling.tree_scores(out.logits, tree, rows), out.hidden, self._sampling, out.residual)
 
     def _resumed(self, tree: TokenTree, rows: Rows) -> TargetOutput:
-        """All nodes from the exit layer on; those that nobody has begun yet are read that far first."""
+        """Run all nodes from the exit layer on. Nodes not read yet go through the first layers before."""
         assert self._cache is not None
         assert self._exit_layer is not None
         if left := tree.nodes - sum(stream.shape[1] for stream in self._begun):

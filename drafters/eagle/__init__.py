@@ -1,7 +1,9 @@
-"""EAGLE: one layer guesses the target's next hidden state, and so the next token (arXiv 2401.15077).
+"""EAGLE: one layer predicts the target's next hidden state, and from it the next token (arXiv 2401.15077).
 
-drafter.py   proposing with it        layers.py   its layers at work        head.py   what is trained
-recipe.py    training it
+head.py      the trained module
+layers.py    runs its layers with a cache of their own
+drafter.py   proposes trees with it
+recipe.py    trains it
 """
 
 from drafters.eagle.drafter import Eagle

@@ -1,4 +1,4 @@
-"""The drafter: a tree grown entry by entry from the hidden state of the last accepted node."""
+"""Grow a tree entry by entry from the hidden state of the last accepted node."""
 
 from __future__ import annotations
 
@@ -18,10 +18,18 @@ from specdec.trees.tree import TokenTree
 
 
 class Eagle:
-    """head: a folder with a trained head; `auto`, the one shipped for the target; `fresh`, an untrained one;
-    or a loaded one. depth, beam, nodes, threshold: see `DynamicTree` (arXiv 2406.16858); a beam of 1 is a chain.
-    children: `top_k`; or, at a temperature above 0, a chain drawn from q: `with_replacement`. storage: as what the fast
-    products of a CPU keep the head's fp32 weights, and the draft vocabulary's: `stored`, `bf16`, `int8` or `int4`.
+    """A drafter with an EAGLE head.
+
+    Args:
+        head: a folder with a trained head; `auto` for the head shipped for the target; `fresh` for an untrained one; or
+            a loaded module.
+        depth, beam, nodes, threshold: as in `DynamicTree` (arXiv 2406.16858). A beam of 1 drafts a chain.
+        children: `top_k`; or `with_replacement`, which draws a chain from q at a temperature above 0.
+        storage: format of the fp32 weights of the head and of the draft vocabulary on a CPU with fast products:
+            `stored`, `bf16`, `int8` or `int4`.
+
+    Raises:
+        InputError: an option out of range. `start` raises it if the head cannot be loaded or does not fit the target.
     """
 
     def __init__(
@@ -55,7 +63,7 @@ class Eagle:
     def propose(self, state: DraftState) -> TokenTree:
         at_root = self._layers.read_text(state)
         root = torch.tensor([row[-1] for row in state.rows], device=at_root.hidden.device)
-        hidden = at_root.hidden  # after every node read, in that order
+        hidden = at_root.hidden  # [batch read dim] the predicted hidden states of the nodes read so far, in order
 
         def next_logits(known: TokenTree, level: int) -> Tensor:
             nonlocal hidden

@@ -1,9 +1,10 @@
-"""What is trained: a product that joins a token's embedding to the target's hidden state before it, a transformer
-layer with keys and values of its own, and a final norm (EAGLE, arXiv 2401.15077). Embeddings and output layer are the
-target's.
+"""The trained module of EAGLE (arXiv 2401.15077).
 
-    entry t     (h_t, token t + 1)  ->  a stand-in for h_{t+1}  ->  output layer  ->  q of token t + 2
-    h_t         the target's last hidden state; where the target has not been yet, the stand-in
+It has three parts: a product that joins a token's embedding and the target's hidden state before the token, a
+transformer layer with its own keys and values, and a final norm. Embeddings and output layer are the target's.
+
+    entry t     (h_t, token t + 1)  ->  stand-in for h_{t+1}  ->  output layer  ->  q of token t + 2
+    h_t         the target's last hidden state, or the stand-in if the target has not read token t yet
 """
 
 from __future__ import annotations
@@ -25,29 +26,38 @@ DRAFTER = "eagle"
 
 
 class EagleHead(nn.Module):
-    """join: Linear(2 dim -> dim) over [embedding, hidden state]; student: the layers and the norm."""
+    """An EAGLE head: `join` is Linear(2 dim -> dim) over [embedding, hidden state].
+
+    Args:
+        student: the layers and the norm.
+    """
 
     def __init__(self, student: Student) -> None:
         super().__init__()
         dim, device = student.model.config.get_text_config().hidden_size, student.model.device
         self.student = student
         self.join = nn.Linear(2 * dim, dim, bias=False, device=device)
-        with torch.no_grad():  # a fresh head begins with their sum
+        with torch.no_grad():  # a fresh head adds the two
             self.join.weight.copy_(torch.eye(dim).repeat(1, 2))
 
     @property
     def vocabulary(self) -> Int[Tensor, " rows"] | None:
-        """The target's ids of the tokens it may guess, ascending; None: all."""
+        """The target's ids of the tokens that the head can guess, ascending; None for all tokens."""
         return self.student.vocabulary
 
     def forward(
         self, hidden: Float[Tensor, "batch seq dim"], tokens: Int[Tensor, "batch seq"], steps: int
     ) -> list[Float[Tensor, "batch seq dim"]]:
-        """The stand-ins for the hidden states after each entry (hidden before, token), of texts from their beginning.
+        """Return the stand-ins for the hidden states after each entry, one tensor per pass (training-time test).
 
-        The first of the `steps` passes is over true entries. In pass j an entry and the j - 2 before it are drafted:
-        made of stand-ins, they see each other and the true entries before them (training-time test, arXiv 2503.01840).
-        The first j - 1 positions of pass j mean nothing.
+        Pass 1 reads true entries. In pass j an entry and the j - 2 entries before it are drafted: they are made of
+        stand-ins, and see each other and the true entries before them (arXiv 2503.01840). The first j - 1 positions of
+        pass j are undefined.
+
+        Args:
+            hidden: the target's last hidden state before each token.
+            tokens: the tokens of the entries, from the beginning of each text.
+            steps: number of passes.
         """
         model = self.student.model
         embedded = model.get_input_embeddings()(tokens)
@@ -63,7 +73,10 @@ class EagleHead(nn.Module):
         return passes
 
     def in_precision_of(self, target: TargetModel) -> EagleHead:
-        """Itself, or a copy where the target is not in fp32, in which heads are trained."""
+        """Return this head if the target is in fp32, else a copy in the target's precision.
+
+        Heads are trained in fp32.
+        """
         if target.dtype is torch.float32:
             return self
         head = EagleHead(self.student.in_precision_of(target))
@@ -74,24 +87,34 @@ class EagleHead(nn.Module):
 def fresh_head(
     target: TargetModel, layers: Sequence[int] = (-1,), vocabulary: Int[Tensor, " rows"] | None = None
 ) -> EagleHead:
-    """An untrained head in fp32, of copies of the target's layers of these numbers (-1: its last).
+    """Return an untrained head in fp32.
+
+    Args:
+        target: the model to draft for.
+        layers: target layers to initialise from (-1 = last).
+        vocabulary: token ids to guess among, ascending; None for all tokens.
 
     Raises:
-        InputError: layers the target does not have.
+        InputError: the target does not have such layers.
     """
     return EagleHead(new_student(target, layers, vocabulary))
 
 
 def save_head(head: EagleHead, target: TargetModel, folder: Path) -> None:
-    """What was trained, in the format of `drafters.shared.trained`."""
+    """Save the head in the format of `drafters.shared.trained`."""
     save_parts(head, {"drafter": DRAFTER, "layers": len(head.student.layers)}, target, folder)
 
 
 def load_head(folder: Path, target: TargetModel, what: str = "drafter.head") -> EagleHead:
-    """A head from its folder, on the target's device and in its precision.
+    """Load a head from its folder, on the target's device and in its precision.
+
+    Args:
+        folder: the folder that training wrote.
+        target: the model to draft for.
+        what: name used in error messages.
 
     Raises:
-        InputError: no head there, a corrupt one, or one for a target of another shape.
+        InputError: the head is missing, corrupt, or made for a target of another shape.
     """
     config, state = read_parts(folder, DRAFTER, target, what, {"layers": int})
     head = fresh_head(target, [-1] * config["layers"], state.get("student.vocabulary"))
@@ -100,13 +123,23 @@ def load_head(folder: Path, target: TargetModel, what: str = "drafter.head") -> 
 
 
 def _sees(seq: int, number: int, device: torch.device) -> Bool[Tensor, "seq keys"]:
-    """Which of the entries of passes 0 to `number`, one pass after the other, an entry of pass `number` sees: the true
-    ones up to `number` places before it, and on the way to itself one of each pass."""
+    """Return the mask of pass `number`, counted from 0, over the entries of passes 0 to `number` (1 = may see).
+
+    An entry sees the true entries at least `number` positions before it, and one entry of each later pass. For four
+    positions in pass 2:
+
+              pass 0    pass 1    pass 2
+              0 1 2 3   0 1 2 3   0 1 2 3
+        0     0 0 0 0   0 0 0 0   1 0 0 0
+        1     0 0 0 0   1 0 0 0   0 1 0 0
+        2     1 0 0 0   0 1 0 0   0 0 1 0
+        3     1 1 0 0   0 0 1 0   0 0 0 1
+    """
     ago = torch.arange(seq, device=device)[:, None] - torch.arange(seq, device=device)
     return torch.cat([ago >= number, *(ago == number - later for later in range(1, number + 1))], 1)
 
 
 def _additive(sees: Bool[Tensor, "seq keys"], dtype: torch.dtype) -> Float[Tensor, "1 1 seq keys"]:
-    """As every attention of transformers takes it."""
+    """Return the additive mask that every attention of transformers accepts: 0, or the lowest number if unseen."""
     blind = torch.zeros_like(sees, dtype=dtype).masked_fill(~sees, torch.finfo(dtype).min)
     return blind[None, None]

@@ -1,4 +1,4 @@
-"""A head's layers at work: its entries, one behind the other, in a cache of their own."""
+"""Run the layers of an EAGLE head, with their entries in a cache of their own."""
 
 from __future__ import annotations
 
@@ -15,10 +15,15 @@ from specdec.trees.tree import PAD, TokenTree
 
 
 class EagleLayers:
-    """The cache holds the entries of the committed text, made of the target's own hidden states: drafted entries, made
-    of stand-ins, are forgotten after every step, and those that were accepted are made anew.
+    """The layers of a head, and the cache of their entries.
 
-    storage: as in `specdec.model.runtime.linear`.
+    The cache keeps only entries of the committed text, made of the target's own hidden states. Drafted entries, made of
+    stand-ins, are dropped after every step; accepted ones are computed again.
+
+    Args:
+        head: the head.
+        target: the model to draft for.
+        storage: as in `specdec.model.runtime.linear`.
     """
 
     def __init__(self, head: EagleHead, target: TargetModel, storage: str = STORED) -> None:
@@ -26,19 +31,28 @@ class EagleLayers:
         fast = target.runtime is not None
         runtime = "stock" if target.device.type == "cpu" and not fast else "auto"
         model, kernel = head.student.as_model(target, storage), target.kernel.name
-        # fed with other entries than embeddings, layers of a proven target have no stock forward to be held against
+        # prove=False: the layers read joined entries instead of embeddings, so no stock forward can check them
         self._layers = TargetModel(model, name="eagle", kernel=kernel, runtime=runtime, prove=False)
         self._join = linear(head.join.weight, fast=fast, storage=storage)
         self._embed = target.model.get_input_embeddings()
 
     def start(self, session: Session, drafted: int = 0) -> None:
-        """drafted: room for how many entries of a draft."""
+        """Begin a batch.
+
+        Args:
+            session: the batch.
+            drafted: cache slots for drafted entries, per row.
+        """
         self._cache = self._layers.lend_cache(self, len(session.rows), session.capacity + drafted)
 
     def read_text(self, state: DraftState) -> TargetOutput:
-        """Commit an entry for every token of the text that has none, the root the last: each node kept in the step
-        before brings its hidden state and the token after it. Logits and hidden state at the root."""
-        counts = (state.kept.path >= 0).sum(1).tolist()  # none where a row has finished
+        """Commit an entry for every committed token without one; the last is that of the root.
+
+        Each node kept in the step before gives one entry: its hidden state and the token after it.
+
+        Returns logits and hidden state at the root. Both are undefined for finished rows.
+        """
+        counts = (state.kept.path >= 0).sum(1).tolist()  # 0 for finished rows
         width, device = max(counts), self._layers.device
         new = [list(row[len(row) - count :]) for row, count in zip(state.rows, counts, strict=True)]
         tokens = torch.tensor([row + [0] * (width - len(row)) for row in new], device=device)
@@ -50,7 +64,7 @@ class EagleLayers:
             ends = (inside[:, None] - 1).clamp(min=0)
             order = torch.arange(part.shape[1], device=device)
             positions = self._cache.lengths[:, None] + order
-            there = order < inside[:, None].clamp(min=1)  # one of a row that has none here, not to be kept
+            there = order < inside[:, None].clamp(min=1)  # a row without entries here reads one that is not kept
             out = self._layers.upper(self._cache, torch.where(there, 0, PAD), part, positions, None, 0, ends)
             self._cache.advance(inside.tolist())
             reached = torch.ones_like(ends, dtype=torch.bool) if begin == 0 else inside[:, None] > 0
@@ -59,8 +73,16 @@ class EagleLayers:
         return TargetOutput(logits, hidden)
 
     def read_level(self, known: TokenTree, level: int, hidden: Float[Tensor, "batch read dim"]) -> TargetOutput:
-        """The last level's nodes, behind the stand-ins after their parents. The root is committed, so the block begins
-        with the nodes of depth 1; padding is read too, and nobody sees it."""
+        """Read the nodes of the last level, each joined with the stand-in after its parent.
+
+        The root is committed, so the block begins with the nodes of depth 1. Padding is read too, but no node attends
+        to it.
+
+        Args:
+            known: the tree so far.
+            level: number of nodes in the last level.
+            hidden: stand-ins after the nodes of the levels before.
+        """
         parents = known.parents[:, -level:].clamp(min=0)[..., None].expand(-1, -1, hidden.shape[-1])
         entering = self._entries(known.tokens[:, -level:], hidden.gather(1, parents))
         positions = self._cache.lengths[:, None] + (known.depth[:, 1:] - 1).clamp(min=0)

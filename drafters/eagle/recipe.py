@@ -1,4 +1,4 @@
-"""Training an EAGLE head on a frozen target, by what it drafts (arXiv 2503.01840, section 3)."""
+"""Train an EAGLE head on a frozen target, with its own drafts as input (arXiv 2503.01840, section 3)."""
 
 from __future__ import annotations
 
@@ -20,10 +20,18 @@ from specdec.training.recipe import Loss, Sum, TrainBatch
 
 
 class EagleRecipe:
-    """layers: copies of the target's layers the head begins with (-1: its last). vocabulary: guess only that many of
-    the most frequent tokens, null for all. loss: see `next_token_loss`. steps: how many levels of a draft are
-    practised; the k-th level's loss weighs decay^(k - 1). depth: of the chain by which tokens per step are measured
-    while training.
+    """Train an EAGLE head.
+
+    Args:
+        layers: target layers to initialise from (-1 = last).
+        vocabulary: number of most frequent tokens to guess among; None guesses all tokens.
+        loss: kind of loss, as in `next_token_loss`.
+        steps: number of draft levels that training simulates.
+        decay: the loss of level k weighs decay^(k - 1), in (0, 1].
+        depth: length of the chain with which tokens per step are measured while training.
+
+    Raises:
+        InputError: an option out of range.
     """
 
     live = False
@@ -56,8 +64,11 @@ class EagleRecipe:
         return fresh_head(target, self.layers, vocabulary)
 
     def loss(self, module: nn.Module, target: TargetModel, batch: TrainBatch) -> Loss:
-        """Level k at position t guesses token t + 2 behind the root, token t + 2 - k: both are the answer's, as they
-        are when the head is used. The weight counts the first level's guesses."""
+        """Return the loss summed over levels.
+
+        Level k at position t guesses token t + 2; its root is token t + 2 - k. Both must belong to the answer, as they
+        do when the head is used. The weight is the number of guesses of the first level.
+        """
         assert isinstance(module, EagleHead)
         hidden, after = batch.features["hidden"], batch.tokens[:, 1:]
         text = TrainBatch(after, batch.answer[:, 1:], batch.valid[:, 1:], {}, batch.progress)

@@ -1,7 +1,9 @@
-"""Early exit: the target's own first layers draft, and the rest of it verifies (LayerSkip, arXiv 2404.16710).
+"""Early exit: the target's own first layers draft, and its other layers verify (LayerSkip, arXiv 2404.16710).
 
-drafter.py   proposing with it           adapter.py   what is trained between exit layer and output layer
-exits.py     reading a stream's logits   recipe.py    training it
+adapter.py   the trained module between exit layer and output layer
+exits.py     turns the residual stream at the exit layer into logits
+drafter.py   proposes trees
+recipe.py    trains an adapter
 """
 
 from drafters.early_exit.drafter import EarlyExit

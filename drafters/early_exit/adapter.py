@@ -1,6 +1,8 @@
-"""What stands between the exit layer and the output layer: a few residual blocks, or transformer layers with keys and
-values of their own (Kangaroo, arXiv 2404.18911); then a final norm of its own and the target's output layer, or those
-of its rows that are a draft vocabulary.
+"""The adapter between the exit layer and the output layer (Kangaroo, arXiv 2404.18911).
+
+residual stream -> residual blocks, or transformer layers with their own keys and values
+                -> final norm of the adapter
+                -> the target's output layer, or its rows for a draft vocabulary
 """
 
 from __future__ import annotations
@@ -23,8 +25,12 @@ DRAFTER = "early_exit"
 
 
 class ExitAdapter(nn.Module):
-    """exit_layer: the layers of the target before it. The student's layers and norm; or, with `blocks`, so many
-    residual blocks x + SiLU(W x + b), zero when fresh, and the student's norm.
+    """An adapter of layers or of residual blocks x + SiLU(W x + b), with a final norm.
+
+    Args:
+        exit_layer: number of the target's layers that draft.
+        student: the layers and the norm. With `blocks`, only its norm is used.
+        blocks: number of residual blocks, which start at zero; 0 uses the student's layers.
     """
 
     own_vocabulary: Tensor | None
@@ -42,7 +48,7 @@ class ExitAdapter(nn.Module):
 
     @property
     def vocabulary(self) -> Int[Tensor, " rows"] | None:
-        """The target's ids of the tokens it may guess, ascending; None: all."""
+        """The target's ids of the tokens that the adapter can guess, ascending; None for all tokens."""
         return self.own_vocabulary if self.student is None else self.student.vocabulary
 
     @property
@@ -50,7 +56,7 @@ class ExitAdapter(nn.Module):
         return self.weight.dtype if self.student is None else self.student.dtype
 
     def forward(self, stream: Float[Tensor, "batch seq dim"]) -> Float[Tensor, "batch seq dim"]:
-        """What the output layer reads; where there are layers, of texts from their first token on."""
+        """Return the input of the output layer. An adapter with layers needs texts from their first token."""
         if self.student is not None:
             states: Tensor = self.student(torch.zeros_like(stream[..., 0], dtype=torch.long), stream)
             return states
@@ -60,7 +66,10 @@ class ExitAdapter(nn.Module):
         return states
 
     def in_precision_of(self, target: TargetModel) -> ExitAdapter:
-        """Itself, or a copy where the target is not in fp32, in which adapters are trained."""
+        """Return this adapter if the target is in fp32, else a copy in the target's precision.
+
+        Adapters are trained in fp32.
+        """
         if target.dtype is torch.float32:
             return self
         if self.student is None:
@@ -68,10 +77,10 @@ class ExitAdapter(nn.Module):
         return ExitAdapter(self.exit_layer, self.student.in_precision_of(target))
 
     def require_trained_for(self, exit_layer: int) -> None:
-        """Refuse another exit layer than it was trained for.
+        """Refuse an exit layer other than the one it was trained for.
 
         Raises:
-            InputError: names both.
+            InputError: the exit layers differ.
         """
         if exit_layer != self.exit_layer:
             raise InputError(
@@ -89,27 +98,39 @@ def fresh_adapter(
     layers: Sequence[int] = (-1,),
     vocabulary: Int[Tensor, " rows"] | None = None,
 ) -> ExitAdapter:
-    """An untrained adapter in fp32: residual blocks, or copies of the target's layers of these numbers (-1: its last).
+    """Return an untrained adapter in fp32.
+
+    Args:
+        target: the model to draft for.
+        exit_layer: number of the target's layers that draft.
+        blocks: number of residual blocks; 0 uses layers.
+        layers: target layers to initialise from (-1 = last).
+        vocabulary: token ids to guess among, ascending; None for all tokens.
 
     Raises:
-        InputError: an exit layer out of range, or layers the target does not have.
+        InputError: an exit layer out of range, or the target does not have such layers.
     """
     target.require_layer(exit_layer, "recipe.exit_layer")
     return ExitAdapter(exit_layer, new_student(target, layers, vocabulary), blocks)
 
 
 def save_adapter(adapter: ExitAdapter, target: TargetModel, folder: Path) -> None:
-    """What was trained, in the format of `drafters.shared.trained`."""
+    """Save the adapter in the format of `drafters.shared.trained`."""
     layers = 0 if adapter.student is None else len(adapter.student.layers)
     config = {"drafter": DRAFTER, "exit_layer": adapter.exit_layer, "blocks": adapter.blocks, "layers": layers}
     save_parts(adapter, config, target, folder)
 
 
 def load_adapter(folder: Path, target: TargetModel, what: str = "drafter.adapter") -> ExitAdapter:
-    """An adapter from its folder, on the target's device and in its precision.
+    """Load an adapter from its folder, on the target's device and in its precision.
+
+    Args:
+        folder: the folder that training wrote.
+        target: the model to draft for.
+        what: name used in error messages.
 
     Raises:
-        InputError: no adapter there, a corrupt one, or one for a target of another shape.
+        InputError: the adapter is missing, corrupt, or made for a target of another shape.
     """
     kinds = {"layers": int, "exit_layer": int, "blocks": int}
     config, state = read_parts(folder, DRAFTER, target, what, kinds)

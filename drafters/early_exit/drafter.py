@@ -1,4 +1,4 @@
-"""The drafter: nodes go through the target's first layers level by level, and the verifier takes them up from there."""
+"""Draft with the target's first layers, level by level; the verifier continues from the exit layer."""
 
 from __future__ import annotations
 
@@ -18,18 +18,25 @@ from specdec.trees.tree import TokenTree
 
 
 class EarlyExit:
-    """Self-speculation (LayerSkip, arXiv 2404.16710): keys, values and hidden states of the drafted nodes are the
-    target's own, and nothing is computed or stored twice.
+    """Self-speculation (LayerSkip, arXiv 2404.16710).
 
-    exit_layer: how many of the target's layers draft; adapter: `plain`, the target's final norm and output layer read
-        what they give (for models trained to exit early); a folder with a trained adapter; `auto`, the one shipped for
-        the target; or a loaded module.
-    depth, beam, nodes, threshold: see `DynamicTree`; a beam of 1 is a chain. Nodes that were read are proposed even
-        beyond `nodes`: they cost least to verify.
-    children: `top_k`; or, at a temperature above 0, a chain drawn from q: `with_replacement`.
+    Keys, values and hidden states of the drafted nodes are the target's own, so nothing is computed or stored twice.
 
-    In a batch, nodes of a `top_k` tree are numbered behind what was read of the longest row, and random numbers go by a
-    node's number: a row's sampled text then has the distribution, not always the very tokens, it would have alone.
+    In a batch, the other nodes of a `top_k` tree are numbered after the nodes that the longest row has read, and random
+    numbers depend on a node's number. So a row's sampled text has the same distribution as alone, but not always the
+    same tokens.
+
+    Args:
+        exit_layer: number of the target's layers that draft.
+        adapter: `plain` to use the target's final norm and output layer (for models trained to exit early); a folder
+            with a trained adapter; `auto` for the adapter shipped for the target; or a loaded module.
+        depth, beam, nodes, threshold: as in `DynamicTree`. A beam of 1 drafts a chain. Nodes that the first layers have
+            read are proposed in addition to `nodes`, because they cost least to verify.
+        children: `top_k`; or `with_replacement`, which draws a chain from q at a temperature above 0.
+
+    Raises:
+        InputError: an option out of range. `start` raises it if the adapter cannot be loaded, or does not fit the
+            target or the exit layer.
     """
 
     def __init__(
@@ -48,7 +55,9 @@ class EarlyExit:
 
     @property
     def max_nodes(self) -> int:
-        return 1 + self.tree.beam * (self.tree.depth - 1) + self.tree.nodes  # what was read, and the best beside it
+        return (
+            1 + self.tree.beam * (self.tree.depth - 1) + self.tree.nodes
+        )  # the root, the nodes read, and the best others
 
     @property
     def size(self) -> Size:

@@ -1,4 +1,4 @@
-"""From the residual stream at the exit layer to logits over the target's tokens."""
+"""Turn the residual stream at the exit layer into logits over the target's tokens."""
 
 from __future__ import annotations
 
@@ -19,24 +19,32 @@ from specdec.trees.tree import PAD, TokenTree
 
 @runtime_checkable
 class Exit(Protocol):
-    """vocabulary: the target's ids of the tokens it may guess, ascending; None: all."""
+    """The part of an early-exit drafter after the exit layer.
+
+    `vocabulary` holds the target's ids of the tokens it can guess, ascending; None for all tokens.
+    """
 
     vocabulary: Int[Tensor, " rows"] | None
 
     def start(self, batch: int, capacity: int) -> None:
-        """A new batch; capacity as in `Session`."""
+        """Begin a batch; `capacity` as in `Session`."""
         ...
 
     def catch_up(self, kept: Kept) -> None:
-        """Take notice of what was kept of the step before, or of the prompt."""
+        """Read the nodes that the step before kept, or the prompt."""
         ...
 
     def logits(self, known: TokenTree, stream: Float[Tensor, "batch level dim"]) -> Float[Tensor, "batch level rows"]:
-        """After the last level of the tree read so far, whose stream is given."""
+        """Return logits after the nodes of the last level.
+
+        Args:
+            known: the tree read so far.
+            stream: residual stream of the last level at the exit layer.
+        """
         ...
 
     def remember(self, read: Int[Tensor, "batch nodes"]) -> None:
-        """Which nodes of the tree that is now proposed were read, and in what order; -1: not."""
+        """Remember the order in which the nodes of the proposed tree were read, -1 for those that were not."""
         ...
 
 
@@ -62,8 +70,11 @@ class PlainExit:
 
 
 class AdaptedExit:
-    """A trained adapter; where it has layers, with their keys and values in a cache of its own, which holds the
-    committed text but its root."""
+    """A trained adapter.
+
+    If it has layers, their keys and values are in a cache of their own, which holds the committed text without the
+    root.
+    """
 
     def __init__(self, adapter: ExitAdapter, target: TargetModel) -> None:
         fast = target.runtime is not None
@@ -74,7 +85,7 @@ class AdaptedExit:
         else:
             runtime = "auto" if fast else "stock"
             model = adapter.student.as_model(target)
-            # fed with other entries than embeddings, layers of a proven target have no stock forward to be held against
+            # prove=False: the layers read the residual stream instead of embeddings, so no stock forward can check them
             self._layers = TargetModel(model, name="adapter", kernel=target.kernel.name, runtime=runtime, prove=False)
 
     def start(self, batch: int, capacity: int) -> None:
@@ -83,7 +94,7 @@ class AdaptedExit:
             self._cache = self._layers.lend_cache(self, batch, capacity)
 
     def catch_up(self, kept: Kept) -> None:
-        """Keep what was read and accepted, and read what was accepted beside it (leaves, other drafters' nodes)."""
+        """Keep the accepted nodes that were read, and read the other accepted ones (leaves, other drafters' nodes)."""
         if self._layers is None:
             return
         counts = (kept.path >= 0).sum(1).tolist()
@@ -100,10 +111,10 @@ class AdaptedExit:
         for begin in range(0, width, PREFILL_CHUNK):
             part = stream[:, begin : begin + PREFILL_CHUNK]
             positions = self._cache.lengths[:, None] + order[: part.shape[1]]
-            none = torch.zeros(len(part), 0, dtype=torch.long, device=self._device)  # nobody asks for logits
+            none = torch.zeros(len(part), 0, dtype=torch.long, device=self._device)  # no logits are needed
             new = [min(max(count - begin, 0), part.shape[1]) for count in missing]
             there = order[: part.shape[1]] < torch.tensor(new, device=self._device)[:, None]
-            tokens = torch.where(there, 0, PAD)  # the stream takes their place
+            tokens = torch.where(there, 0, PAD)  # only marks padding: the stream replaces the embeddings
             self._layers.upper(self._cache, tokens, part, positions, None, 0, none)
             self._cache.advance(new)
 

@@ -1,4 +1,4 @@
-"""Training an exit adapter on a frozen target (arXiv 2404.18911, section 3.2)."""
+"""Train an exit adapter on a frozen target (arXiv 2404.18911, section 3.2)."""
 
 from __future__ import annotations
 
@@ -19,10 +19,20 @@ from specdec.training.recipe import Loss, TrainBatch
 
 
 class EarlyExitRecipe:
-    """exit_layer: how many of the target's layers draft. blocks: an adapter of that many residual blocks; 0: one of
-    copies of the target's `layers` (-1: its last). vocabulary: guess only that many of the most frequent tokens, null
-    for all. loss: see `next_token_loss`. stored: the data folder has the feature `layer:EXIT_LAYER`; false: those
-    layers make it in every step, which costs time instead of disk. draft: how tokens per step are measured.
+    """Train an exit adapter.
+
+    Args:
+        exit_layer: number of the target's layers that draft.
+        blocks: number of residual blocks; 0 uses copies of layers.
+        layers: target layers to initialise from (-1 = last).
+        vocabulary: number of most frequent tokens to guess among; None guesses all tokens.
+        loss: kind of loss, as in `next_token_loss`.
+        stored: whether the data folder has the feature `layer:EXIT_LAYER`. If not, the target's first layers compute it
+            in every step, which costs time instead of disk space.
+        depth, threshold: of the chain with which tokens per step are measured while training, as in `EarlyExit`.
+
+    Raises:
+        InputError: an option out of range.
     """
 
     live = False
@@ -54,7 +64,7 @@ class EarlyExitRecipe:
         return fresh_adapter(target, self.exit_layer, self.blocks, self.layers, vocabulary)
 
     def loss(self, module: nn.Module, target: TargetModel, batch: TrainBatch) -> Loss:
-        """At position t, the stream of token t guesses token t + 1, where that is an answer's."""
+        """Return the loss. The residual stream of token t guesses token t + 1, if that belongs to an answer."""
         assert isinstance(module, ExitAdapter)
         stream = batch.features.get(self._stream)
         if stream is None:

@@ -1,6 +1,8 @@
 """Hydra heads: Medusa heads that also read the tokens drafted before theirs (arXiv 2402.05109).
 
-drafter.py   proposing with them           heads.py   what is trained           recipe.py   training them
+heads.py     the module
+drafter.py   proposes trees with it
+recipe.py    trains it
 
 (Not to be confused with Hydra, the configuration framework.)
 """

@@ -1,4 +1,4 @@
-"""The drafter: head after head, a tree grown from the hidden state of the last accepted node."""
+"""Grow a tree from the hidden state of the last accepted node, one head per level."""
 
 from __future__ import annotations
 
@@ -24,14 +24,19 @@ from specdec.trees.tree import TokenTree
 
 
 class Hydra:
-    """heads: a folder with trained heads; `auto`, those shipped for the target; `fresh`, untrained ones, whose every
-    guess is the target's next token; or loaded ones. depth, beam, nodes, threshold: see `DynamicTree` (arXiv
-    2406.16858); a beam of 1 is a chain. children: `top_k`; or, at a temperature above 0, a chain drawn from q:
-    `with_replacement`. storage: as what the fast products of a CPU keep the heads' fp32 weights, and the draft
-    vocabulary's: `stored`, `bf16`, `int8` or `int4`.
+    """A drafter with Hydra heads.
+
+    Args:
+        heads: a folder with trained heads; `auto` for the heads shipped for the target; `fresh` for untrained heads,
+            which all guess the target's next token; or a loaded module.
+        depth, beam, nodes, threshold: as in `DynamicTree` (arXiv 2406.16858). A beam of 1 drafts a chain.
+        children: `top_k`; or `with_replacement`, which draws a chain from q at a temperature above 0.
+        storage: format of the fp32 weights of the heads and of the draft vocabulary on a CPU with fast products:
+            `stored`, `bf16`, `int8` or `int4`.
 
     Raises:
-        InputError: a number out of range; when a batch begins: heads for another target, fewer heads than `depth`.
+        InputError: an option out of range. `start` raises it if the heads are for another target, or if there are
+            fewer of them than `depth`.
     """
 
     def __init__(
@@ -99,8 +104,15 @@ class Hydra:
 
 
 class Products:
-    """What one head computes for a level of the tree. Shares the weights of `heads` and of the target (a draft
-    vocabulary's rows are copied). storage: as in `specdec.model.runtime.linear`."""
+    """Compute the logits of one head for a level of the tree.
+
+    The weights are those of `heads` and of the target, not copies, except for the rows of a draft vocabulary.
+
+    Args:
+        heads: the heads.
+        target: the model to draft for.
+        storage: as in `specdec.model.runtime.linear`.
+    """
 
     def __init__(self, heads: HydraHeads, target: TargetModel, storage: str) -> None:
         product = partial(linear, fast=target.runtime is not None, storage=storage)
@@ -130,7 +142,7 @@ class Products:
 
 
 def _paths(known: TokenTree, level: int, length: int) -> Int[Tensor, "batch level length"]:
-    """The tokens from the root to each node of the last level; any where there is padding."""
+    """Return the tokens from the root to each node of the last level. Undefined for padding."""
     at = torch.arange(known.nodes - level, known.nodes, device=known.tokens.device).expand(len(known.tokens), -1)
     tokens = []
     for _ in range(length):

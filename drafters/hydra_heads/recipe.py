@@ -1,4 +1,4 @@
-"""Training Hydra heads on a frozen target: Medusa's loss, each head after the tokens that came (arXiv 2402.05109)."""
+"""Train Hydra heads on a frozen target with Medusa's loss; each head reads the tokens that came (arXiv 2402.05109)."""
 
 from __future__ import annotations
 
@@ -18,10 +18,13 @@ from specdec.model.target import TargetModel
 
 
 class HydraRecipe(MedusaRecipe):
-    """prefix: copies of which of the target's layers the heads' prefix begins as (-1: the last), where they have none
-    yet; null for heads without. beam, nodes: of the tree by which tokens per step are measured while training. start:
-    Medusa heads to begin as (`auto`: those shipped for the target), or Hydra heads to go on from. Everything else: see
-    `MedusaRecipe`.
+    """Train Hydra heads.
+
+    Args:
+        prefix: target layers to initialise the prefix from (-1 = last), if the heads have none yet; None adds none.
+        beam, nodes: of the tree with which tokens per step are measured while training.
+        medusa: options as in `MedusaRecipe`. `start` names Medusa heads to initialise from (`auto`: those shipped for
+            the target), or Hydra heads to continue.
     """
 
     def __init__(self, prefix: Sequence[int] | None = None, beam: int = 6, nodes: int = 15, **medusa: Any) -> None:

@@ -112,7 +112,9 @@ class JointMedusaRecipe:
     def loss(self, module: nn.Module, target: TargetModel, batch: TrainBatch) -> Loss:
         assert isinstance(module, JointModule)
         with target.stock() as model:
-            before = self._before(model, batch)  # before the forward, because toggling adapters must not split it
+            before = self._before(
+                model, batch
+            )  # first: toggling adapters must not separate a forward from its backward
             hidden = model.base_model(input_ids=batch.tokens, use_cache=False).last_hidden_state
         if batch.progress < self.warm_up:
             hidden = (

@@ -39,7 +39,7 @@ def medusa_loss(
         decay: factor between the weights of neighbouring heads.
         soft: share of the label that is the target's distribution instead of the token that came. It is computed from
             the hidden states, and restricted to the draft vocabulary if there is one.
-        chunk: rows per chunk of logits; None chooses by memory.
+        chunk: logits held at once; None chooses by device.
     """
     heads = module.heads
     at, roots, tokens = _positions(batch, heads)

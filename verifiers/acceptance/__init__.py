@@ -1,1 +1,1 @@
-"""Acceptance rules: one file, one rule, one YAML in `conf/acceptance/`."""
+"""Acceptance rules: each has one file here and one YAML in `conf/acceptance/`."""

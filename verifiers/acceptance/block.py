@@ -1,7 +1,7 @@
-"""Block verification (Sun et al., arXiv 2403.10444): a chain is judged as a whole.
+"""Block verification: judge a chain as a whole (Sun et al., arXiv 2403.10444).
 
-Exact on chains, and on them it accepts at least as many tokens in expectation as any other rule. A
-deterministic chain is one drawn from one-hot q's.
+The rule is exact on chains, and on them it accepts at least as many tokens in expectation as any other rule. A
+deterministic chain is treated as drawn from one-hot q's.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from verifiers.acceptance.requirements import require_exact_for, require_probabi
 
 
 class Block:
-    """With w_0 = 1 and, along the drafted tokens x_1 ... x_n,
+    """Keep a prefix of the drafted tokens x_1 ... x_n. With w_0 = 1, let
 
         w_i = min(1, w_{i-1} p(x_i) / q(x_i)),
-        h_i = R_i / (R_i + 1 - w_i),  R_i = sum_x relu(w_i p(x) - q(x)) after x_i,      h_n = w_n,
+        h_i = R_i / (R_i + 1 - w_i),  R_i = sum_x relu(w_i p(x) - q(x)) after x_i,      h_n = w_n.
 
-    toss a coin of probability h_i for every i and keep the longest x_1 ... x_i whose coin shows heads. The
-    next token is drawn from norm(relu(w_i p - q)), after x_n from p.
+    Toss a coin of probability h_i for every i, and keep the longest x_1 ... x_i whose coin shows heads. Draw the next
+    token from norm(relu(w_i p - q)), or from p after x_n.
 
-    R_i is a pass over the vocabulary, and most coins show tails. But h_i <= w_i, so a coin of probability
-    w_i, and one of h_i / w_i if that shows heads, are the same coin, and R_i is needed only then. The first
-    coins cost nothing: which of them is the next to show heads is one draw.
+    R_i takes a pass over the vocabulary, and most coins show tails. Because h_i <= w_i, the coin of probability h_i can
+    be replaced by two that must both show heads: one of probability w_i, then one of h_i / w_i. R_i is needed only for
+    the second. The first coins need no pass: a single draw decides which of them is the next to show heads.
     """
 
     name = "block"
@@ -42,9 +42,11 @@ class Block:
         require_exact_for(self, tree)
         require_probabilities(tree, target_probs)
         w = weights(ratios(tree, target_probs))
-        times = torch.where(tree.depth < tree.offered[:, None], 1 / w.clamp(min=1 / HUGE), 0)  # of q taken from p
+        times = torch.where(
+            tree.depth < tree.offered[:, None], 1 / w.clamp(min=1 / HUGE), 0
+        )  # multiple of q to subtract from p
         index = torch.arange(tree.nodes, device=w.device)
-        node = tree.offered  # the last coin that showed heads
+        node = tree.offered  # the node whose first coin showed heads last
         for i in range(tree.nodes - 1, 0, -1):
             if nobody_at(node, i):
                 continue
@@ -60,15 +62,17 @@ class Block:
 
 
 def weights(ratio: Float[Tensor, "batch nodes"]) -> Float[Tensor, "batch nodes"]:
-    """w_i of every node of a chain."""
+    """Return w_i for every node of a chain."""
     w = accumulate(ratio.unbind(1), lambda before, r: (before * r).clamp(max=1))
     return torch.stack(list(w), 1)
 
 
 def next_heads(w: Float[Tensor, "batch nodes"], i: int) -> Float[Tensor, "batch nodes"]:
-    """How likely each node is the first before i, counted backwards, whose coin of probability w shows heads.
-    The root's always does."""
+    """Return the probability that each node is the nearest one before i whose coin of probability w shows heads.
+
+    The root's coin always shows heads.
+    """
     tails = torch.ones_like(w)
-    tails[:, : i - 1] = (1 - w[:, 1:i]).flip(1).cumprod(1).flip(1)  # of all coins between it and i
+    tails[:, : i - 1] = (1 - w[:, 1:i]).flip(1).cumprod(1).flip(1)  # P(all coins between the node and i show tails)
     tails[:, i:] = 0
     return w * tails

@@ -1,8 +1,10 @@
-"""Token-by-token speculative sampling on trees: the text is distributed exactly as the target's own.
+"""Token-by-token speculative sampling on trees: the text has exactly the target's distribution.
 
-Leviathan et al. (arXiv 2211.17192) and Chen et al. (arXiv 2302.01318) on a chain; on trees, children
-drawn from one q with replacement (SpecInfer, arXiv 2305.09781), and deterministic children, each of which
-is a draw from a one-hot q. At temperature 0 p is one-hot, and the rule keeps the path of the argmax.
+- chains: Leviathan et al. (arXiv 2211.17192), Chen et al. (arXiv 2302.01318)
+- trees whose children were drawn from one q with replacement: SpecInfer (arXiv 2305.09781)
+- deterministic children: each is treated as a draw from a one-hot q
+
+At temperature 0 p is one-hot, and the rule keeps the path of argmax tokens.
 """
 
 from __future__ import annotations
@@ -23,8 +25,8 @@ class Exact:
         accept x with probability min(1, p(x) / q(x)) and stand on x with the target's p there,
         else p <- norm(relu(p - q)).
 
-    Where no child is left, the next token is drawn from what p has become: recovered after a rejection,
-    bonus at a leaf. q stays as it is, since siblings are drawn independently of each other.
+    If no child is left, draw the next token from the current p: it is recovered after a rejection, and a bonus at a
+    leaf. q does not change, because siblings are drawn independently of each other.
     """
 
     name = "exact"

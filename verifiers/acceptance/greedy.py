@@ -1,8 +1,8 @@
-"""Greedy acceptance: the longest path on which every token is the target's argmax.
+"""Greedy acceptance: keep the longest path on which every token is the target's argmax.
 
-The text is the target's greedy text whatever the temperature, because the next token is the argmax too.
-So the rule keeps the target's distribution at temperature 0, on any tree, and only there: it is labelled
-lossy. Tokens that share the highest probability all count as the argmax.
+The next token is the argmax too, so the text is the target's greedy text at every temperature. The rule keeps the
+target's distribution only at temperature 0 (on any tree), so it is labelled lossy. Tokens that share the highest
+probability all count as the argmax.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from verifiers.acceptance.requirements import require_probabilities
 
 
 class Greedy:
-    """Draws nothing."""
+    """The greedy rule. It uses no random numbers."""
 
     name = "greedy"
     lossless = False

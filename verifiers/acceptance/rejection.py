@@ -1,4 +1,4 @@
-"""What the rules share: ratios, leftovers, and rejection sampling from the root down."""
+"""Shared parts of the rules: ratios, leftovers, and rejection sampling from the root down."""
 
 from __future__ import annotations
 
@@ -22,14 +22,18 @@ def top_down(
         accept x with probability min(1, p(x) / q(x)) and stand on x with the target's p there,
         else p <- norm(relu(p - q)).
 
-    Where no child is left, the next token is drawn from what p has become. Without replacement, q is what the
-    next sibling was drawn from: q <- norm(q without x). Children chosen deterministically are each a draw from a q
-    that is one-hot at x.
+    If no child is left, draw the next token from the current p. Without replacement a rejection also changes q to the
+    distribution that the next sibling was drawn from: q <- norm(q without x). A deterministic child x is treated as a
+    draw from a q that is one-hot at x.
 
-    What p has become is always s relu(p - c q), so that a rejection takes one sum over the vocabulary: c grows by
-    1 / (s z), z being what is left of q, and s is 1 over what is left of p.
+    The current p always has the form s relu(p - c q), so a rejection takes one sum over the vocabulary:
+
+        c <- c + 1 / (s z)              z: mass of q without the rejected siblings
+        s <- 1 / sum relu(p - c q)
+
+    Arguments as in `AcceptanceRule.accept`; `replacement` says how siblings were drawn.
     """
-    node = torch.zeros_like(tree.tokens[:, 0])  # where each row stands
+    node = torch.zeros_like(tree.tokens[:, 0])  # current node of each row
     ratio = ratios(tree, target_probs)
     s, c, z = ratio.new_ones(tree.batch), ratio.new_zeros(tree.batch), ratio.new_ones(tree.batch)
     offers = Offers(tree)
@@ -56,29 +60,35 @@ def top_down(
 
 
 class Offers:
-    """Which nodes are offered to rows that stand at their parents. Looking costs nothing on a CPU, and next to
-    nothing if the tree has been read once."""
+    """Find nodes that are offered to no row, so that they can be skipped.
+
+    Only trees on a CPU are inspected. The parents are read once, so each look is cheap.
+    """
 
     def __init__(self, tree: TokenTree) -> None:
         self._parents = tree.parents.T.tolist() if tree.parents.is_cpu else None
 
     def nobody(self, child: int, node: Int[Tensor, " batch"]) -> bool:
-        """Whether it is known that no row stands at the child's parent."""
+        """Return whether no row is known to stand at the child's parent. False on a GPU."""
         return self._parents is not None and not any(map(eq, self._parents[child], node.tolist()))
 
 
 def normalised(
     rest: Float[Tensor, "batch vocab"], otherwise: Float[Tensor, "batch vocab"]
 ) -> Float[Tensor, "batch vocab"]:
-    """norm(rest). Where nothing is left (p equals q up to rounding) `otherwise`: what led there had
-    probability 0 up to rounding."""
+    """Return norm(rest), or `otherwise` for rows in which nothing is left.
+
+    Nothing is left if p equals q up to rounding. Then the rejection that led there had probability 0 up to rounding.
+    """
     mass = rest.sum(-1)
     return choose(mass > 0, rest / mass[:, None], otherwise)
 
 
 def ratios(tree: TokenTree, target_probs: Float[Tensor, "batch nodes vocab"]) -> Float[Tensor, "batch nodes"]:
-    """p(x) / q(x) of every node's token x at its parent, in float64; p(x) alone where children are deterministic. The
-    root has 1, and padding 0; so has a deterministic child that repeats an earlier one."""
+    """Return p(x) / q(x) for every node's token x at its parent, in float64.
+
+    Deterministic children have p(x) instead, or 0 if they repeat an earlier sibling. The root has 1, padding 0.
+    """
     index = torch.arange(tree.nodes, device=tree.tokens.device)
     at_token = (index.new_tensor(range(tree.batch))[:, None], tree.parents.clamp(min=0), tree.tokens.clamp(min=0))
     ratio = target_probs[at_token].double()
@@ -90,16 +100,16 @@ def ratios(tree: TokenTree, target_probs: Float[Tensor, "batch nodes vocab"]) ->
     return torch.where(index == 0, 1.0, ratio.masked_fill(~tree.valid, 0.0))
 
 
-HUGE = 1e30  # larger than any ratio that matters, and far enough from the largest number, also fp32's
+HUGE = 1e30  # larger than any ratio that matters, and far below the largest number of fp32
 
 
 def quotient(p: Float[Tensor, "*shape"], q: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """p / q; 0 where q is 0, as nothing can have been drawn there."""
+    """Return p / q, or 0 where q is 0, because nothing can have been drawn there."""
     return torch.where(q > 0, p / q, 0.0).clamp(max=HUGE)
 
 
 def children_of(tree: TokenTree, node: Int[Tensor, " batch"] | int) -> Bool[Tensor, "batch nodes"]:
-    """Which nodes are children of the given one, for each row."""
+    """Return the mask of the children of each row's node."""
     parent = node if isinstance(node, int) else node[:, None]
     return tree.valid & (tree.parents == parent)
 
@@ -110,8 +120,16 @@ def untaken(
     node: Int[Tensor, " batch"] | int,
     times: Float[Tensor, " batch"],
 ) -> Float[Tensor, "batch vocab"]:
-    """What is left of p at each row's node: relu(p - times q). Where children are deterministic, p with 0 at the
-    tokens of the node's children."""
+    """Return what is left of p at each row's node: relu(p - times q).
+
+    For deterministic children it is p with 0 at the tokens of the node's children.
+
+    Args:
+        tree: the tree to judge.
+        target_probs: p after each node.
+        node: the node of each row, or one for all.
+        times: multiple of q to subtract from p, per row.
+    """
     p = at(target_probs, node)
     if tree.probs is None:
         return without_tokens(p, tried(tree, node))
@@ -125,7 +143,10 @@ def untaken_mass(
     times: Float[Tensor, " batch"],
     last: Int[Tensor, " batch"] | int | None = None,
 ) -> Float[Tensor, " batch"]:
-    """The sum of `untaken`, in float64. Deterministic children count up to the child `last`."""
+    """Return the sum of `untaken` over the vocabulary, in float64.
+
+    Arguments as in `untaken`; of deterministic children only those up to the child `last` are set to 0.
+    """
     p = at(target_probs, node)
     if tree.probs is None:
         return masses(p, without=tried(tree, node, last))
@@ -135,7 +156,7 @@ def untaken_mass(
 def tried(
     tree: TokenTree, node: Int[Tensor, " batch"] | int, last: Int[Tensor, " batch"] | int | None = None
 ) -> Int[Tensor, "batch nodes"]:
-    """The tokens of the node's children (up to the child `last`), for each row; -1 at all other nodes."""
+    """Return the tokens of the children of each row's node, up to the child `last`; -1 at all other nodes."""
     found = children_of(tree, node)
     if last is not None:
         index = torch.arange(tree.nodes, device=found.device)
@@ -144,27 +165,29 @@ def tried(
 
 
 def at(x: Tensor, node: Int[Tensor, " batch"] | int) -> Tensor:
-    """Row b's entry `node[b]` of x [batch nodes ...]; a view where all rows are known to mean the same node."""
+    """Return entry `node[b]` of row b of x [batch nodes ...]; a view if all rows are known to have the same node."""
     if not isinstance(node, int) and len(x) == 1 and x.device.type == "cpu":
         node = int(node)
     return x[:, node] if isinstance(node, int) else x[torch.arange(len(x), device=x.device), node]
 
 
 def none_of(rows: Bool[Tensor, " batch"]) -> bool:
-    """Whether it is known that no row is meant. Looking costs nothing on a CPU; on a GPU it would wait for the
-    device, and every row is worked on instead."""
+    """Return whether no row is known to be marked.
+
+    False on a GPU, where looking would wait for the device; all rows are computed instead.
+    """
     return rows.device.type == "cpu" and not bool(rows.any())
 
 
 def nobody_at(node: Int[Tensor, " batch"], i: int) -> bool:
-    """Whether it is known that no row stands at node i."""
+    """Return whether no row is known to stand at node i. False on a GPU."""
     return node.device.type == "cpu" and i not in node.tolist()
 
 
 def choose(
     rows: Bool[Tensor, " batch"], yes: Float[Tensor, "batch vocab"], no: Float[Tensor, "batch vocab"]
 ) -> Float[Tensor, "batch vocab"]:
-    """`yes` in the marked rows, `no` in the others; no copy where all are seen to be marked."""
+    """Return `yes` in the marked rows and `no` in the others, without a copy if all are known to be marked."""
     if rows.device.type == "cpu" and bool(rows.all()):
         return yes
     return torch.where(rows[:, None], yes, no)

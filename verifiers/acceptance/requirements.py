@@ -1,7 +1,7 @@
-"""A rule's input, checked early: is the tree of a kind the rule is exact for, are p and q distributions?
+"""Check the input of a rule: whether it is exact for the tree, and whether p and q are distributions.
 
-A rule declares its trees itself (`exact_for`). Shapes are compared on any device. Values are read on a CPU, where an
-error names row and node; on a GPU they are asserted on the device, which nothing waits for.
+A rule declares its trees itself (`exact_for`). Shapes are compared on any device. On a CPU values are read, and an
+error names row and node. On a GPU values are asserted on the device, so that the host does not wait.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ USE = "use acceptance=traversal, which is exact for every tree"
 
 
 def require_exact_for(rule: LosslessRule, tree: TokenTree) -> None:
-    """Refuse a tree of a kind that the rule is not declared exact for.
+    """Refuse a tree for which the rule is not declared exact.
 
     Raises:
-        InputError: siblings chosen in another way, siblings where only chains are declared, or no q for drawn ones.
+        InputError: children chosen in an undeclared way, siblings if only chains are declared, or no q for children
+            that were drawn.
     """
     declared, children = rule.exact_for, _how_chosen(tree)
     if children not in declared.children:
@@ -53,12 +54,17 @@ def _require_chain(rule: str, tree: TokenTree) -> None:
 def require_probabilities(
     tree: TokenTree, target_probs: Float[Tensor, "batch target_nodes target_vocab"], needs_q: bool = True
 ) -> None:
-    """Check that p is finite (it comes out of a softmax, where one bad logit spoils its whole row, so that one
-    entry a row tells) and, where the rule needs q, that q is a distribution wherever children were
-    drawn, over the same vocabulary.
+    """Check that p is finite and that q is a distribution.
+
+    One entry per row of p is enough, because p comes from a softmax: one bad logit makes its whole row NaN.
+
+    Args:
+        tree: the tree to judge.
+        target_probs: p after each node.
+        needs_q: also check q, over the same vocabulary, at every node whose children were drawn.
 
     Raises:
-        InputError: and names row and node.
+        InputError: names row and node.
     """
     if target_probs.shape[:2] != tree.tokens.shape:
         expected, got = f"p at every node, {tuple(tree.tokens.shape)}", tuple(target_probs.shape[:2])
@@ -69,7 +75,7 @@ def require_probabilities(
 
 
 def _how_chosen(tree: TokenTree) -> str:
-    """The kind of the tree's children, of `CHILDREN`."""
+    """Return how the tree's children were chosen, one of `CHILDREN`."""
     if tree.probs is not None:
         return "with_replacement" if tree.replacement else "without_replacement"
     if tree.replacement:

@@ -1,9 +1,8 @@
-"""k-sequential selection (K-SEQ of SpecTr, Sun et al., arXiv 2310.15141): one test for all k siblings.
+"""k-sequential selection: one test for all k siblings (K-SEQ of SpecTr, Sun et al., arXiv 2310.15141).
 
-Exact for trees whose siblings were drawn with replacement, applied level by level. The paper's approximation
-of the optimal transport between k draws from q and one from p: at least 1 - 1/e of the best acceptance
-that any rule can reach. Deterministic children share no q: each is a selection of its own with k = 1, and
-that is `exact`.
+The rule is exact for trees whose siblings were drawn with replacement; it is applied level by level. It approximates
+the optimal transport between k draws from q and one draw from p, and reaches at least 1 - 1/e of the best acceptance of
+any rule. Deterministic children share no q, so each is a selection of its own with k = 1, which is the rule `exact`.
 """
 
 from __future__ import annotations
@@ -21,21 +20,22 @@ from specdec.trees.tree import TokenTree
 from verifiers.acceptance.rejection import Offers, at, children_of, none_of, normalised, ratios, top_down
 from verifiers.acceptance.requirements import require_exact_for, require_probabilities
 
-EVALUATIONS = 4  # of beta per node, in search of rho: halve what is left of [1, k] at worst
+EVALUATIONS = (
+    4  # evaluations of beta per node in the search for rho; each at least halves the interval, at first [1, k]
+)
 
 
 class SpecTr:
-    """Walk from the root. With k children at the current node, and
+    """Walk from the root. Let the current node have k children, and let
 
-        beta(rho) = sum_x min(p(x) / rho, q(x)),        the chance that one draw from q is accepted,
+        beta(rho) = sum_x min(p(x) / rho, q(x)),        the chance that one draw from q is accepted.
 
-    accept child x with probability min(1, p(x) / (rho q(x))), each in turn. After k rejections the next
-    token is drawn from
+    Accept each child x in turn with probability min(1, p(x) / (rho q(x))). After k rejections draw the next token from
 
         norm(p - min(p / rho, q) * (1 - (1 - beta)^k) / beta).
 
-    That is a distribution for every rho >= rho*, the fixed point of (1 - (1 - beta)^k) / beta in [1, k], and
-    rho* accepts most. So the search for rho* may stop early, as long as it ends above.
+    This is a distribution for every rho >= rho*, the fixed point of (1 - (1 - beta)^k) / beta in [1, k]. rho* accepts
+    most. The search for it may stop early if the result is not below rho*.
     """
 
     name = "spectr"
@@ -48,8 +48,8 @@ class SpecTr:
         if tree.probs is None:
             return top_down(tree, target_probs, draws)
         ratio = ratios(tree, target_probs)
-        node = torch.zeros_like(tree.tokens[:, 0])  # where each row stands
-        selection = None  # among that node's children
+        node = torch.zeros_like(tree.tokens[:, 0])  # current node of each row
+        selection = None  # among the children of that node
         offers = Offers(tree)
         for child in range(1, tree.nodes):
             if offers.nobody(child, node):
@@ -66,7 +66,15 @@ class SpecTr:
 
 @dataclass(frozen=True)
 class Selection:
-    """K-SEQ among k draws from q, in the paper's letters."""
+    """K-SEQ among k draws from q, with the paper's symbols.
+
+    Args:
+        p: the target's distribution at the node.
+        q: the distribution that the children were drawn from.
+        k: number of children.
+        rho: divisor of the acceptance test, >= rho*.
+        beta: beta(rho), the chance that one draw is accepted.
+    """
 
     p: Float[Tensor, "batch vocab"]
     q: Float[Tensor, "batch vocab"]
@@ -78,21 +86,21 @@ class Selection:
     def at_node(
         cls, tree: TokenTree, target_probs: Float[Tensor, "batch nodes vocab"], node: Int[Tensor, " batch"]
     ) -> Selection:
-        """The selection among the children of each row's node, with rho at or a little above rho*."""
+        """Return the selection among the children of each row's node, with rho equal to rho* or slightly above."""
         assert tree.probs is not None
         p, q = at(target_probs, node), at(tree.probs, node).to(target_probs)
         k, whole = children_of(tree, node).sum(-1).double(), masses(p)
         low, high = torch.ones_like(k), k.clamp(min=1)
         for _ in range(0 if none_of(k > 1) else EVALUATIONS):
             rho = (low + high) / 2
-            # increasing in rho: what it maps rho to lies between rho and the fixed point
+            # gain(chance(rho)) increases with rho, so its value lies between rho and the fixed point
             closer = gain(chance(p, q, rho, whole), k)
             above = closer <= rho
             low, high = torch.where(above, low, closer), torch.where(above, closer, high)
         return cls(p, q, k, high, chance(p, q, high, whole))
 
     def after_rejections(self) -> Float[Tensor, "batch vocab"]:
-        """What the next token is drawn from once all k children are rejected; p where there were none."""
+        """Return the distribution of the next token after k rejections, p if the node has no children."""
         rho, often = (x[:, None].to(self.p) for x in (self.rho, gain(self.beta, self.k)))
         taken = torch.minimum(self.p / rho, self.q).mul_(often)
         return normalised((self.p - taken).relu_(), self.p)
@@ -104,11 +112,20 @@ def chance(
     rho: Float[Tensor, " batch"],
     whole: Float[Tensor, " batch"],
 ) -> Float[Tensor, " batch"]:
-    """beta(rho), where p sums to `whole`: min(p, rho q) is what relu(p - rho q) leaves of p."""
+    """Return beta(rho), computed as sum_x (p - relu(p - rho q)) / rho.
+
+    Args:
+        p, q: the distributions.
+        rho: divisor of the acceptance test.
+        whole: the sum of p.
+    """
     return (whole - masses(p, q, rho)) / rho
 
 
 def gain(beta: Float[Tensor, " batch"], k: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
-    """(1 - (1 - beta)^k) / beta: how much more often one of k draws is accepted than one; k where beta is 0."""
+    """Return (1 - (1 - beta)^k) / beta, or k if beta is 0.
+
+    It is the chance that one of k draws is accepted, relative to that of a single draw.
+    """
     minus = -beta.clamp(min=torch.finfo(beta.dtype).tiny, max=1)
     return torch.expm1(k * torch.log1p(minus)) / minus

@@ -1,29 +1,33 @@
-"""Traversal verification (arXiv 2505.12398): a tree is judged from the leaves to the root.
+"""Traversal verification: judge a tree from the leaves to the root (arXiv 2505.12398).
 
-Exact for siblings drawn with or without replacement and for deterministic ones. On a chain it is block
-verification. The paper gives the order of the walk and the update after a rejection. Derived here: both as
-one statement about what a node may still emit, the same for the three kinds of siblings, and the update
+The rule is exact for siblings drawn with or without replacement and for deterministic ones. On a chain it is block
+verification. The paper gives the order of the walk and the update after a rejection. This module derives both from one
+statement about what a node may still emit, which is the same for the three kinds of siblings. It also does the update
 without a vector per node.
 
-**The statement.** A node v is visited with a rate a and a distribution P of the token after it. The visit
-ends at v or below with probability a, and then the token after v is distributed as P, and the text after
-that as the target's own; all over the draws of what lies below v. By induction:
+**The statement.** A node v is visited with a rate a and a distribution P. With probability a the visit ends at v or
+below it; then the token after v has the distribution P, and the text after that has the target's. These probabilities
+include the draws of the nodes below v. The statement holds by induction:
 
-- No child is left: end at v with probability a, and draw the token after it from P.
-- Otherwise the next child x was drawn from Q. Visit it with rate min(1, a P(x) / Q(x)) and the target's p
-  there. So token x is emitted after v with probability min(Q(x), a P(x)), where a P(x) is due. What is due
-  still is R = relu(a P - Q), and the visit of x ends in vain with probability 1 - a + |R|. Dividing by that,
+- If no child is left, end at v with probability a, and draw the token after it from P.
+- Otherwise let the next child x be drawn from Q. Visit x with rate min(1, a P(x) / Q(x)) and the target's p there. So
+  token x is emitted after v with probability min(Q(x), a P(x)), while a P(x) is required. Still required is
+  R = relu(a P - Q). The visit of x ends without acceptance with probability 1 - a + |R|. Given that,
 
       a <- |R| / (1 - a + |R|),    P <- R / |R|,
 
-  do not depend on x. So v with its other children owes exactly this, and the statement holds for it.
+  which do not depend on x. So v with its other children must emit exactly what these a and P require, and by induction
+  it does.
 
 At the root a is 1 and stays 1.
 
-**Without a vector per node.** Let a P = s relu(p - c q). At first s = a and c = 0. With Q = q / z (z: mass of
-q without the siblings before, 1 if drawn with replacement) R = s relu(p - c q - q / (s z)): c grows by
-1 / (s z), and s is divided by 1 - a + |R|. A sibling drawn before has a P(x) < Q(x) when it is rejected,
-so c keeps it at 0. For deterministic children, R = a P with 0 at x.
+**Without a vector per node.** Let a P = s relu(p - c q). At first s = a and c = 0. Let Q = q / z, where z is the mass
+of q without the siblings before x (1 if drawn with replacement). Then R = s relu(p - c q - q / (s z)), so
+
+    c <- c + 1 / (s z),    s <- s / (1 - a + |R|).
+
+A sibling drawn before had a P(x) < Q(x) when it was rejected, so c keeps its probability at 0. For deterministic
+children R is a P with 0 at x.
 """
 
 from __future__ import annotations
@@ -44,8 +48,10 @@ from verifiers.acceptance.requirements import require_exact_for, require_probabi
 
 
 class Traversal:
-    """Visit leaves first, siblings in order of their index; end at the first node that accepts. Draw slot i
-    decides on the i-th node whose visit comes to its end, whatever the other rows hold."""
+    """Visit leaves first and siblings in the order of their index, and end at the first node that accepts.
+
+    Draw slot i decides on the i-th node whose visit ends. It does not depend on the other rows.
+    """
 
     name = "traversal"
     lossless = True
@@ -61,8 +67,14 @@ class Traversal:
 
 
 class Rows:
-    """a, s, c and z of every node, as the docstring of the module has them, for rows of any shapes at once. A node
-    is one index per row. Nothing waits for the device."""
+    """The a, s, c and z of every node, as in the module's docstring, for a batch of rows of any shapes.
+
+    A node is one index per row. No operation waits for the device.
+
+    Args:
+        tree: the tree to judge.
+        target_probs: p after each node.
+    """
 
     def __init__(self, tree: TokenTree, target_probs: Float[Tensor, "batch nodes vocab"]) -> None:
         self._tree, self._target_probs = tree, target_probs
@@ -73,7 +85,7 @@ class Rows:
         self._c, self._z = torch.zeros_like(self._ratio), torch.ones_like(self._ratio)
 
     def visit_all(self, draws: Draws) -> tuple[Int[Tensor, " batch"], Float[Tensor, " batch"]]:
-        """The node where each row's walk ends, and its c."""
+        """Return the node at which each row's walk ends, and the node's c."""
         end = torch.zeros_like(self._rows)
         climbing = self._tree.valid[:, 0]
         node = self.enter(end)
@@ -88,7 +100,7 @@ class Rows:
         return end, self._c[self._rows, end]
 
     def enter(self, x: Int[Tensor, " batch"]) -> Int[Tensor, " batch"]:
-        """Visit x, its first child, that one's first child, and so on. Returns the leaf at the end."""
+        """Begin the visits of x, of its first child, and so on down to a leaf. Returns the leaf."""
         v = self._rows, self._tree.parents.clamp(min=0)[self._rows, x]
         rate = self._s[v] * self._z[v] * (self._ratio[self._rows, x] - self._c[v])
         rate = torch.where(x == 0, 1, rate.clamp(min=0, max=1))[:, None]
@@ -98,7 +110,10 @@ class Rows:
         return self._spines.leaf[self._rows, x]
 
     def leave(self, x: Int[Tensor, " batch"], rows: Bool[Tensor, " batch"]) -> Int[Tensor, " batch"]:
-        """The visit of x has ended in vain, in the marked rows. Returns the node whose visit ends next."""
+        """Update the parent of x after a visit of x that accepted nothing, in the marked rows.
+
+        Returns the node whose visit ends next.
+        """
         tree, parent = self._tree, self._tree.parents.clamp(min=0)[self._rows, x]
         v = self._rows, parent
         if tree.probs is not None:
@@ -113,7 +128,7 @@ class Rows:
 
 
 class Row:
-    """The same for a single row on a CPU, in plain numbers: they cost a tenth of tensors with one element."""
+    """`Rows` for a single row on a CPU, with Python floats, ten times cheaper than one-element tensors."""
 
     def __init__(self, tree: TokenTree, target_probs: Float[Tensor, "1 nodes vocab"]) -> None:
         self._tree, self._p = tree, target_probs[0].unbind()
@@ -171,8 +186,14 @@ def number(x: float) -> Float[Tensor, " 1"]:
 
 @dataclass(frozen=True)
 class Spines:
-    """Every node's spine: the path to it from `top` by first children only. sibling: the next one, or -1; leaf: where
-    the spine that starts here ends. A rate r at the top is min(cap, r reach) at the node."""
+    """The spine of every node: the path to it by first children only, from the node `top`.
+
+    Args:
+        top: first node of the spine.
+        sibling: next sibling of the node, -1 if it is the last.
+        leaf: end of the spine that starts at the node.
+        cap, reach: a rate r at `top` is min(cap, r x reach) at the node.
+    """
 
     top: Int[Tensor, "batch nodes"]
     sibling: Int[Tensor, "batch nodes"]
@@ -190,7 +211,7 @@ class Spines:
         up = torch.where(first, tree.parents, index)
         reach = torch.where(first, ratio, 1)
         cap = reach.clamp(max=1)
-        for _ in range((tree.nodes - 1).bit_length()):  # twice as far up every time
+        for _ in range((tree.nodes - 1).bit_length()):  # each pass doubles the distance
             cap = torch.minimum(cap, cap.gather(1, up) * reach)
             reach = (reach * reach.gather(1, up)).clamp(max=HUGE)
             up = up.gather(1, up)

@@ -1,7 +1,8 @@
-"""Typical acceptance (Medusa, arXiv 2401.10774): keep what the target finds plausible. LOSSY: the text is
-not distributed as the target's, it leans towards the drafter's choice among the plausible tokens.
+"""Typical acceptance: keep tokens that are plausible under p (Medusa, arXiv 2401.10774).
 
-Takes any tree, and does not look at q. At temperature 0, where p is one-hot, it keeps the argmax's path.
+The rule is LOSSY: the text does not have the target's distribution, but leans towards the drafter's choices among the
+plausible tokens. It accepts any tree and does not use q. At temperature 0 p is one-hot, and the rule keeps the path of
+argmax tokens.
 """
 
 from __future__ import annotations
@@ -20,13 +21,19 @@ from verifiers.acceptance.requirements import require_probabilities
 
 
 class Typical:
-    """Accept x where
+    """Accept x if
 
         p(x) > min(epsilon, alpha * exp(-H(p)))          H: entropy in nats
 
-    and keep the longest path of accepted nodes (the first of equally long ones). The next token is drawn
-    from the target's p at its end. epsilon: a token this likely is always plausible; alpha: how far below
-    exp(-H), the typical probability of a token, a plausible one may lie. The paper advises sqrt(epsilon).
+    Keep the longest path of accepted nodes, the first of equally long ones. Draw the next token from p at its end.
+
+    Args:
+        epsilon: a token with a larger probability is always plausible.
+        alpha: a plausible token may be this much less probable than exp(-H), the typical probability of a token. The
+            paper recommends sqrt(epsilon).
+
+    Raises:
+        InputError: a number outside (0, 1).
     """
 
     name = "typical"
@@ -51,8 +58,8 @@ class Typical:
         if p_x.device.type != "cpu":
             entropy = entropies(target_probs.flatten(0, 1)).view(tree.batch, tree.nodes)
             return p_x > self._threshold(entropy).gather(1, parents)
-        # Between log(vocab) and -log(sum p^2) the entropy settles most tokens without being computed, and of the others
-        # only those count whose parent was accepted.
+        # -log(sum p^2) <= H <= log(vocab) settles most tokens without the entropy. It is computed only for the others,
+        # and only if their parent was accepted.
         plausible = (p_x > self.epsilon).tolist()
         unclear = tree.valid & (p_x <= self.epsilon) & (p_x > self.alpha / target_probs.shape[-1])
         thresholds: dict[tuple[int, int], float] = {}

@@ -1,9 +1,9 @@
 """Recursive rejection sampling for siblings drawn without replacement (Sequoia, arXiv 2402.12374).
 
-Exact for trees whose siblings were drawn one after the other from q, never the same token twice
-(`specdec.decoding.sampling.draw_without_replacement`), in the order of their index; and for deterministic children.
-No try is spent on a token that was rejected before, so it accepts at least as often as independent draws
-where q is far from p.
+The rule is exact for trees whose siblings were drawn one after the other from q, never the same token twice, in the
+order of their index (`specdec.decoding.sampling.draw_without_replacement`). It is also exact for deterministic
+children. No try is spent on a token that was rejected before, so it accepts at least as often as independent draws if q
+is far from p.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ class WithoutReplacement:
     """Walk from the root. Offer each child x of the current node in turn:
 
     accept x with probability min(1, p(x) / q(x)) and stand on x with the target's p there,
-    else p <- norm(relu(p - q)), and then q(x) <- 0, q <- norm(q): what the next sibling was drawn from.
+    else p <- norm(relu(p - q)), and then q(x) <- 0, q <- norm(q).
+
+    The last is the distribution that the next sibling was drawn from.
     """
 
     name = "without_replacement"
