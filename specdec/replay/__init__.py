@@ -1,6 +1,6 @@
-"""Replay: what other trees would have brought, from one recorded run.
+"""Predict the steps and the speed of other trees from one recorded run.
 
-trace.py    the file of proposals and the target's answers at every position
-record.py   make it
-replay.py   try trees on it
+trace.py    the trace: proposals and the target's answers at every position
+record.py   record a trace
+replay.py   replay it with other trees
 """

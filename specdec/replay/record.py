@@ -1,8 +1,8 @@
-"""Recording what a drafter would propose at every position of the texts of a run, for `replay.py`.
+"""Record what a drafter would propose at every position of a run's texts, for `replay.py`.
 
-Greedy text is the target's own whatever is drafted, so every tree can be replayed on it exactly, if it is known what
-would have been drafted at every position, also at those that the run stepped over. That takes one more reading of each
-text, after it was generated and outside of what is timed.
+Greedy text does not depend on the drafts. So other trees can be replayed on it exactly, if the proposals are known at
+every position, including those inside accepted blocks. To get them, each text is read once more after it was generated;
+this is not timed.
 """
 
 from __future__ import annotations
@@ -32,40 +32,51 @@ from specdec.replay.trace import NOTHING, Origin, TextTrace, Trace, bytes_per_po
 from specdec.trees.topology import Topology
 from specdec.trees.tree import TokenTree
 
-CHUNK = 32  # positions whose logits are held at once
+CHUNK = 32  # positions per forward, whose logits are in memory together
 
 
 @runtime_checkable
 class RankingDrafter(Drafter, Protocol):
-    """One whose candidates at a depth do not depend on those above: any tree of them can be replayed."""
+    """A drafter whose candidates at a depth do not depend on those above, so that any tree of them can be replayed."""
 
     @property
     def topology(self) -> Topology:
-        """Its static tree, once it has started."""
+        """Static tree of the drafter; available after `start`."""
         ...
 
     @property
     def depths(self) -> int:
-        """How deep it can guess, once it has started."""
+        """Largest depth at which it can draft; available after `start`."""
         ...
 
     def candidates(
         self, hidden: Float[Tensor, "rows dim"], ranks: int
     ) -> tuple[Int[Tensor, "rows depths ranks"], Float[Tensor, "rows depths ranks"]]:
-        """Its `ranks` likeliest tokens at every depth below a root, best first, and their log-probabilities. hidden:
-        the target's last hidden state at the token before the root."""
+        """Return the most probable tokens at every depth below a root, best first, and their log-probabilities.
+
+        Args:
+            hidden: the target's last hidden state at the token before the root.
+            ranks: number of tokens per depth.
+        """
         ...
 
 
 class Recorder:
-    """Collects traces of texts. ranks: candidates kept of each distribution.
+    """Record the traces of texts.
 
-    Drafters that choose children by rank are asked at every position. Children that are drawn are recorded as if they
-    were chosen by rank, where the drafter ranks; others are refused.
+    The drafter proposes a tree at every position. If a ranking drafter draws children at random, they are recorded as
+    if chosen by rank; other drafters with drawn children are refused.
+
+    Args:
+        drafter: the drafter.
+        target: the target.
+        sampling: how tokens are chosen.
+        stop: ends texts.
+        ranks: number of candidates to record per distribution.
 
     Raises:
-        InputError: no ranks, or more than there are tokens; a drafter that drafts with the target's own layers, or that
-            learns from its trees.
+        InputError: `ranks` is < 1 or larger than the vocabulary, or the drafter uses the target's own layers or learns
+            from its trees.
     """
 
     def __init__(
@@ -87,7 +98,7 @@ class Recorder:
         self._texts: list[TextTrace] = []
 
     def predicted_bytes(self, texts: int) -> int:
-        """At most, before compression, of that many texts."""
+        """Return the largest size of the trace of a number of texts, in bytes before compression."""
         drafter = self._drafter
         depths = drafter.depths if isinstance(drafter, RankingDrafter) else None
         each = bytes_per_position(self._target.vocab_size, self._ranks, depths, drafter.max_nodes - 1)
@@ -95,11 +106,17 @@ class Recorder:
 
     @torch.inference_mode()
     def add(self, ids: Sequence[int], text: Sequence[int], **names: str | int) -> None:
-        """One text; ids: its prompt's. names: prompt, category, turn, repeat, batch of `TextTrace`."""
+        """Record one text; texts of fewer than two tokens have no step and are left out.
+
+        Args:
+            ids: token ids of the prompt.
+            text: new token ids.
+            names: prompt, category, turn, repeat and batch, as in `TextTrace`.
+        """
         if len(text) < 2:
             return  # no step was made
         row = [*ids, *text]
-        roots = range(len(ids), len(row) - 1)  # where the trees' roots stand
+        roots = range(len(ids), len(row) - 1)  # positions of the trees' roots in `row`
         sampling = self._sampling.bound(self._target.model, [ids], self._stop)
         hidden, best = self._read(row, roots, sampling)
         if isinstance(self._drafter, RankingDrafter):
@@ -118,7 +135,15 @@ class Recorder:
         )
 
     def trace(self, names: dict[str, str], batch_size: int) -> Trace:
-        """Everything that was added. names: drafter and target, as in the summary."""
+        """Return the trace of all texts that were added.
+
+        Args:
+            names: names of drafter and target, as in the summary.
+            batch_size: rows per batch of the run.
+
+        Raises:
+            InputError: no text of at least two tokens was added.
+        """
         if not self._texts:
             fix = "raise generation.max_new_tokens"
             raise InputError("record", expected="a text of two tokens or more", got="none", fix=fix)
@@ -141,7 +166,13 @@ class Recorder:
         )
 
     def _read(self, row: Sequence[int], roots: range, sampling: SamplingParams) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """The target's hidden states before each root; its best log-probabilities and tokens after each root."""
+        """Return the target's hidden state before each root, and (log-probabilities, ids) of its best tokens after it.
+
+        Args:
+            row: token ids of prompt and text.
+            roots: positions of the roots in `row`.
+            sampling: sampling bound to the prompt.
+        """
         target = self._target
         cache = target.new_cache(1, len(row))
         hidden = [target.prefill(cache, [row[: roots.start]]).hidden[0, -1:]]
@@ -173,7 +204,7 @@ class Recorder:
     def _trees(
         self, row: Sequence[int], roots: range, hidden: Tensor, sampling: SamplingParams
     ) -> dict[str, np.ndarray]:
-        """What the drafter proposes at each root, as if each step before had accepted nothing."""
+        """Return the tree that the drafter proposes at each root, as if each earlier step had accepted nothing."""
         drafter, target, prompt = self._drafter, self._target, row[: roots.start]
         longest = len(prompt) + self._stop.max_new_tokens + drafter.max_nodes
         drafter.start(Session(target, [prompt], sampling, longest))

@@ -1,8 +1,8 @@
-"""Replaying a trace with another tree, without a model: steps, tokens per step, and how long it would take.
+"""Replay a trace with another tree, without a model: predict steps, tokens per step, and time.
 
-Greedy, a replay is exact: the right tokens are known at every position, and a tree accepts the longest of its paths
-that is right. At a temperature it is not: after a token that the recorded text does not have, nothing is known. It is
-then taken that things go on there as they do in the recorded text, and steps are expectations.
+At temperature 0 a replay is exact: the right token is known at every position, and a tree accepts its longest path of
+right tokens. Above 0 it is an approximation, because nothing is known after a token that is not in the recorded text.
+The replay then assumes that the acceptance is the same as in the recorded text, and steps are expectations.
 """
 
 from __future__ import annotations
@@ -20,14 +20,20 @@ from specdec.metrics import Interval, bootstrap_speedup, bootstrap_tau
 from specdec.replay.trace import NOTHING, Array, TextTrace, Trace
 from specdec.trees.topology import Topology
 
-BatchKey = tuple[int, int, int]  # repeat, number of the batch, turn
+BatchKey = tuple[int, int, int]  # repeat, index of the batch, turn
 
 
 @dataclass(frozen=True)
 class Replay:
-    """steps, tokens: of each text (the first token of a text belongs to no step). nodes: drafted in each step of each
-    batch [steps rows], 0 where a text has ended; levels: of a static tree, its nodes at each depth; exact: whether
-    a run would make these very steps.
+    """Predicted steps of a run.
+
+    Args:
+        trace: the trace.
+        steps: number of steps of each text, [texts].
+        tokens: tokens emitted by the steps of each text, [texts]; the first token of a text belongs to no step.
+        nodes: for each batch, drafted nodes in each step, [steps rows]; 0 after the end of a text.
+        levels: nodes at each depth of a static tree; empty for other trees.
+        exact: True if a real run would make exactly these steps.
     """
 
     trace: Trace
@@ -39,7 +45,7 @@ class Replay:
 
     @property
     def tau(self) -> tuple[float, Interval | None]:
-        """Tokens per step, and its 95 % interval over prompts."""
+        """Tokens per step, with its 95 % interval over prompts."""
         names = [text.prompt for text in self.trace.texts]
         grouped = {name: [0.0, 0.0] for name in names}
         for name, steps, tokens in zip(names, self.steps, self.tokens, strict=True):
@@ -50,20 +56,20 @@ class Replay:
 
     @property
     def nodes_per_step(self) -> float:
-        """Drafted nodes of a row in a step; of a static tree its size, also where steps are expectations."""
+        """Mean number of drafted nodes per step and row; for a static tree its size."""
         if self.levels:
             return float(sum(self.levels))
         return float(sum(nodes.sum() for nodes in self.nodes) / self.steps.sum())
 
     @property
     def forwards(self) -> float:
-        """Steps that batches take together: as many as their longest row."""
+        """Number of steps of all batches together; a batch has as many steps as its longest row."""
         return float(sum(max(self.steps[batch]) for batch in batches(self.trace).values()))
 
 
 @dataclass(frozen=True)
 class Fixed:
-    """A `CostCurve` that was measured as a whole: the same for all nodes."""
+    """A `CostCurve` with one measured time, the same for any number of nodes."""
 
     time: float
 
@@ -73,9 +79,16 @@ class Fixed:
 
 @dataclass(frozen=True)
 class Costs:
-    """verify, draft: see `CostCurve` and `DraftCost`; step: what a step takes besides (accepting, committing), plain
-    decoding nothing; prompt: seconds of reading the prompts of a batch, for the keys of `batches`; padded: a forward
-    takes as long as if every row had as many nodes as the widest, and not what their sum needs."""
+    """Times from which the speed of a replay is computed.
+
+    Args:
+        verify: cost of the target's forward.
+        draft: cost of drafting.
+        step: seconds of everything else in a step (accepting, committing); plain decoding has none of it.
+        prompt: seconds of the prefill of each batch, by the keys of `batches`; missing ones count as 0.
+        padded: True if a forward takes as long as if all rows had as many nodes as the largest; False if its time
+            depends on the mean number of nodes.
+    """
 
     verify: CostCurve
     draft: DraftCost = field(default_factory=DraftCost)
@@ -86,7 +99,14 @@ class Costs:
 
 @dataclass(frozen=True)
 class Times:
-    """Predicted seconds of each batch, drafting and plain, prompts included; and prompts alone."""
+    """Predicted times of each batch.
+
+    Args:
+        tokens: new tokens, [batches].
+        seconds: time with drafting, prefill included, [batches].
+        plain: time of plain decoding, prefill included, [batches].
+        prompts: time of the prefill, [batches].
+    """
 
     tokens: Array
     seconds: Array
@@ -103,17 +123,23 @@ class Times:
 
     @property
     def speedup(self) -> tuple[float, Interval | None]:
-        """The interval is that of the prompts; it knows nothing of errors in the costs."""
+        """Speedup over plain decoding, with its 95 % interval over prompts. Errors of the costs are not included."""
         tokens = self.tokens.tolist()
         return bootstrap_speedup(tokens, self.seconds.tolist(), tokens, self.plain.tolist())
 
 
 def replay(trace: Trace, tree: Topology | int | None, temperature: float | None = None) -> Replay:
-    """tree: of a drafter that ranks, index paths; of any other, how many nodes of the recorded trees, or None for all.
-    temperature: None for that of the run; above 0, children are chosen by rank and the rule is exact.
+    """Predict the steps of a run with another tree.
+
+    Args:
+        trace: the trace.
+        tree: for a drafter that ranks candidates, the tree's index paths; None for the recorded one. For other
+            drafters, the number of first nodes of each recorded tree; None for all.
+        temperature: temperature of the run; None for the recorded one. Above 0, children are chosen by rank, and the
+            rule is the exact one.
 
     Raises:
-        InputError: a tree that the trace does not tell about, or a temperature it cannot be replayed at.
+        InputError: the trace does not hold what this tree or temperature needs.
     """
     temperature = trace.origin.temperature if temperature is None else temperature
     tree = _checked(trace, tree, temperature)
@@ -128,12 +154,15 @@ def replay(trace: Trace, tree: Topology | int | None, temperature: float | None 
 
 
 def accepted(text: TextTrace, tree: Topology | int) -> Array:
-    """Drafted tokens that are right [positions], for a tree rooted at each."""
+    """Return the number of right drafted tokens, for a tree rooted at each position, [positions]."""
     return (right_nodes(text, tree) != NOTHING).sum(1)
 
 
 def right_nodes(text: TextTrace, tree: Topology | int) -> Array:
-    """The nodes that are right [positions depths], for a tree rooted at each; -1 from the first depth that has none."""
+    """Return the right node at each depth, for a tree rooted at each position, [positions depths].
+
+    -1 from the first depth at which no node is right.
+    """
     right = text.right.astype(np.int64)
     if isinstance(tree, int):
         return np.where(((right >= 0) & (right <= tree)).cumprod(1), right, NOTHING)
@@ -148,7 +177,7 @@ def right_nodes(text: TextTrace, tree: Topology | int) -> Array:
 
 
 def by_category(replayed: Replay) -> dict[str, Replay]:
-    """Where texts ran alone, each category's part; nothing where they ran in batches."""
+    """Return the replay of each category; an empty dict if texts ran in batches, which mix categories."""
     texts = replayed.trace.texts
     if any(len(batch) > 1 for batch in batches(replayed.trace).values()):
         return {}
@@ -168,7 +197,7 @@ def by_category(replayed: Replay) -> dict[str, Replay]:
 
 
 def times(replayed: Replay, costs: Costs) -> Times:
-    """Seconds of every batch of the trace. Contexts grow with the text: of each batch the mean is taken."""
+    """Return the times of every batch of the trace. The context of a batch is taken to be its mean over the run."""
     trace = replayed.trace
     tokens, seconds, plain, prompts = [], [], [], []
     for (key, batch), nodes in zip(batches(trace).items(), replayed.nodes, strict=True):
@@ -180,7 +209,7 @@ def times(replayed: Replay, costs: Costs) -> Times:
         for size, count in zip(sizes.tolist(), counts.tolist(), strict=True):
             draft = costs.draft.seconds(replayed.levels or [math.ceil(size)], rows, context)
             spent += count * (_between(costs.verify, size + 1, rows, context) + draft + costs.step)
-        # where steps are expectations, the last one is made in part
+        # expected steps are no whole number: scale the time of the whole steps
         part = max(replayed.steps[batch]) / len(nodes) if not replayed.exact and len(nodes) else 1.0
         seconds.append(prompt + (spent - prompt) * part)
         prompts.append(prompt)
@@ -190,17 +219,17 @@ def times(replayed: Replay, costs: Costs) -> Times:
 
 
 def _between(curve: CostCurve, nodes: float, batch: int, context: int) -> float:
-    """At a number of nodes that is a mean over rows."""
+    """Return the seconds of a forward at a fractional number of nodes, a mean over rows, by interpolation."""
     share = nodes - (fewer := math.floor(nodes))
     seconds = curve.seconds(fewer, batch, context)
     return seconds + share * (curve.seconds(fewer + 1, batch, context) - seconds) if share else seconds
 
 
 def right_ranks(trace: Trace) -> Array:
-    """[positions depths] of all texts together: what statistics and trees are made of.
+    """Return `TextTrace.right` of all texts together, [positions depths], for statistics and for choosing trees.
 
     Raises:
-        InputError: a drafter that does not rank.
+        InputError: the drafter does not rank candidates.
     """
     if not trace.ranked:
         fix = "replay it with tree=NODES"
@@ -237,7 +266,7 @@ def _checked(trace: Trace, tree: Topology | int | None, temperature: float) -> T
 
 
 def _children(tree: Topology) -> Array:
-    """[nodes ranks]: the number of each child, -1 where there is none."""
+    """Return the index of each child node, [nodes ranks]; -1 if the tree has no such child."""
     child = np.full((tree.nodes, tree.ranks), -1)
     for number, (path, parent) in enumerate(zip(tree.paths, tree.parents.tolist()[1:], strict=True), 1):
         child[parent, path[-1]] = number
@@ -245,7 +274,12 @@ def _children(tree: Topology) -> Array:
 
 
 def _walk(text: TextTrace, count: Array) -> Array:
-    """The positions at which a step begins. A step emits what was accepted and one token more."""
+    """Return the positions at which steps begin. A step emits the accepted tokens and one more.
+
+    Args:
+        text: the text.
+        count: number of accepted tokens of a step at each position, [positions].
+    """
     jumps, at, roots = (count + 1).tolist(), 0, []
     while at < text.positions:
         roots.append(at)
@@ -254,7 +288,7 @@ def _walk(text: TextTrace, count: Array) -> Array:
 
 
 def _nodes(text: TextTrace, tree: Topology | int) -> Array:
-    """Drafted at each root."""
+    """Return the number of drafted nodes at each position."""
     if isinstance(tree, Topology):
         return np.full(text.positions, tree.nodes - 1)
     assert text.nodes is not None
@@ -262,14 +296,14 @@ def _nodes(text: TextTrace, tree: Topology | int) -> Array:
 
 
 def _levels(tree: Topology | int) -> list[int]:
-    """Nodes at each depth, where every step has the same."""
+    """Return the number of nodes at each depth of a static tree; empty for other trees."""
     if isinstance(tree, int):
         return []
     return [len(list(group)) for _, group in groupby(tree.paths, key=len)]
 
 
 def batches(trace: Trace) -> dict[BatchKey, list[int]]:
-    """Which texts ran together, as numbers."""
+    """Return the indices of the texts in each batch."""
     together: dict[BatchKey, list[int]] = {}
     for number, text in enumerate(trace.texts):
         together.setdefault((text.repeat, text.batch, text.turn), []).append(number)
@@ -277,7 +311,7 @@ def batches(trace: Trace) -> dict[BatchKey, list[int]]:
 
 
 def _by_step(trace: Trace, nodes: Sequence[Array]) -> list[Array]:
-    """Of each batch, the nodes of every text in every step [steps rows]; none where a text has ended."""
+    """Return for each batch the drafted nodes in each step, [steps rows]; 0 after the end of a text."""
     found = []
     for batch in batches(trace).values():
         steps = np.zeros((max(len(nodes[i]) for i in batch), len(batch)), dtype=np.int64)
@@ -291,8 +325,11 @@ def _by_step(trace: Trace, nodes: Sequence[Array]) -> list[Array]:
 
 
 def _expected(trace: Trace, tree: Topology, temperature: float) -> Replay:
-    """A chain of steps along the recorded text, in which each place is reached with some probability. The rule keeps a
-    child with the probability the target gives it (children by rank: arXiv 2305.09781), in the recorded context."""
+    """Return the expected steps at a temperature > 0.
+
+    Each position of the recorded text is the start of a step with some probability. The rule accepts a child with the
+    target's probability of it, in the recorded context (children by rank: arXiv 2305.09781).
+    """
     steps, nodes = [], []
     for text in trace.texts:
         share = _length_shares(text, tree, temperature, trace.origin.vocabulary)
@@ -307,7 +344,7 @@ def _expected(trace: Trace, tree: Topology, temperature: float) -> Replay:
 
 
 def _length_shares(text: TextTrace, tree: Topology, temperature: float, vocabulary: int) -> Array:
-    """P(exactly d drafted tokens are accepted) [positions depth + 1]."""
+    """Return P(exactly d drafted tokens are accepted) for a tree rooted at each position, [positions depth + 1]."""
     right = candidate_probabilities(text, temperature, vocabulary)[:, : tree.depth, : tree.ranks]
     reach = np.ones((text.positions, tree.nodes))
     at_depth = np.zeros((text.positions, tree.depth + 2))
@@ -319,15 +356,22 @@ def _length_shares(text: TextTrace, tree: Topology, temperature: float, vocabula
 
 
 def candidate_probabilities(text: TextTrace, temperature: float, vocabulary: int) -> Array:
-    """What the target gives each candidate [positions depths ranks], in the context that the recorded text has there.
-    Of its distribution the likeliest tokens are known; what is left is spread evenly over all others, and a candidate
-    among these counts as never right. Nor is one behind the end of the text."""
+    """Return the target's probability of each candidate in the recorded context, [positions depths ranks].
+
+    The trace holds the target's most probable tokens only. The remaining probability is spread evenly over all other
+    tokens. Candidates among those, and candidates past the end of the text, get probability 0.
+
+    Args:
+        text: the text.
+        temperature: temperature, > 0.
+        vocabulary: number of tokens.
+    """
     assert text.ids is not None
     known = text.target_logp.astype(np.float64)
     others = vocabulary - known.shape[1]
     left = np.clip(1 - np.exp(known).sum(1), 0, 1) / max(others, 1)
     most = known.max(1, keepdims=True)
-    scaled = np.exp((known - most) / temperature)  # nothing vanishes at a low temperature
+    scaled = np.exp((known - most) / temperature)  # relative to the maximum, to avoid underflow at low temperatures
     rest = others * (left / np.exp(most[:, 0])) ** (1 / temperature)
     share = scaled / (scaled.sum(1) + rest)[:, None]
     out = np.zeros_like(text.ids, dtype=np.float64)

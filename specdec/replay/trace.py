@@ -1,7 +1,11 @@
-"""What a replay needs of a run: `trace.npz`, beside the run's other files. Knows no model.
+"""Read and write `trace.npz`, the file of a run that replays use.
 
-A text of L tokens has L - 1 positions. At position i its token i is the root of a tree, and the tokens after it are the
-right ones. The first token of a text comes from the prompt's forward, so position 0 is where the first step begins.
+A text of L tokens has L - 1 positions. At position i, token i is the root of a tree and the tokens after it are the
+right ones. The prefill emits the first token of a text, so the first step begins at position 0.
+
+    position    0    1    2    ..   L - 2
+    root        t0   t1   t2   ..   t(L-2)
+    right       t1.. t2.. t3.. ..   t(L-1)
 """
 
 from __future__ import annotations
@@ -24,15 +28,25 @@ from specdec.files.durable import replacing
 from specdec.options import filled
 
 TRACE_FILE = "trace.npz"
-NOTHING = -1  # where nothing was proposed
+NOTHING = -1  # no node, no candidate
 Array = np.ndarray
 
 
 @dataclass(frozen=True)
 class Origin:
-    """drafter, target: names, as in the summary; vocabulary: logits of the target; temperature: of the run; depths:
-    how deep was proposed at most; ranks: candidates kept of each distribution; tree: of the run, index paths, where its
-    drafter ranks; parameters: of a drafter's weights, read once a step."""
+    """The recorded run.
+
+    Args:
+        drafter, target: names, as in the summary.
+        vocabulary: number of the target's logits.
+        temperature: temperature of the run.
+        max_new_tokens: largest number of new tokens per text.
+        batch_size: rows per batch.
+        depths: depths at which candidates were recorded; 0 for a drafter that does not rank candidates.
+        ranks: number of recorded candidates per distribution.
+        tree: index paths of the run's tree; None for a drafter that does not rank candidates.
+        parameters: weights that the drafter reads once per step.
+    """
 
     drafter: str
     target: str
@@ -48,17 +62,24 @@ class Origin:
 
 @dataclass(frozen=True)
 class TextTrace:
-    """One text.
+    """One recorded text.
 
-    tokens [length]; target_ids, target_logp [positions ranks]: the target's likeliest tokens at each root, and their
-    log-probabilities at temperature 1, penalties included.
+    A drafter whose candidates do not depend on the path (Medusa's heads) has `ids` and `logq`: every tree of its
+    candidates can be replayed. Other drafters have `nodes`, `parents` and `confidence`, the tree proposed at each root:
+    the first n nodes of these trees can be replayed, for every n.
 
-    A drafter whose candidates do not depend on the path (Medusa's heads) has ids, logq [positions depths ranks]: every
-    tree of its candidates can be replayed. Any other has nodes, parents [positions nodes]: the tree that it proposed at
-    each root (without the root, which is parent 0; node i is numbered i + 1), padded with -1: every tree that is
-    a beginning of these can be replayed. confidence [positions nodes]: see `TokenTree`.
-
-    batch: which texts ran together.
+    Args:
+        prompt, category, turn, repeat: as in the run's records.
+        batch: index of the batch; texts with equal batch, repeat and turn ran together.
+        prompt_tokens: tokens of the prompt.
+        tokens: new token ids, [length].
+        target_ids: the target's most probable tokens after each root, best first, [positions ranks].
+        target_logp: their log-probabilities at temperature 1, penalties included, [positions ranks].
+        ids: the drafter's candidates, best first, [positions depths ranks].
+        logq: their log-probabilities, [positions depths ranks].
+        nodes: token ids of the proposed tree, without the root, padded with -1, [positions nodes].
+        parents: parent of each node, padded with -1, [positions nodes]. The root is 0, the node in column i is i + 1.
+        confidence: as in `TokenTree`, padded with -1, [positions nodes].
     """
 
     prompt: str
@@ -82,8 +103,10 @@ class TextTrace:
 
     @cached_property
     def right(self) -> Array:
-        """Where nodes are right [positions depths]: the rank of the right token among the candidates of each depth, or
-        the number of the node that is right at each depth. -1 from the first depth at which there is none."""
+        """The right candidate at each depth below each root, [positions depths].
+
+        Its rank if the drafter ranks candidates, else the number of its node; -1 from the first depth without one.
+        """
         return self._right_ranks() if self.ids is not None else self._right_nodes()
 
     def _right_ranks(self) -> Array:
@@ -113,7 +136,7 @@ class TextTrace:
 
 
 IDS = ("tokens", "target_ids", "ids", "nodes")
-MOST_HEAD = 2**16  # bytes before the numbers of an array
+MOST_HEAD = 2**16  # largest header of an array, in bytes
 ARRAYS = ("tokens", "target_ids", "target_logp", "ids", "logq", "nodes", "parents", "confidence")
 
 
@@ -128,11 +151,11 @@ class Trace:
 
     @property
     def ranked(self) -> bool:
-        """Whether any tree can be replayed, or beginnings of the recorded ones only."""
+        """True if any tree can be replayed; False if only the first nodes of the recorded ones."""
         return self.texts[0].ids is not None
 
     def write(self, folder: Path) -> Path:
-        """Whole or not at all."""
+        """Write the trace to a run folder, atomically; return its file."""
         arrays: dict[str, Any] = {}
         for name in ARRAYS:
             parts = [getattr(text, name) for text in self.texts]
@@ -147,10 +170,10 @@ class Trace:
 
     @classmethod
     def read(cls, run: Path | str) -> Trace:
-        """Of a run folder.
+        """Read the trace of a run folder.
 
         Raises:
-            InputError: no trace there, or a file that holds none.
+            InputError: the folder has no trace, or the file is malformed.
         """
         file, expected = Path(run) / TRACE_FILE, "a run that was recorded"
         if not file.is_file():
@@ -164,10 +187,10 @@ class Trace:
 
 
 def _read(file: Path) -> tuple[dict[str, Any], dict[str, Array]]:
-    """What a trace says of its texts, and its arrays, checked; nothing is unpacked that is larger than it says.
+    """Read and check the description and the arrays of a trace. Arrays larger than announced are not unpacked.
 
     Raises:
-        OSError, ValueError, KeyError, TypeError, BadZipFile: what is wrong with it.
+        OSError, ValueError, KeyError, TypeError, BadZipFile: the file cannot be read or is malformed.
     """
     with zipfile.ZipFile(file) as saved:
         sizes = {info.filename.removesuffix(".npy"): info.file_size for info in saved.infolist()}
@@ -189,7 +212,17 @@ def _read(file: Path) -> tuple[dict[str, Any], dict[str, Array]]:
 
 
 def _array(saved: zipfile.ZipFile, name: str, rows: int | None, sizes: Mapping[str, int]) -> Array:
-    """One array, whose head must fit the size that the archive says, and its first axis `rows`."""
+    """Return one array of the archive.
+
+    Args:
+        saved: the archive.
+        name: name of the array.
+        rows: required length of its first axis; None for any.
+        sizes: sizes of all arrays in the archive, in bytes.
+
+    Raises:
+        ValueError: the type is not numeric, or the shape does not match `rows` or the size in the archive.
+    """
     with saved.open(f"{name}.npy") as data:
         version = np.lib.format.read_magic(data)
         shape, _, dtype = getattr(np.lib.format, f"read_array_header_{version[0]}_{version[1]}")(data)
@@ -205,14 +238,21 @@ def _array(saved: zipfile.ZipFile, name: str, rows: int | None, sizes: Mapping[s
 
 
 def bytes_per_position(vocabulary: int, ranks: int, depths: int | None, nodes: int) -> int:
-    """Before compression, which takes off a third or so. depths: of a drafter that ranks; nodes: of any other."""
+    """Return the bytes of a trace per position, before compression, which saves about a third.
+
+    Args:
+        vocabulary: number of tokens.
+        ranks: recorded candidates per distribution.
+        depths: recorded depths of a drafter that ranks candidates; None for other drafters.
+        nodes: nodes of a tree, for other drafters.
+    """
     number, probability = token_type(vocabulary).itemsize, 2
     drafted = depths * ranks * (number + probability) if depths is not None else nodes * (number + 2 + probability)
     return number + ranks * (number + probability) + drafted
 
 
 def token_type(vocabulary: int) -> np.dtype[Any]:
-    """The smallest that holds every token and -1."""
+    """Return the smallest of int16 and int32 that holds every token id and -1."""
     return np.dtype(np.int16 if vocabulary <= np.iinfo(np.int16).max + 1 else np.int32)
 
 
@@ -232,7 +272,7 @@ def _texts(heads: Sequence[dict[str, Any]], arrays: dict[str, Array]) -> Iterato
 
 
 def _padded(parts: Sequence[Array]) -> list[Array]:
-    """Trees of one text may be larger than those of another."""
+    """Return the arrays of all texts padded to the largest tree."""
     if parts[0].ndim != 2:
         return list(parts)
     width = max(part.shape[1] for part in parts)

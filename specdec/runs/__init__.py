@@ -1,5 +1,7 @@
 """Runs on disk.
 
-log.py    write a run: steps, generations, summary, provenance; trackers mirror it
-read.py   read runs back: finished, growing, broken, old
+log.py                  write a run: steps, generations, summary, provenance; copy it to a tracker
+read.py                 read runs: finished, growing, broken, from older versions
+records.py              check the types of what is read
+accelerate_tracker.py   trackers of accelerate (TensorBoard, MLflow, ...)
 """

@@ -1,4 +1,4 @@
-"""Every tracker that accelerate knows (TensorBoard, MLflow, Trackio and others), behind one class."""
+"""One tracker class for all trackers that accelerate supports (TensorBoard, MLflow, Trackio and others)."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_availa
 from specdec.errors import InputError
 from specdec.runs.log import Artifacts, Label, StepFigures
 
-FOLDER = "tracked"  # in the run's folder, of those that write files
-RUN_NAME = {  # the keyword under which a tracker takes the run's name, if it takes one
+FOLDER = "tracked"  # subfolder of the run's folder, for trackers that write files
+RUN_NAME = {  # the constructor's keyword for the run's name, for trackers that have one
     "clearml": "task_name",
     "mlflow": "run_name",
     "swanlab": "experiment_name",
@@ -24,9 +24,9 @@ KNOWN = sorted(set(LOGGER_TYPE_TO_CLASS) - {"wandb"})  # W&B has a class of its 
 
 
 class AccelerateTracker:
-    """Mirror a run to one of accelerate's trackers.
+    """Copy a run's records to one of accelerate's trackers.
 
-    Steps of decoding are logged once per generation, as means over its steps: a tracker may ask a server each time.
+    Steps of decoding are logged once per generation, as means over its steps, because each call may contact a server.
 
     Args:
         log_with: the tracker's name, as accelerate calls it.
@@ -51,7 +51,7 @@ class AccelerateTracker:
         self._tracker: GeneralTracker
 
     def start(self, folder: Path, config: Mapping[str, Any], label: Label) -> None:
-        """Begin a run, and log its config: nested options by their dotted names."""
+        """Begin a run, and log its config by dotted names."""
         made, options = LOGGER_TYPE_TO_CLASS[self._kind], dict(self._options)
         if key := RUN_NAME.get(self._kind):
             options.setdefault(key, label.name)
@@ -72,7 +72,7 @@ class AccelerateTracker:
         self._tracker.log(dict(_numbers({k: v for k, v in record.items() if k != "step"})), record["step"])
 
     def finish(self, summary: Mapping[str, Any], artifacts: Artifacts) -> None:
-        """Log the summary's numbers; accelerate's trackers share no way to keep files."""
+        """Log the summary's numbers. Artifacts are ignored: accelerate's trackers have no common method for files."""
         figures = dict(_numbers(summary))
         if figures:
             self._tracker.log({f"summary/{name}": value for name, value in figures.items()}, 0)
@@ -80,7 +80,7 @@ class AccelerateTracker:
 
 
 def _plain(config: Mapping[str, Any], prefix: str = "") -> dict[str, str | int | float | bool]:
-    """Flatten a config; what is no number or text becomes text, since trackers take nothing else."""
+    """Return a config with dotted names. Values become text unless they are numbers, as trackers require."""
     flat: dict[str, str | int | float | bool] = {}
     for key, value in config.items():
         if isinstance(value, Mapping):
@@ -91,7 +91,7 @@ def _plain(config: Mapping[str, Any], prefix: str = "") -> dict[str, str | int |
 
 
 def _numbers(figures: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """Yield the numbers of a summary by their path; an entry of a list is called by its place, from 1."""
+    """Yield the numbers of a summary by their path, such as "phase_ms/draft"; list entries are numbered from 1."""
     for key, value in figures.items():
         name = prefix + re.sub(r"[^\w./ -]", "_", str(key))  # MLflow takes no other letters
         if isinstance(value, Mapping):

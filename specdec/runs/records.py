@@ -1,4 +1,4 @@
-"""What the files of a run may say, by type: whatever else stands there is left out before figures are made of it."""
+"""Check the types of values read from a run's files; values of another type are left out."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ _LISTS = tuple(name for name, kind in get_type_hints(StepRecord).items() if kind
 
 
 def sound_summary(found: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """A summary, and the names of what was left out of it."""
+    """Return a summary without values of a wrong type, and the names of those values."""
     kept, wrong = _sound(found, SUMMARY)
     categories = {name: _sound(part, SUMMARY) for name, part in kept.get("by_category", {}).items()}
     if "by_category" in kept:
@@ -71,7 +71,7 @@ def sound_summary(found: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
 
 
 def sound_provenance(found: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """A provenance, and the names of what was left out of it."""
+    """Return a provenance without values of a wrong type, and the names of those values."""
     kept, wrong = _sound(found, PROVENANCE)
     if "machine" in kept:
         kept["machine"], of_machine = _sound(kept["machine"], _MACHINE)
@@ -80,7 +80,7 @@ def sound_provenance(found: Mapping[str, Any]) -> tuple[dict[str, Any], list[str
 
 
 def is_step(line: Mapping[str, Any]) -> bool:
-    """Whether a line's numbers can be those of a `StepRecord`. Quick: a run has a line per step and row."""
+    """Return whether a line's values have the types of a `StepRecord`. Must be fast: it runs once per step and row."""
     return (
         all(_natural(line.get(name)) for name in (*_INTEGERS, "turn", "repeat"))
         and all(_integers(line.get(name, [])) for name in _LISTS)
@@ -89,7 +89,7 @@ def is_step(line: Mapping[str, Any]) -> bool:
 
 
 def is_generation(line: Mapping[str, Any]) -> bool:
-    """Whether a line's times and places are numbers; they may be missing in runs of older versions."""
+    """Return whether a line's turn, repeat and seconds are numbers; older versions did not write all of them."""
     return all(_natural(line.get(name, 0)) for name in ("turn", "repeat")) and _seconds(line.get("seconds", {}))
 
 
