@@ -1,32 +1,32 @@
 // Attention of the nodes of a token tree to the committed prefix and to their ancestors, on the KV cache.
 //
-// What a node sees is a text: the prefix, then its ancestors in order. The sum over that text is cut at fixed
-// positions, and within a piece it runs from left to right, whether a position is committed or still a node of
-// the tree. So a node's result is bit for bit the one it would have with its text committed: verifying a tree
-// and decoding token by token agree exactly.
+// A node sees a text: the prefix, then its ancestors in order. The sum over that text is cut into pieces at fixed
+// positions. Within a piece it runs from left to right, whether a position is committed or still a node of the tree.
+// So a node's result is bit for bit the same as if its text were committed: verifying a tree and decoding token by
+// token agree exactly.
 #pragma once
 #include <cmath>
 #include <vector>
 
 #include "product.hpp"
 
-enum { PIECE = 128, NODES = 32 };  // positions of a text, and nodes, that one thread takes in one go
+enum { PIECE = 128, NODES = 32 };  // positions of a text, and nodes, that one thread processes at a time
 
 struct Heads {
   int64_t heads, kv_heads, dim;  // dim is a multiple of LANES
   float scale;
 };
 
-struct Texts {               // what the nodes of this forward see
-  int64_t batch, block, nodes;  // nodes of the whole block, and of it the last ones that are new
+struct Texts {               // the texts that the nodes of this forward see
+  int64_t batch, block, nodes;  // texts; nodes of the whole block; new nodes, the last ones of the block
   const int64_t* lengths;    // [batch] committed positions
-  const uint8_t* mask;       // [batch, nodes, block] which of the block a node sees; null: all up to itself
+  const uint8_t* mask;       // [batch, nodes, block] the block nodes that a node sees; null: all up to itself
   int64_t capacity;          // slots of a row of the cache
-  int64_t rows;              // how many of the batch * nodes new nodes are computed; the others are padding
-  const int64_t* at;         // [rows] which, in order: text * nodes + node
+  int64_t rows;              // computed nodes, of the batch * nodes new ones; the others are padding
+  const int64_t* at;         // [rows] the computed nodes in order, each as text * nodes + node
 
   int64_t text(int64_t row) const { return at[row] / nodes; }
-  int64_t place(int64_t row) const { return block - nodes + at[row] % nodes; }  // in the block
+  int64_t place(int64_t row) const { return block - nodes + at[row] % nodes; }  // index in the block
 
   int64_t pieces(int64_t text) const { return (lengths[text] + block + PIECE - 1) / PIECE; }
   int64_t most_pieces() const {
@@ -37,7 +37,7 @@ struct Texts {               // what the nodes of this forward see
   bool sees(int64_t row, int64_t other) const { return mask[at[row] * block + other]; }
 };
 
-// A head's state after one piece of its text: out [dim], the largest score, the sum of weights.
+// Size of a head's state after one piece of its text: out [dim], the largest score, the sum of weights.
 INLINE int64_t state_size(const Heads& h) { return h.dim + 2; }
 
 // acc[r] += sum over `count` positions of weights[r][s] * values[s], from left to right, for R rows.
@@ -63,7 +63,7 @@ INLINE void weigh(const float* weights, int64_t stride, const float* values, int
   for (; d < dim; d += LANES) part(std::integral_constant<int, 1>{}, d);
 }
 
-// One piece of a text, for `size` of its nodes (rows from `first` on) and for the query heads that share KV head `g`.
+// Attend to one piece of a text, for `size` of its nodes (rows from `first` on) and the query heads of KV head `g`.
 // q [rows, heads, dim]; keys, values [batch, kv_heads, capacity, dim]; states [rows, heads, pieces, size].
 static void attend(const Heads& h, const Texts& t, const float* q, const float* keys, const float* values, int64_t g,
                    int64_t piece, int64_t pieces, int64_t first, int64_t size, float* states) {
@@ -73,8 +73,9 @@ static void attend(const Heads& h, const Texts& t, const float* q, const float* 
   const float* v = values + (text * h.kv_heads + g) * t.capacity * h.dim;
   auto clip = [](int64_t n) { return n < 0 ? 0 : n < PIECE ? n : int64_t(PIECE); };
 
-  // Of each node's text in this piece: how many positions lie in the cache one after another (the prefix, and of a
-  // causal block all), and then the nodes it sees one by one.
+  // For each node, its text in this piece, as [contiguous, single, nodes...]:
+  //   contiguous   number of positions that are contiguous in the cache: the prefix, and all of a causal block
+  //   single       number of block nodes that it sees one by one, followed by these nodes
   thread_local std::vector<int64_t> places;
   const int64_t width = t.block + 2;
   if (int64_t(places.size()) < size * width) places.resize(size * width);
@@ -126,7 +127,7 @@ static void attend(const Heads& h, const Texts& t, const float* q, const float* 
     to[h.dim] = m;
     to[h.dim + 1] = sum(total);
   }
-  enum { TOGETHER = 3 };  // heads that share the reading of the values
+  enum { TOGETHER = 3 };  // heads that are computed in one pass over the values
   for (int64_t r = 0; r < rows;) {
     const int64_t* place = &places[r / group * width];
     float* to[TOGETHER] = {state(r)};
@@ -143,7 +144,7 @@ static void attend(const Heads& h, const Texts& t, const float* q, const float* 
   }
 }
 
-// The pieces of one head's text put together: out [dim] from states [pieces, size].
+// Combine the pieces of one head's text: out [dim] from states [pieces, size].
 static void combine(const Heads& h, const float* states, int64_t pieces, float* out) {
   const int64_t size = state_size(h);
   float most = -INFINITY, total = 0;
@@ -151,7 +152,7 @@ static void combine(const Heads& h, const float* states, int64_t pieces, float* 
   for (int64_t d = 0; d < h.dim; d += LANES) store(out + d, Vec{});
   for (int64_t p = 0; p < pieces; p++) {
     const float* s = states + p * size;
-    if (s[h.dim + 1] == 0) continue;  // an empty piece: this node's text ends before
+    if (s[h.dim + 1] == 0) continue;  // an empty piece: this node's text ends before it
     float t[LANES];
     store(t, exp(all(s[h.dim] - most)));
     total += s[h.dim + 1] * t[0];

@@ -3,8 +3,8 @@
 //     x += o(attention(rotate(norm(q(n)), norm(k(n))), v(n)))    n = norm(x)
 //     x += down(silu(gate(n)) * up(n))                           n = norm(x)
 //
-// Weights, cache and activations stay where PyTorch has them; decoder.py fills in the structs. No phase
-// depends on how many rows there are or on the number of threads, so results are the same bit for bit.
+// Weights, cache and activations stay in PyTorch's memory; decoder.py fills in the structs. No sum depends on the
+// number of rows or threads, so results are the same bit for bit.
 #ifdef _OPENMP
 #include <omp.h>
 #endif
@@ -24,7 +24,7 @@ struct Layer {
 };
 
 struct Decoder {
-  int64_t dim, inner, rotary;  // widths of the stream, of the feed-forward part, and how many dims of a head rotate
+  int64_t dim, inner, rotary;  // widths of the residual stream and the feed-forward part; dims of a head that rotate
   Heads heads;
   Norm final;
   Matrix output;
@@ -34,12 +34,12 @@ struct Decoder {
 struct Forward {
   Texts texts;
   int64_t first, last;       // layers [first, last)
-  float* x;                  // [rows, dim] the residual stream, read and written
+  float* x;                  // [rows, dim] the residual stream, updated in place
   const float *cos, *sin;    // [rows, rotary]
   float* const* cache;       // keys and values of each layer, [batch, kv_heads, capacity, dim] each
   float* hidden;             // [rows, dim] after the final norm; null: stop before it
-  int64_t kept;              // rows to compute logits of, and which
-  const int64_t* keep;
+  int64_t kept;              // number of rows to compute logits for
+  const int64_t* keep;       // [kept] these rows
   float* logits;             // [kept, vocabulary]
 };
 
@@ -53,7 +53,7 @@ static void normalise(const Norm& norm, const float* x, int64_t n, float* y) {
   for (int64_t i = 0; i < n; i++) y[i] = norm.weight[i] * (x[i] * scale);
 }
 
-// Rotary position embedding (arXiv 2104.09864) of one head, its two halves as pairs.
+// Apply the rotary position embedding (arXiv 2104.09864) to one head; dims i and i + half are a pair.
 static void rotate(float* head, int64_t rotary, const float* cos, const float* sin) {
   const int64_t half = rotary / 2;
   for (int64_t i = 0; i < half; i++) {
@@ -85,7 +85,7 @@ extern "C" void decode(const Decoder* model, const Forward* forward) {
   const Heads& h = m.heads;
   const int64_t rows = t.rows, wide = h.heads * h.dim, narrow = h.kv_heads * h.dim;
   const int64_t pieces = t.most_pieces();
-  // the workspace of this thread; it only grows, so nothing is allocated in steady state
+  // This thread's workspace. It only grows, so that nothing is allocated in steady state.
   thread_local std::vector<float> workspace;
   const int64_t sizes[] = {rows * wide, rows * narrow, rows * narrow, rows * wide, rows * m.dim, rows * m.inner,
                            rows * m.inner, rows * h.heads * pieces * state_size(h), f.kept * m.dim};
@@ -97,7 +97,7 @@ extern "C" void decode(const Decoder* model, const Forward* forward) {
   float *q = parts[0], *k = parts[1], *v = parts[2], *attended = parts[3], *added = parts[4], *gate = parts[5],
         *up = parts[6], *states = parts[7], *chosen = parts[8];
 
-  // rows that one thread takes in one go: of one text, so that they share the reading of its keys and values
+  // Blocks of rows that one thread processes at a time: rows of one text, so that its keys and values are read once.
   thread_local std::vector<Share> cut;
   cut.clear();
   for (int64_t r = 0; r < rows; r++)
@@ -117,7 +117,7 @@ extern "C" void decode(const Decoder* model, const Forward* forward) {
 #pragma omp barrier
 #endif
     };
-    thread_local std::vector<float> normed;  // every thread norms all rows for itself: cheaper than waiting
+    thread_local std::vector<float> normed;  // every thread normalises all rows, which is cheaper than waiting
     if (int64_t(normed.size()) < rows * m.dim) normed.resize(rows * m.dim);
     auto norm = [&](const Norm& n) {
       for (int64_t r = 0; r < rows; r++) normalise(n, f.x + r * m.dim, m.dim, &normed[r * m.dim]);
@@ -152,7 +152,7 @@ extern "C" void decode(const Decoder* model, const Forward* forward) {
       }
       wait();
 
-      // dealt out in turn: in a causal block, late pieces are seen by few nodes
+      // Distributed to the threads in turn, because late pieces of a causal block are seen by few nodes.
       for (int64_t u = id; u < h.kv_heads * pieces * count; u += threads) {
         const Share block = blocks[u % count];
         attend(h, t, q, keys, values, u / (count * pieces), u / count % pieces, pieces, block.begin,
@@ -169,7 +169,7 @@ extern "C" void decode(const Decoder* model, const Forward* forward) {
       wait();
 
       norm(layer.between);
-      // a thread makes the same outputs of gate and up, so it can multiply them without waiting
+      // A thread computes the same outputs of gate and up, so it can multiply them without waiting.
       const Share inner = share(m.inner, id, threads);
       outputs(normed.data(), rows, m.dim, layer.gate_up[0], gate, m.inner, inner.begin, inner.end);
       outputs(normed.data(), rows, m.dim, layer.gate_up[1], up, m.inner, inner.begin, inner.end);

@@ -1,14 +1,13 @@
 // y[r, o] = sum_k x[r, k] * w[o, k] (+ bias[o])   for a FEW rows r and a LARGE row-major w.
 //
-// With few rows the product is a single pass over w from main memory, so the kernel is built
-// around that stream: every byte of w is read from memory once, and with more than one row the software
-// prefetch of the bytes to come is spread evenly over the arithmetic, so neither waits for the other.
-// Weights of lower precision are widened in registers.
+// With few rows the product is a single pass over w from main memory. Every byte of w is read from memory
+// once. With more than one row, software prefetches of the next bytes are spread evenly over the
+// arithmetic, so that neither waits for the other. Weights of lower precision are widened in registers.
 //
-// For each (r, o) the sum is always the same: LANES partial sums, lane j taking k = j, j+LANES,
-// ... in order (the last, short step padded with zeros), then one fixed tree over the lanes.
-// Tile sizes, row grouping and thread count only choose WHICH pairs are computed together, so
-// a row's result does not depend, bit for bit, on how many rows travel with it.
+// For each (r, o) the order of the sum is fixed: LANES partial sums, lane j over k = j, j+LANES, ...
+// (the last, short step padded with zeros), then one fixed tree over the lanes. Tile sizes, row grouping
+// and thread count only choose WHICH pairs are computed together. So a row's result is bit for bit the
+// same, however many rows are computed together.
 #pragma once
 #include <array>
 #include <type_traits>
@@ -27,7 +26,7 @@ struct Matrix {        // one weight matrix; few_rows.py builds these
   int64_t n, kind;
 };
 
-// How a row of weights is kept: LANES of them as floats, a single one, and what a finished sum is multiplied by.
+// Storage formats of a row of weights. `at` reads LANES weights as floats, `one` a single one; `finish` scales a sum.
 struct Float32 {
   const float* w;
   Float32(const Matrix& m, int64_t k, int64_t o) : w((const float*)m.w + o * k) {}
@@ -77,8 +76,9 @@ INLINE std::array<W, sizeof...(c)> rows_of(const Matrix& m, int64_t k, int64_t o
   return {W(m, k, o + c * apart)...};
 }
 
-// A function of its own, or the compiler runs out of registers: y[r, o + c * apart] for R rows and C outputs that lie `apart` from each other, all accumulators in registers. Each step
-// along k also prefetches a line for each of the C weight rows: the first one's at `ahead`, which moves on by `pace` bytes.
+// Compute y[r, o + c * apart] for R rows and C outputs that are `apart` from each other, with all accumulators in
+// registers. Each step along k also prefetches a line for each of the C weight rows: for the first at `ahead`, which
+// advances by `pace` bytes per step. A function of its own, or the compiler runs out of registers.
 template <class W, int R, int C>
 __attribute__((noinline)) static void tile(const float* x, int64_t k, const Matrix& m, int64_t o, int64_t apart, float* y, int64_t stride,
                  const char* ahead, size_t pace) {
@@ -86,7 +86,7 @@ __attribute__((noinline)) static void tile(const float* x, int64_t k, const Matr
   UNROLL for (int r = 0; r < R; r++) UNROLL for (int c = 0; c < C; c++) acc[r][c] = Vec{};
   auto w = rows_of<W>(m, k, o, apart, std::make_integer_sequence<int, C>{});
   const int64_t whole = k / LANES * LANES, part = k - whole, between = apart * W::bytes(k);
-  for (int64_t i = 0; i < whole; i += LANES, ahead += pace) {  // not unrolled: that costs spills
+  for (int64_t i = 0; i < whole; i += LANES, ahead += pace) {  // not unrolled, which would spill registers
     if (R > 1) UNROLL for (int c = 0; c < C; c++) __builtin_prefetch(ahead + c * between);
     Vec wv[C];
     UNROLL for (int c = 0; c < C; c++) { wv[c] = w[c].at(i); KEEP(wv[c]); }
@@ -102,7 +102,7 @@ __attribute__((noinline)) static void tile(const float* x, int64_t k, const Matr
     for (int c = 0; c < C; c++) for (int64_t i = 0; i < part; i++) wp[c][i] = w[c].one(whole + i);
     UNROLL for (int r = 0; r < R; r++) UNROLL for (int c = 0; c < C; c++) fma(acc[r][c], load(xp[r]), load(wp[c]));
   }
-  enum { TOGETHER = R % 4 ? 1 : 4 };  // rows whose sums are taken side by side
+  enum { TOGETHER = R % 4 ? 1 : 4 };  // rows whose lanes are summed at the same time
   UNROLL for (int r = 0; r < R; r += TOGETHER) UNROLL for (int c = 0; c < C; c++) {
     float total[TOGETHER];
     if constexpr (TOGETHER == 4) {
@@ -123,15 +123,17 @@ INLINE void tiles(int r, const float* x, int64_t k, const Matrix& m, int64_t o, 
   tile<W, R, C>(x, k, m, o, apart, y, stride, ahead, pace);
 }
 
-// Outputs [begin, end) of one matrix, all rows, by one thread; y has `stride` floats a row. The outputs are cut into
-// COLS runs (more for a single row) that are read side by side: memory serves several streams faster than one. A few
-// weight rows of each run stay in the first-level cache while the groups of at most ROWS rows go over them in turn.
+// Compute outputs [begin, end) of one matrix for all rows, in one thread; y has `stride` floats per row. The outputs
+// are cut into COLS runs (more for a single row) that are read side by side, because memory delivers several streams
+// faster than one. A panel of a few weight rows per run stays in the first-level cache, while one group of at most
+// ROWS rows after the other is multiplied with it.
 template <class W>
 static void outputs(const float* x, int64_t rows, int64_t k, const Matrix& m, float* y, int64_t stride, int64_t begin,
                     int64_t end) {
-  enum { WIDE = ROWS * COLS / 2, PANEL = 4, DISTANCE = 16 << 10 };  // runs of one row; weight rows of a run; in bytes
+  // WIDE: runs for a single row. PANEL: weight rows of a run in the cache. DISTANCE: bytes that are prefetched ahead.
+  enum { WIDE = ROWS * COLS / 2, PANEL = 4, DISTANCE = 16 << 10 };
   const int64_t groups = (rows + ROWS - 1) / ROWS;
-  const size_t pace = k < LANES ? 0 : W::bytes(k) / (k / LANES) / groups;  // a panel's passes prefetch a panel
+  const size_t pace = k < LANES ? 0 : W::bytes(k) / (k / LANES) / groups;  // all passes over a panel prefetch one panel
   auto run = [&](auto columns, int64_t first, int64_t length) {
     enum { C = decltype(columns)::value, R = C > COLS ? 1 : ROWS };
     for (int64_t p = first; p < first + length; p += PANEL) {
@@ -160,14 +162,14 @@ static void outputs(const float* x, int64_t rows, int64_t k, const Matrix& m, fl
   else outputs<Int4>(x, rows, k, m, y, stride, begin, end);
 }
 
-struct Share { int64_t begin, end; };  // of `total` things, thread `id`'s
+struct Share { int64_t begin, end; };  // the part of a range that one thread computes
 
 INLINE Share share(int64_t total, int64_t id, int64_t threads) {
   return {total * id / threads, total * (id + 1) / threads};
 }
 
-// One thread's part of several products of the same x [rows, k], their outputs dealt out in one go; ys[i] takes
-// the product [rows, n] of matrix i.
+// Compute one thread's share of several products of the same x [rows, k]. The outputs of all products together are
+// divided among the threads; ys[i] receives the product [rows, n] of matrix i.
 INLINE void products(const float* x, int64_t rows, int64_t k, float* const* ys, const Matrix* ms, int count,
                      int64_t id, int64_t threads) {
   int64_t total = 0;

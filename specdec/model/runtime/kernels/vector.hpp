@@ -1,5 +1,5 @@
-// One vector of floats for this CPU, and the few functions the kernels need of it. Arithmetic is written
-// with the compiler's vector operators; only what differs between instruction sets is spelled out.
+// A vector of floats for this CPU, and the few functions that the kernels need. Arithmetic uses the compiler's
+// vector operators; only operations that differ between instruction sets are written out.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -8,7 +8,7 @@
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
 
-// LANES floats. ROWS x COLS is the register tile of a product: ROWS * COLS accumulators, COLS weights and
+// Vec holds LANES floats. ROWS x COLS is the register tile of a product: ROWS * COLS accumulators, COLS weights and
 // one x must fit in the machine's vector registers. KEEP stops the compiler from loading a value again.
 #if defined(__AVX512F__)
 #include <immintrin.h>
@@ -28,7 +28,7 @@ typedef float Vec __attribute__((vector_size(16)));
 enum { LANES = 4, ROWS = 8, COLS = 3 };
 INLINE void fma(Vec& a, Vec b, Vec c) { a = (Vec)vfmaq_f32((float32x4_t)a, (float32x4_t)b, (float32x4_t)c); }
 #define KEEP(v) asm("" : "+w"(v))
-#else  // anything else: the compiler has 16-byte vectors, or emulates them
+#else  // other machines: the compiler has 16-byte vectors, or emulates them
 typedef float Vec __attribute__((vector_size(16)));
 enum { LANES = 4, ROWS = 4, COLS = 2 };
 INLINE void fma(Vec& a, Vec b, Vec c) { a += b * c; }
@@ -40,7 +40,7 @@ INLINE Vec all(float x) { return Vec{} + x; }
 INLINE Vec load(const float* p) { Vec v; memcpy(&v, p, sizeof v); return v; }
 INLINE void store(float* p, Vec v) { memcpy(p, &v, sizeof v); }
 
-// LANES small integers as 32-bit ones
+// Widen LANES small integers to 32 bits.
 #if defined(__AVX512F__)
 INLINE Ints widen(const uint16_t* p) { return (Ints)_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)); }
 INLINE Ints widen(const int8_t* p) { return (Ints)_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)); }
@@ -56,7 +56,7 @@ template <class T> INLINE Ints widen(const T* p) { return Ints{p[0], p[1], p[2],
 INLINE float first(Vec v) { float f; memcpy(&f, &v, sizeof f); return f; }
 INLINE Vec max(Vec a, Vec b) { return a > b ? a : b; }
 
-// The lanes' sum by a fixed tree: halves are added until one number is left.
+// Add up the lanes by a fixed tree: add the two halves until one number is left.
 INLINE float sum(Vec v) {
 #if defined(__AVX2__) && defined(__FMA__) && !defined(__AVX512F__)  // the same tree in registers
   __m128 a = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
@@ -71,7 +71,7 @@ INLINE float sum(Vec v) {
 #endif
 }
 
-// The sums of four vectors, each by the same tree.
+// Add up each of four vectors by the same tree.
 INLINE void sums(const Vec* v, float* to) {
 #if defined(__AVX2__) && defined(__FMA__) && !defined(__AVX512F__)
   const auto halves = [](Vec a, Vec b) { return _mm256_permute2f128_ps(a, b, 0x20) + _mm256_permute2f128_ps(a, b, 0x31); };
@@ -93,10 +93,10 @@ INLINE float largest(Vec v) {
   return m;
 }
 
-// e^x to about 2 units in the last place; 0 below -87, where floats end, and capped above 88. e^0 is exactly 1.
+// e^x to about 2 units in the last place; 0 below -87, the end of normal floats, and capped above 88. e^0 is exactly 1.
 INLINE Vec exp(Vec x) {
   const Vec low = all(-87.f), high = all(88.f), in = x < low ? low : x > high ? high : x;
-  Vec t = all(12582912.f);  // 1.5 * 2^23: adding it rounds to an integer, which then stands in the low bits
+  Vec t = all(12582912.f);  // 1.5 * 2^23: adding it rounds to an integer, which is then in the low bits
   fma(t, in, all(1.44269504f));
   const Vec n = t - all(12582912.f);
   Vec r = in;

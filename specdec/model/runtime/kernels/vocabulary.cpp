@@ -1,13 +1,13 @@
-// Passes over rows as long as the vocabulary: one each, without a temporary.
+// Single passes over rows as long as the vocabulary, without temporaries.
 #include <cmath>
 #include <limits>
 #include <vector>
 
 #include "vector.hpp"
 
-enum { BLOCK = 1024 };  // values that are added up in fp32; their sums are added up in double
+enum { BLOCK = 1024 };  // values that are added up in fp32; the blocks' sums are added up in double
 
-// The first `count` of LANES values, the others 0.
+// Load the first `count` of LANES values; the others are 0.
 INLINE Vec load(const float* p, int64_t count) {
   if (count >= LANES) return load(p);
   float t[LANES] = {};
@@ -15,10 +15,10 @@ INLINE Vec load(const float* p, int64_t count) {
   return load(t);
 }
 
-// The sum of term(i), a vector of the values from i on, of which the last has only the first n.
+// Add up term(i, n), a vector of the values from i on, of which only the first n are not 0 (n < LANES at the end).
 template <class Term>
 static double add_up(int64_t begin, int64_t end, Term term) {
-  enum { WAYS = 4 };  // partial sums, to hide what an addition takes
+  enum { WAYS = 4 };  // partial sums, to hide the latency of additions
   double total = 0;
   while (begin < end) {
     const int64_t stop = end - begin < BLOCK ? end : begin + BLOCK;
@@ -56,7 +56,7 @@ INLINE Vec log(Vec x) {
   return y;
 }
 
-// The sum over x of relu(p[x] - times * q[x]), but for the `count` tokens of `without`. A null q is 0.
+// The sum over x of relu(p[x] - times * q[x]), leaving out the `count` tokens of `without`. A null q: the sum of p.
 extern "C" double mass(int64_t vocab, const float* p, const float* q, double times, const int64_t* without, int64_t count) {
   const Vec c = all(float(-times));
   double total = 0;
@@ -99,7 +99,7 @@ extern "C" int64_t pick(int64_t vocab, const float* p, double u) {
   size_t b = 0;
   while (b + 1 < blocks.size() && below + blocks[b] <= goal) below += blocks[b++];
   const int64_t begin = b * BLOCK, end = begin + BLOCK < vocab ? begin + BLOCK : vocab;
-  int64_t last = end - 1;  // where rounding leaves the block's end below the goal
+  int64_t last = end - 1;  // the result if rounding leaves the block's end below the goal
   for (int64_t i = begin; i < end; i++) {
     below += p[i];
     if (below > goal) return i;
@@ -135,7 +135,7 @@ static int64_t argmax(int64_t vocab, const float* x) {
   return at;
 }
 
-// Of each row, the first index of the largest value; -1 where that is infinite, or one of them is not a number.
+// The first index of the largest value of each row; -1 if that value is infinite or the row holds a NaN.
 extern "C" void argmaxes(int64_t rows, int64_t vocab, const float* x, int64_t stride, int64_t* best) {
 #pragma omp parallel for if (rows > 1)
   for (int64_t r = 0; r < rows; r++) best[r] = argmax(vocab, x + r * stride);
