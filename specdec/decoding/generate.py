@@ -247,7 +247,7 @@ class Outcome:
     def records(
         self, step: int, live: Sequence[int], emitted: Sequence[list[int]], ms: dict[str, float]
     ) -> list[StepRecord]:
-        """Return one record per live row, of what was emitted after the cut at the end of its text.
+        """Return one record per live row. Nodes behind the end of a text are not counted.
 
         Args:
             step: number of the step.

@@ -139,7 +139,16 @@ def _children(
     draws: Draws,
     first: int,
 ) -> Int[Tensor, "batch children"]:
-    """Choose the tokens of the next level, whose nodes are numbered from `first`. A closed node gets no children."""
+    """Choose the tokens of the next level. A closed node gets no children.
+
+    Args:
+        q: distributions after the nodes of the last level.
+        closed: which of these nodes get no children.
+        width: children per node.
+        how: one of `CHILDREN`.
+        draws: random draws.
+        first: number of the first child.
+    """
     groups = []
     for place, (q_parent, is_closed) in enumerate(zip(q.unbind(1), closed.unbind(1), strict=True)):
         tokens = choose_children(q_parent, width, how, draws, first + place * width)
@@ -243,7 +252,7 @@ def already_read(
     read: each node's slot in the drafter's block; -1 if it was not run.
 
     Returns:
-        The slot of each node on the path, -1 from the first that was not run; and the number of the slots per row.
+        The slot of each node on the path, -1 from the first that was not run; and the number of slots per row.
     """
     inside = (path >= 0) & (path < read.shape[1])
     places = read.gather(1, path.clamp(0, read.shape[1] - 1)).where(inside, PAD)

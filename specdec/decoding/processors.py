@@ -41,7 +41,7 @@ UNUSED: dict[str, tuple[Any, ...]] = {
     "penalty_alpha": (0.0,), "dola_layers": (), "token_healing": (False,), "max_time": (),
     "prompt_lookup_num_tokens": (), "constraints": (), "force_words_ids": (),
 }  # fmt: skip
-# processors whose result depends on nothing but the earlier tokens and the scores, row by row
+# processors whose result in a row depends only on the row's earlier tokens and scores
 FUNCTIONS = (
     library.MinLengthLogitsProcessor, library.MinNewTokensLengthLogitsProcessor,
     library.RepetitionPenaltyLogitsProcessor, library.EncoderRepetitionPenaltyLogitsProcessor,

@@ -71,8 +71,8 @@ class StopRule:
 
 
 def stop_rule(target: TargetModel, max_new_tokens: int, stop: Sequence[str] = ()) -> StopRule:
-    """Return when a target's texts end: at the limit, at `stop`, and as the model's generation config asks (EOS ids,
-    stop strings).
+    """Return the stop rule of a target: the limit, `stop`, and the EOS ids and stop strings of the model's generation
+    config.
 
     Raises:
         InputError: as in `StopRule`.

@@ -98,8 +98,14 @@ def require_greedy(rule: AcceptanceRule, tree: TokenTree, scores: Scores) -> Non
 
 
 def _enumerated(rule: AcceptanceRule, how: str, kinds: Sequence[str], shapes: Sequence[Shape]) -> Finding:
-    """Compare the emitted tokens' joint distribution with the target's, and report the largest difference of
-    all cases."""
+    """Compare the emitted tokens' joint distribution with the target's, and report the largest difference of all cases.
+
+    Args:
+        rule: the rule under test.
+        how: how children are chosen.
+        kinds: kinds of p and q.
+        shapes: shapes of trees.
+    """
     by = ", asked row by row" if isinstance(rule, RowByRow) else ""
     what = f"children {how}, {len(kinds)} kinds of p and q, {len(shapes)} shapes{by}"
     count, worst, failure = 0, 0.0, ""

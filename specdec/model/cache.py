@@ -72,7 +72,7 @@ class TreeCache(Cache):
             taken[kind] += 1
         self._layers = list(zip(tensors[::2], tensors[1::2], strict=True))
         self.lengths: Int[Tensor, " batch"] = torch.zeros(batch, dtype=torch.long, device=device)
-        self.prompts: Int[Tensor, " batch"] = torch.zeros_like(self.lengths)  # tokens each row began with
+        self.prompts: Int[Tensor, " batch"] = torch.zeros_like(self.lengths)  # tokens of each row's prompt
         self.host_lengths = [0] * batch
         self._sources = {i: i for i in range(len(layers))} if sources is None else sources
         self._kept = frozenset(self._sources.values())

@@ -161,6 +161,8 @@ def view(module: Any, changes: Mapping[str, nn.Module]) -> Any:
 
 
 class _Skipped(nn.Module):
+    """Stands in for a layer that is left out: returns its input."""
+
     def forward(self, hidden: Tensor, *_: object, **__: object) -> Tensor:
         return hidden
 

@@ -61,7 +61,14 @@ class RopeByLength(nn.Module):
         return cos, sin
 
     def _at(self, x: Tensor, position_ids: Tensor, length: int, of_layer: dict[str, str]) -> tuple[Tensor, Tensor]:
-        """Return cosines and sines for a text of `length` tokens; valid for positions within it."""
+        """Return cosines and sines for a text of `length` tokens; valid for positions within it.
+
+        Args:
+            x: gives dtype and device.
+            position_ids: positions.
+            length: length of the text in tokens.
+            of_layer: keyword arguments that name the layer type, if the embedding has several.
+        """
         if _kind(self.own, of_layer.get("layer_type")) == "dynamic":
             self.own(x, position_ids[:, :1] * 0, **of_layer)  # resets the frequencies of a longer text
         within = position_ids.clamp(max=length - 1)

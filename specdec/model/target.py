@@ -92,8 +92,8 @@ class TargetModel:
         self.fused: FusedDecoder | None = None
         self.not_fused = ""  # why its layers are not one call
         self.graphs: CapturedForwards | None = None
-        self._halves: dict[tuple[str, int], Any] = {}  # views of the model
-        self._captures: dict[tuple[str, int], CapturedForwards] = {}  # forwards of these
+        self._halves: dict[tuple[str, int], Any] = {}  # views of the model that run one half, by (half, layers)
+        self._captures: dict[tuple[str, int], CapturedForwards] = {}  # captured forwards of these views
         self._sources: Mapping[int, int] | None = None  # see `TreeCache`
         self.layers = self._probe()
         text: Any = model.config.get_text_config()
@@ -305,8 +305,11 @@ class TargetModel:
         logits_at: Tensor | None,
         prefix: bool = True,
     ) -> tuple[Tensor, Tensor]:
-        """Compute (logits, hidden) with the model's own modules. Waits for nothing and reads no number on the host, so
-        that it can be captured once and replayed at other lengths."""
+        """Compute (logits, hidden) with the model's own modules.
+
+        Waits for nothing and reads no number on the host, so that it can be captured once and replayed at other
+        lengths. Arguments as in `forward`; `prefix` as in `AttentionContext`.
+        """
         return self._whole(self.model, cache, tokens, positions, mask, logits_at, prefix)
 
     def _lower(
@@ -318,7 +321,10 @@ class TargetModel:
         layers: int,
         prefix: bool = True,
     ) -> Tensor:
-        """Run `lower` with the model's own modules. Does not wait either."""
+        """Run `lower` with the model's own modules, without waiting.
+
+        Arguments as in `lower`; `prefix` as in `AttentionContext`.
+        """
         inputs = self._inputs(cache, tokens, positions, mask, prefix)
         stream: Tensor = self._half("lower", layers)(input_ids=tokens, **inputs).last_hidden_state
         cache.close_block()
@@ -336,7 +342,10 @@ class TargetModel:
         layers: int,
         prefix: bool = True,
     ) -> tuple[Tensor, Tensor]:
-        """Run `upper` with the model's own modules. Does not wait either."""
+        """Run `upper` with the model's own modules, without waiting.
+
+        Arguments as in `upper`; `prefix` as in `AttentionContext`.
+        """
         part = self._half("upper", layers)
         return self._whole(part, cache, tokens, positions, mask, logits_at, prefix, entering=stream)
 
@@ -351,6 +360,10 @@ class TargetModel:
         prefix: bool,
         **kwargs: Tensor,
     ) -> tuple[Tensor, Tensor]:
+        """Run `model` (the whole model or its upper half) on a block, and return (logits, hidden).
+
+        Arguments as in `_modules`; `kwargs` are further arguments of the model's forward.
+        """
         inputs = self._inputs(cache, tokens, positions, mask, prefix)
         if self._selects_logits and logits_at is not None:
             inputs["logits_to_keep"] = logits_at
@@ -366,7 +379,10 @@ class TargetModel:
     def _inputs(
         self, cache: TreeCache, tokens: Tensor, positions: Tensor, mask: Tensor | None, prefix: bool
     ) -> dict[str, Any]:
-        """Open the block that a forward writes to, and return the keyword arguments of its modules."""
+        """Open the block that a forward writes to, and return the keyword arguments of its modules.
+
+        Arguments as in `_modules`.
+        """
         new = tokens.shape[1]
         tree = AttentionContext(
             self.kernel, cache, cache.lengths, cache.host_lengths, positions, new, mask, prefix=prefix
@@ -396,6 +412,7 @@ class TargetModel:
         return self._captures[half, layers]
 
     def _half(self, half: str, layers: int) -> Any:
+        """Return the view that runs one half of the layers, made once."""
         if (half, layers) not in self._halves:
             view = self.parts.lower if half == "lower" else self.parts.upper
             self._halves[half, layers] = view(self.model, layers)

@@ -11,6 +11,8 @@ _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 
 class AtenFlash:
+    """Uses PyTorch's flash kernel on a CPU."""
+
     name = "aten_flash"
     on_host = True
 

@@ -55,6 +55,8 @@ def masked_attention(
 
 
 class Dense:
+    """Uses masked products, on any device. See `masked_attention`."""
+
     name = "dense"
     on_host = False
 

@@ -18,6 +18,12 @@ MAX_HEAD_DIM = 256
 
 
 class FlashAttn:
+    """Uses the package flash-attn on CUDA.
+
+    Raises:
+        InputError: the package is not installed.
+    """
+
     name = "flash_attn"
     on_host = False
 

@@ -79,7 +79,7 @@ class Script:
     def theirs(self, model: PreTrainedModel, texts: Sequence[Text]) -> dict[Text, tuple[Tensor, Tensor]]:
         """Return (logits, hidden) after each of `texts`, by the stock model.
 
-        A text that is no beginning of a longer one is a forward by itself.
+        Each forward reads one text by itself. Beginnings of longer texts use the longer text's forward.
         """
         answers: dict[Text, tuple[Tensor, Tensor]] = {}
         with last_hidden_states(model) as hidden:
@@ -100,6 +100,8 @@ class Script:
 
 
 class _Reader:
+    """Reads a script with a target, and records the state after every token."""
+
     def __init__(self, target: TargetModel, script: Script) -> None:
         self._target, self._script = target, script
         self._cache = target.new_cache(script.rows, script.length)

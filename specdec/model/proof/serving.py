@@ -91,7 +91,15 @@ class _Watched:
 
 
 def _feature(query: Tensor, key: Tensor, value: Tensor, mask: Any, kwargs: dict[str, Any]) -> str:
-    """Name the first feature of this call that flash kernels do not support."""
+    """Name the first feature of this call that flash kernels do not support.
+
+    Args:
+        query: of the attention call.
+        key: likewise.
+        value: likewise.
+        mask: likewise.
+        kwargs: further keyword arguments of the call.
+    """
     features = {
         "attention sinks": kwargs.get("s_aux") is not None,
         "a soft cap": kwargs.get("softcap") is not None,

@@ -192,6 +192,14 @@ class FusedDecoder:
     ) -> None:
         """Refuse input that would make the kernel read or write out of bounds. The messages are for callers.
 
+        Args:
+            cache: as in `forward`.
+            tokens: as in `forward`.
+            positions: as in `forward`.
+            mask: as in `forward`.
+            stream: as in `forward`.
+            layers: (first, last), the layers to run.
+
         Raises:
             RuntimeError: shapes, dtypes or devices that do not fit together, a cache of another model or too small, or
                 layers [first, last) that the model does not have.

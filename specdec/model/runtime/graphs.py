@@ -125,6 +125,8 @@ def _shapes(tensors: Inputs) -> tuple[torch.Size | None, ...]:
 
 
 class _Replay:
+    """A captured forward with its own input tensors, into which a call copies its arguments."""
+
     def __init__(self, forward: Callable[..., Outputs], capture: Capture, cache: TreeCache, tensors: Inputs) -> None:
         self._inputs = tuple(None if tensor is None else tensor.clone() for tensor in tensors)
         self._replay, self._outputs = capture(lambda: forward(cache, *self._inputs))

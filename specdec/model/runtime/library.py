@@ -1,4 +1,4 @@
-"""The compiled kernels (`kernels/`) and their structs."""
+"""The compiled kernels (`kernels/`) and their structs. The fields are described in the C++ files."""
 
 from __future__ import annotations
 
@@ -18,14 +18,20 @@ _pointer, _number = ctypes.c_void_p, ctypes.c_int64
 
 
 class Matrix(ctypes.Structure):
+    """A weight matrix (`kernels/product.hpp`)."""
+
     _fields_ = [("w", _pointer), ("scale", _pointer), ("bias", _pointer), ("n", _number), ("kind", _number)]
 
 
 class Norm(ctypes.Structure):
+    """An RMSNorm (`kernels/decoder.cpp`)."""
+
     _fields_ = [("weight", _pointer), ("eps", ctypes.c_float)]
 
 
 class Layer(ctypes.Structure):
+    """The weights of a decoder layer (`kernels/decoder.cpp`)."""
+
     _fields_ = [
         *[(name, Norm) for name in ("before", "q_norm", "k_norm", "between")],
         ("qkv", Matrix * 3),
@@ -37,10 +43,14 @@ class Layer(ctypes.Structure):
 
 
 class Heads(ctypes.Structure):
+    """Number and size of attention heads (`kernels/attention.hpp`)."""
+
     _fields_ = [("heads", _number), ("kv_heads", _number), ("dim", _number), ("scale", ctypes.c_float)]
 
 
 class Decoder(ctypes.Structure):
+    """A whole model (`kernels/decoder.cpp`)."""
+
     _fields_ = [
         ("dim", _number),
         ("inner", _number),
@@ -53,6 +63,8 @@ class Decoder(ctypes.Structure):
 
 
 class Texts(ctypes.Structure):
+    """The texts that the nodes of a forward see (`kernels/attention.hpp`)."""
+
     _fields_ = [
         ("batch", _number),
         ("block", _number),
@@ -66,6 +78,8 @@ class Texts(ctypes.Structure):
 
 
 class Forward(ctypes.Structure):
+    """The inputs and outputs of one forward (`kernels/decoder.cpp`)."""
+
     _fields_ = [
         ("texts", Texts),
         ("first", _number),
