@@ -1,7 +1,8 @@
-"""Locks on the devices of this machine, for processes that know nothing of each other.
+"""Locks on the devices of this machine, for independent processes.
 
-A lock is a file that the operating system frees when its process ends, however it ends. The files lie in
-`$SPECDEC_LOCKS`, by default `locks` in the cache folder; their names hold the machine's, as folders may be shared.
+A lock is a file lock, which the operating system releases when its process ends, also after a crash. The files are in
+`$SPECDEC_LOCKS`, by default `locks` in the cache folder. Their names contain the machine's name, because the folder may
+be shared between machines.
 """
 
 from __future__ import annotations
@@ -28,12 +29,12 @@ def lock_folder() -> Path:
 
 @contextmanager
 def timing(device: torch.device, say: Callable[[str], None], doing: str = "") -> Iterator[None]:
-    """Hold a device for a timed run; other timed runs wait, everything else goes on.
+    """Lock a device for a timed run: other timed runs wait, other processes are not affected.
 
     Args:
-        device: CPU, or a CUDA device; every GPU has a lock of its own, whatever number it has in this process.
-        say: called with one line if another run is being timed, before waiting for it.
-        doing: shown to those who wait, such as the run's folder.
+        device: CPU, or a CUDA device; each GPU has its own lock, independent of its number in this process.
+        say: called with one line before waiting for another run.
+        doing: description shown to waiting processes, such as the run's folder.
     """
     lock = _lock(f"timing-{_name(device)}")
     holder = Path(lock.lock_file).with_suffix(".json")
@@ -43,7 +44,7 @@ def timing(device: torch.device, say: Callable[[str], None], doing: str = "") ->
         say(f"timing: waits for {_holder(holder)}, which is being timed on {device}; exclusive=false does not wait")
         lock.acquire(poll_interval=POLL_SECONDS)
     try:
-        with suppress(OSError):  # for people only
+        with suppress(OSError):  # only information for users
             holder.write_text(json.dumps({"pid": os.getpid(), "doing": doing}), "utf-8")
         yield
     finally:
@@ -53,10 +54,15 @@ def timing(device: torch.device, say: Callable[[str], None], doing: str = "") ->
 
 
 def first_free(names: Sequence[str], begin: int) -> tuple[str, FileLock | None]:
-    """Choose a device that no other process has chosen, counted from `begin`, and hold it.
+    """Choose and lock a device that no other process has locked.
+
+    Args:
+        names: names of the devices.
+        begin: index of the device to try first.
 
     Returns:
-        The device's name and the lock to keep; if all are taken, the device at `begin`, shared, and None.
+        The device's name, and the lock, which the caller must keep. If all devices are locked, the device at `begin`
+        and None.
     """
     for place in range(len(names)):
         name = names[(begin + place) % len(names)]
@@ -76,7 +82,7 @@ def _lock(name: str) -> FileLock:
 
 
 def _name(device: torch.device) -> str:
-    """A GPU is numbered otherwise in each process; its UUID is the same in all."""
+    """Return the device's type, or the UUID of a GPU, because its number differs between processes."""
     if device.type != "cuda":
         return device.type
     return str(torch.cuda.get_device_properties(device).uuid)

@@ -1,6 +1,7 @@
-"""The target's own weights as a GGUF file in fp32, so that llama.cpp computes the very same model.
+"""Write the target's weights as a GGUF file in fp32, so that llama.cpp runs exactly the same model.
 
-Written once per weights, into the cache folder. Token ids go in and out of it: the file holds no vocabulary.
+The file is written once per set of weights, into the cache folder. It has no vocabulary: llama.cpp reads and returns
+token ids.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ from specdec.files.home import cached
 from specdec.model.runtime.quantised import QuantisedLinear
 from specdec.model.target import TargetModel
 
-_VERSION = "1"  # of what is written; raise it when the conversion changes
+_VERSION = "1"  # version of the conversion; raise it when the written file changes
 
 
 def gguf_file(target: TargetModel) -> Path:
-    """The file of the loaded weights, from the cache where it was written before.
+    """Return the GGUF file of the target's weights; write it if it is not in the cache.
 
     Raises:
-        InputError: not a plain Llama in fp32 (the one architecture written here).
+        InputError: not a plain Llama in fp32, the only supported architecture.
     """
     require_plain_llama(target)
     with target.stock() as model:
@@ -36,7 +37,11 @@ def gguf_file(target: TargetModel) -> Path:
 
 
 def require_plain_llama(target: TargetModel) -> None:
-    """Raises InputError for what the conversion does not cover."""
+    """Refuse targets that the conversion does not support.
+
+    Raises:
+        InputError: not a plain Llama in fp32.
+    """
     config: Any = target.model.config
     scaling = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
     wrong = [
@@ -65,7 +70,7 @@ def _fingerprint(model: PreTrainedModel) -> str:
 
 def _write(model: PreTrainedModel, path: Path) -> None:
     config: Any = model.config
-    logging.getLogger(gguf.gguf_writer.__name__).setLevel(logging.WARNING)  # it announces every file
+    logging.getLogger(gguf.gguf_writer.__name__).setLevel(logging.WARNING)  # it logs every file otherwise
     writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[gguf.MODEL_ARCH.LLAMA])
     writer.add_file_type(gguf.LlamaFileType.ALL_F32)
     writer.add_vocab_size(config.vocab_size)
@@ -84,7 +89,7 @@ def _write(model: PreTrainedModel, path: Path) -> None:
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
     for name, weight in model.state_dict().items():
         if name == "lm_head.weight" and config.tie_word_embeddings:
-            continue  # llama.cpp takes the embedding where there is no output matrix
+            continue  # llama.cpp uses the embedding if there is no output matrix
         if name.endswith(("q_proj.weight", "k_proj.weight")):
             weight = _interleaved(weight, config.head_dim)
         tensor = names.get_name(name, try_suffixes=(".weight",))
@@ -97,7 +102,9 @@ def _write(model: PreTrainedModel, path: Path) -> None:
 
 
 def _interleaved(weight: Tensor, head_dim: int) -> Tensor:
-    """Rows of each head reordered from (x0 x1 .. y0 y1 ..) to (x0 y0 x1 y1 ..): transformers rotates the two halves
-    of a head against each other, llama.cpp neighbouring rows."""
+    """Return the matrix with the rows of each head reordered from (x0 x1 .. y0 y1 ..) to (x0 y0 x1 y1 ..).
+
+    Rotary positions rotate pairs of rows: in transformers a row of each half of a head, in llama.cpp neighbouring rows.
+    """
     heads = weight.view(-1, 2, head_dim // 2, weight.shape[1])
     return heads.transpose(1, 2).reshape(weight.shape)

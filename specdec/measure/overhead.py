@@ -1,4 +1,4 @@
-"""What a step costs beside the forwards of the models: drafting without a model, accepting, committing, Python."""
+"""Measure the time of a step outside the models' forwards: drafting without a model, accepting, committing, Python."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ from specdec.decoding.protocols import Rows
 from specdec.metrics import Interval, bootstrap
 from specdec.model.target import TargetModel
 
-FORWARDS = ("forward", "lower", "upper", "read_out")  # none of them calls another
+FORWARDS = ("forward", "lower", "upper", "read_out")  # none of these methods calls another
 Span = tuple[float, float]  # when something began and ended, by time.perf_counter
 
 
 def share_outside_forwards(prompts: Rows, decoder: Decoder) -> tuple[float, Interval | None]:
-    """The share of the steps' time that is not spent in the forward of a `TargetModel`, target or draft model, with its
-    95 % interval over prompts. One prompt at a time; reading it is no step."""
+    """Return the share of the steps' time outside the forwards of target and draft model.
+
+    With its 95 % interval over prompts. Prompts run one at a time; prefill is not counted.
+    """
     outside, whole = [], []
     for number, prompt in enumerate(prompts):
         with timed_forwards() as spans:
@@ -34,7 +36,10 @@ def share_outside_forwards(prompts: Rows, decoder: Decoder) -> tuple[float, Inte
 
 @contextmanager
 def timed_forwards() -> Iterator[list[Span]]:
-    """While open, collects when each forward of any `TargetModel` began and ended; waits for the device both times."""
+    """Yield a list that takes (begin, end) of each forward of any `TargetModel` in the body.
+
+    The device is synchronised before and after each forward.
+    """
     spans: list[Span] = []
     before = {name: getattr(TargetModel, name) for name in FORWARDS}
 

@@ -1,7 +1,7 @@
-"""Was the machine quiet? Records what else ran while something was timed, and the energy it took.
+"""Record what else ran on the machine during a timed run, and the energy of the run.
 
-A busy neighbour takes cores, memory bandwidth and clock from a timed run: a speedup of 3.5x and one of 0.56x were
-seen side by side. One `Watch` around each timed run tells the two apart.
+Other processes take cores, memory bandwidth and clock frequency from a timed run: with and without them, speedups of
+0.56x and 3.5x were measured. One `Watch` around each timed run tells such runs apart.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ import psutil
 import torch
 
 BUSY = 0.10  # share of the machine's cores that others may use before a run counts as disturbed
-SHORT = 0.05  # seconds: below it, the operating system's counters (10 ms) say nothing
+SHORT = 0.05  # seconds; for shorter runs the operating system's counters (10 ms) are too coarse
 RAPL = Path("/sys/class/powercap")
 
 
 @dataclass(frozen=True)
 class Conditions:
-    """The machine during one timed run.
+    """State of the machine during one timed run.
 
     Args:
         seconds: wall time.
-        cpu_seconds: CPU time of this process, all its threads.
+        cpu_seconds: CPU time of this process, all threads.
         others: share of the machine's cores that other processes used.
-        stolen: share that the hypervisor gave to other machines.
-        switches: times that this process was interrupted while it had work (involuntary context switches).
-        load: runnable processes, averaged over the last minute; None where the system does not tell.
-        clock_mhz: the CPU's clock at the end; None likewise.
-        gpu: clock, temperature and reasons for throttling of the GPU, if one was used and tells.
-        joules: energy of CPU package or GPU; None where the machine does not tell.
+        stolen: share of the machine's cores that the hypervisor gave to other machines.
+        switches: involuntary context switches of this process.
+        load: runnable processes, averaged over the last minute; None if unknown.
+        clock_mhz: clock of the CPU at the end; None if unknown.
+        gpu: clock, temperature and throttling reasons of the GPU; None without a GPU or if unknown.
+        joules: energy of the CPU package or the GPU; None if unknown.
     """
 
     seconds: float
@@ -50,7 +50,7 @@ class Conditions:
 
     @property
     def disturbed(self) -> str | None:
-        """The line that says what else ran, or None if the machine was quiet enough."""
+        """Line about what disturbed the run, or None if the machine was quiet enough."""
         if self.seconds < SHORT:
             return None
         if self.others > BUSY:
@@ -62,12 +62,15 @@ class Conditions:
         return None
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the fields as JSON values."""
         return asdict(self)
 
 
 class Watch:
-    """Context manager around one timed run; `conditions` afterwards. Costs 0.1 ms at each end, outside of the run."""
+    """Context manager around one timed run; `conditions` is set at the end.
+
+    It takes 0.1 ms before and after the body.
+    """
 
     conditions: Conditions
 
@@ -120,11 +123,11 @@ class _Counters:
     busy: float
     stolen: float
     switches: int
-    microjoules: list[tuple[int, int]]  # (counter, where it begins again at 0; 0: never)
+    microjoules: list[tuple[int, int]]  # (counter, value at which it wraps around to 0; 0 if never)
 
 
 class _Gpu:
-    """One NVIDIA GPU through NVML, which comes with the driver; its Python binding with CUDA builds of torch."""
+    """One NVIDIA GPU through NVML. The driver installs NVML; CUDA builds of torch install its Python binding."""
 
     def __init__(self, nvml: Any, handle: Any) -> None:
         self._nvml, self._handle = nvml, handle
@@ -139,7 +142,7 @@ class _Gpu:
             pynvml.nvmlInit()
             uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
             return cls(pynvml, pynvml.nvmlDeviceGetHandleByUUID(uuid))
-        except Exception:  # no binding, no driver, no right to ask: the figures are left out
+        except Exception:  # no binding, no driver or no permission: the figures are left out
             return None
 
     def microjoules(self) -> list[tuple[int, int]]:
@@ -176,7 +179,7 @@ def _clock() -> float | None:
 
 
 def _rapl_files() -> list[tuple[Path, int]]:
-    """The energy counters of whole CPU packages that may be read, and where each begins again at 0."""
+    """Return the readable energy counters of CPU packages, each with the value at which it wraps around to 0."""
     found = []
     for folder in sorted(RAPL.glob("*rapl:[0-9]*")):
         if folder.name.count(":") > 1:  # a part of a package, counted in it
@@ -197,7 +200,7 @@ def _read(files: list[tuple[Path, int]]) -> list[tuple[int, int]]:
 
 
 def _spent(before: list[tuple[int, int]], after: list[tuple[int, int]]) -> float | None:
-    """Joules between two readings; a counter that began again at 0 is taken up there."""
+    """Return the joules between two readings, or None if unknown; a counter may have wrapped around once."""
     if not before or len(before) != len(after):
         return None
     used = [new - old if new >= old else new - old + end for (old, end), (new, _) in zip(before, after, strict=True)]

@@ -1,7 +1,7 @@
-"""Ratios of times measured side by side, and the file that says what they should be.
+"""Ratios of times measured side by side, and the file of their expected values and bounds.
 
-Seconds differ from machine to machine and from hour to hour; ratios of things that took turns differ far less, so
-that a regression can be told by them. Knows nothing of what was measured.
+Seconds depend on the machine and on its load; ratios of methods that took turns depend on them much less, so they can
+reveal a regression.
 """
 
 from __future__ import annotations
@@ -17,12 +17,19 @@ from specdec.files.checked import read_json
 from specdec.metrics import Interval
 
 BOUNDS = ("at_least", "at_most")
-SIDES = " / "  # between the two sides of a ratio in its name
+SIDES = " / "  # separates the two methods in the name of a ratio
 
 
 @dataclass(frozen=True)
 class Ratio:
-    """value with its 95 % interval; less: whether less is better (a cost) or more (a speedup)."""
+    """A measured ratio.
+
+    Args:
+        name: the two methods, separated by `SIDES`.
+        value: the ratio.
+        interval: its 95 % interval.
+        less: True if less is better (a cost), False if more is better (a speedup).
+    """
 
     name: str
     value: float
@@ -38,17 +45,23 @@ class Ratio:
 
 
 def expectations(ratios: Iterable[Ratio], tolerance: float) -> dict[str, dict[str, float]]:
-    """What later runs are held against: each value, and the bound that lies `tolerance` (a share of it) on its worse
-    side. Bounds may be edited by hand."""
+    """Return the expected value and the bound of each ratio, for the file that later runs are compared with.
+
+    Bounds may be edited by hand.
+
+    Args:
+        ratios: measured ratios.
+        tolerance: distance of the bound from the value, on its worse side, as a share of the value.
+    """
     worse = {False: 1 - tolerance, True: 1 + tolerance}
     return {r.name: {"expected": round(r.value, 3), r.bound: round(r.value * worse[r.less], 3)} for r in ratios}
 
 
 def read_expectations(path: str) -> dict[str, dict[str, float]]:
-    """The ratios of a file with what is expected of them.
+    """Return the expectations in a file, by the names of the ratios.
 
     Raises:
-        InputError: no such file, malformed JSON, no ratios, or one without a bound.
+        InputError: no such file, malformed JSON, no ratios, or a ratio without a bound.
     """
     what = "a file of ratios written by `make ratios ARGS=write=...`"
     try:
@@ -71,8 +84,13 @@ def read_expectations(path: str) -> dict[str, dict[str, float]]:
 def shortfalls(
     ratios: Iterable[Ratio], expected: Mapping[str, Mapping[str, float]], missing: Iterable[str] = ()
 ) -> list[str]:
-    """One line for each expected ratio that lies beyond its bound, or that was not measured although neither side of it
-    is in `missing` (names of methods that cannot run on this machine)."""
+    """Return one line for each expected ratio that breaks its bound or was not measured.
+
+    Args:
+        ratios: measured ratios.
+        expected: expectations by name.
+        missing: names of methods that cannot run on this machine; ratios with one of them may be unmeasured.
+    """
     measured, absent, lines = {ratio.name: ratio for ratio in ratios}, set(missing), []
     for name, entry in expected.items():
         (bound,) = set(entry) & set(BOUNDS)

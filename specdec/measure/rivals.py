@@ -1,4 +1,4 @@
-"""Other ways to generate, timed on the same prompts: `transformers`, llama.cpp, and our loop with another drafter."""
+"""Other methods, timed on the same prompts: `transformers`, llama.cpp, and our loop with another drafter."""
 
 from __future__ import annotations
 
@@ -24,34 +24,42 @@ from specdec.measure.gguf_file import gguf_file, require_plain_llama
 from specdec.model.target import TargetModel
 from specdec.model.vocabularies import differing_tokens
 
-SMALLEST_CONTEXT = 1024  # of llama.cpp: doubled when a text needs more, so that it is seldom loaded again
+SMALLEST_CONTEXT = 1024  # context of llama.cpp; doubled when a text needs more, so that it is rarely loaded again
 
 
 @runtime_checkable
 class Reference(Protocol):
-    """Another way to generate with the same weights, as it is called in results."""
+    """Another method of generating with the same weights. `name` is its name in results."""
 
     name: str
 
     def missing(self, target: TargetModel, sampling: SamplingParams) -> str | None:
-        """What it needs and does not find on this machine; None when it can run.
+        """Return what is missing on this machine to run it, or None if it can run.
 
         Raises:
-            InputError: it never runs with this target or sampling.
+            InputError: it can never run with this target or sampling.
         """
         ...
 
     def generate(
         self, prompts: Rows, target: TargetModel, sampling: SamplingParams, stop: StopRule, seed: int
     ) -> tuple[list[list[int]], float]:
-        """New token ids of each row, and the seconds they took: prompts included, loading not."""
+        """Return new token ids of each row, and the seconds: prefill included, loading excluded.
+
+        Args:
+            prompts: token ids of each row.
+            target: the target, whose weights are used.
+            sampling: how tokens are chosen.
+            stop: ends texts.
+            seed: seed of sampled texts.
+        """
         ...
 
 
 def runnable(
     references: Sequence[Reference], target: TargetModel, sampling: SamplingParams
 ) -> tuple[list[Reference], dict[str, str]]:
-    """The references that can run here, and what the others miss, by name."""
+    """Return the references that can run on this machine, and what the others lack, by name."""
     missing = {reference.name: reference.missing(target, sampling) for reference in references}
     here = [reference for reference in references if missing[reference.name] is None]
     return here, {name: why for name, why in missing.items() if why is not None}
@@ -59,7 +67,7 @@ def runnable(
 
 @contextmanager
 def _generating_by(config: GenerationConfig, model: PreTrainedModel) -> Iterator[None]:
-    """`generate` fills what a call leaves open from the model's own config: in the body, from this one."""
+    """Replace the generation config of a model in the body; `generate` takes all unset options from it."""
     before, model.generation_config = model.generation_config, config
     try:
         yield
@@ -68,14 +76,15 @@ def _generating_by(config: GenerationConfig, model: PreTrainedModel) -> Iterator
 
 
 class TransformersGenerate:
-    """`model.generate`. Methods that speculate take one prompt at a time, as `transformers` does.
+    """Generate with `model.generate`. Speculative methods run one prompt at a time, because `transformers` requires it.
 
     Args:
-        name: as it is called in results.
+        name: name in results.
         options: keyword arguments for `model.generate` that choose a method (none: plain decoding;
             `prompt_lookup_num_tokens`: prompt lookup).
-        assistant: name of a draft model for assisted generation; its logits may be padded otherwise than the target's.
-        assistant_options: of that model's generation config, where `transformers` keeps the number of drafted tokens.
+        assistant: name of a draft model for assisted generation. Its number of logits may differ from the target's by
+            padding.
+        assistant_options: options for that model's generation config, such as the number of drafted tokens.
     """
 
     def __init__(
@@ -101,11 +110,11 @@ class TransformersGenerate:
     def generate(
         self, prompts: Rows, target: TargetModel, sampling: SamplingParams, stop: StopRule, seed: int
     ) -> tuple[list[list[int]], float]:
-        """New token ids of each row, and the seconds they took."""
+        """Return new token ids of each row, and the seconds. Arguments as in `Reference.generate`."""
         extra = {**self._options}
         config = plain_config(target.model, sorted(stop.eos), **self._sampling(sampling))
         groups = self._groups(prompts, bool(sampling.processors), bool(obeyed(target.model.generation_config)))
-        own = [copy.deepcopy(sampling.processors) for _ in groups]  # some keep a state of a text
+        own = [copy.deepcopy(sampling.processors) for _ in groups]  # some processors keep the state of a text
         if self._assistant_name is not None:
             extra["assistant_model"] = self._load_assistant(self._assistant_name, target)
         texts: list[list[int]] = []
@@ -127,8 +136,14 @@ class TransformersGenerate:
         return texts, seconds
 
     def _groups(self, prompts: Rows, alone: bool, evenly: bool) -> list[list[Sequence[int]]]:
-        """The prompts that are generated together. Processors take padding for text, so that with those of a model's
-        config only prompts of one length travel together; a caller's own may keep a state of one text."""
+        """Return the prompts in groups that are generated together.
+
+        Args:
+            prompts: token ids of each row.
+            alone: whether every prompt needs its own group, because a processor may keep the state of one text.
+            evenly: whether only prompts of equal length may form a group, because the processors of the model's config
+                would treat padding as text.
+        """
         if alone or not self.batched or (evenly and len({*map(len, prompts)}) > 1):
             return [[prompt] for prompt in prompts]
         return [list(prompts)]
@@ -142,10 +157,10 @@ class TransformersGenerate:
         return {**shared, **kept, **({"min_p": params.min_p} if params.min_p else {})}
 
     def _load_assistant(self, name: str, target: TargetModel) -> PreTrainedModel:
-        """The draft model, with as many logits as the target has: `transformers` takes the number for the vocabulary.
+        """Load the draft model with the target's number of logits, by which `transformers` compares vocabularies.
 
         Raises:
-            InputError: no such model, or one with other tokens.
+            InputError: no such model, or its tokens differ from the target's.
         """
         if self._assistant is None:
             from specdec.model.load import load
@@ -161,7 +176,7 @@ class TransformersGenerate:
                 stock_attention = model.config._attn_implementation
             if loaded.vocab_size != target.vocab_size:
                 model.resize_token_embeddings(target.vocab_size, mean_resizing=False)
-            model.set_attn_implementation(stock_attention)  # for good: this copy is transformers' alone
+            model.set_attn_implementation(stock_attention)  # permanently: only transformers uses this copy
             assert model.generation_config is not None
             model.generation_config.update(**self._assistant_options)
             self._assistant = model
@@ -169,7 +184,14 @@ class TransformersGenerate:
 
 
 class Speculative:
-    """Our own loop with another drafter, to compare drafters in one run. verifier: called with the target."""
+    """Our own loop with another drafter, to compare drafters in one run.
+
+    Args:
+        name: name in results.
+        drafter: the other drafter.
+        verifier: makes a verifier for a target.
+        rule: acceptance rule.
+    """
 
     def __init__(
         self, name: str, drafter: Drafter, verifier: Callable[[TargetModel], Verifier], rule: AcceptanceRule
@@ -191,10 +213,14 @@ class Speculative:
 
 
 class LlamaCpp:
-    """llama.cpp through `llama-cpp-python`: the target's weights and a KV cache in fp32, as many threads as torch has.
+    """llama.cpp through `llama-cpp-python`, with the target's weights and a KV cache in fp32, and torch's thread count.
 
-    num_pred_tokens: tokens drafted by the library's own prompt lookup, 0 for plain decoding; max_ngram_size: the
-    longest suffix it looks for. One prompt at a time, greedy only (its samplers draw in another order).
+    Prompts run one at a time, and greedy only, because its samplers draw in another order.
+
+    Args:
+        name: name in results.
+        num_pred_tokens: tokens drafted by the library's own prompt lookup; 0 for plain decoding.
+        max_ngram_size: longest suffix that the prompt lookup searches for.
     """
 
     def __init__(self, name: str, num_pred_tokens: int = 0, max_ngram_size: int = 2) -> None:
@@ -224,7 +250,7 @@ class LlamaCpp:
         texts: list[list[int]] = []
         begun = time.perf_counter()
         for prompt in prompts:
-            llama.reset()  # or it would keep what the prompt shares with the last one
+            llama.reset()  # otherwise it reuses the cache of a prefix shared with the last prompt
             text: list[int] = []
             for token in llama.generate(list(prompt), temp=0.0):
                 kept, ended = stop.cut(text, [token])
@@ -235,7 +261,7 @@ class LlamaCpp:
         return texts, time.perf_counter() - begun
 
     def _load(self, target: TargetModel, capacity: int) -> Any:
-        """The model with room for `capacity` tokens; loaded again when it has less, and then used once unmeasured."""
+        """Return the model with room for `capacity` tokens; load and warm it up again if it has less."""
         if self._target is not target:
             self._target, self._file, self._loaded = target, gguf_file(target), None
         if self._loaded is None or self._loaded.n_ctx() < capacity:

@@ -1,9 +1,8 @@
-"""Acceptance rules side by side on the very same trees.
+"""Compare acceptance rules on the same trees.
 
-Walks along texts that the target wrote alone. At every position a drafter proposes a tree, the target scores it
-once, and every rule judges it, several times with different draws; then the text goes on by its own next token.
-So the rules differ in nothing but themselves, which separate runs cannot offer: there each rule leads to other
-prefixes, and so to other trees.
+The comparison follows texts that the target generated alone. At every position a drafter proposes a tree, the target
+scores it once, and every rule judges it several times with different draws; then the text continues with its own next
+token. So only the rules differ. In separate runs each rule would lead to other prefixes and therefore to other trees.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ from specdec.trees.tree import TokenTree
 
 @dataclass(frozen=True)
 class Trees:
-    """One kind of trees, and the rules that judge them."""
+    """A drafter, whose trees are called `name` in results, and the rules that judge its trees."""
 
     name: str
     drafter: Drafter
@@ -44,7 +43,15 @@ class Trees:
 
 @dataclass(frozen=True)
 class RuleComparison:
-    """draws: how often each rule judges each tree; stop: the length of the texts walked along."""
+    """Compare acceptance rules on the same trees.
+
+    Args:
+        verifier: scores the trees.
+        prompts: token ids of each prompt.
+        stop: ends the texts.
+        draws: number of times that each rule judges each tree.
+        seed: seed of texts, drafts and rules.
+    """
 
     verifier: Verifier
     prompts: Sequence[Sequence[int]]
@@ -53,10 +60,10 @@ class RuleComparison:
     seed: int = 0
 
     def run(self, trees: Trees, sampling: SamplingParams) -> list[dict[str, Any]]:
-        """One dict per rule: tau with its interval over prompts, acceptance by depth, accept time per step.
+        """Return one dict per rule: tau with its interval over prompts, acceptance by depth, accept time per step.
 
         Raises:
-            InputError: a lossless rule that keeps other tokens than the greedy verdict at temperature 0.
+            InputError: a lossless rule keeps other tokens than the greedy verdict at temperature 0.
         """
         judged: dict[str, list[list[StepRecord]]] = {rule.name: [] for rule in trees.rules}
         for number, prompt in enumerate(self.prompts):
@@ -73,7 +80,14 @@ class RuleComparison:
     def _walk(
         self, drafter: Drafter, prompt: Sequence[int], sampling: SamplingParams, number: int
     ) -> Iterator[tuple[TokenTree, Scores]]:
-        """The tree at every position of the text, and the target's scores of its nodes."""
+        """Yield the tree at every position of the text, with the target's scores of its nodes.
+
+        Args:
+            drafter: proposes the trees.
+            prompt: token ids.
+            sampling: how tokens are chosen.
+            number: index of the prompt.
+        """
         target, seeds = self.verifier.target, [[self.seed, number]]
         sampling = sampling.bound(target.model, [prompt], self.stop)
         (text,) = autoregressive([prompt], target, sampling, self.stop, seeds).texts

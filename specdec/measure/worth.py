@@ -1,6 +1,6 @@
-"""What a drafter is worth on some prompts: three figures, any of which a search can maximise, each with its interval.
+"""Measure a drafter on some prompts: three figures with intervals, any of which a search can maximise.
 
-Prompts are taken one after the other, so that a search may give a setting up after a few.
+Prompts run one after the other, so that a search can stop early with a poor setting.
 """
 
 from __future__ import annotations
@@ -17,7 +17,14 @@ FIGURES = ("speedup", "tokens_per_step", "tokens_per_second")
 
 
 class Sample(NamedTuple):
-    """One prompt, or several whose time cannot be told apart. emitted: tokens of the steps; tokens: all new ones."""
+    """Results of one prompt, or of several prompts in one batch, which have only a common time.
+
+    Args:
+        emitted: tokens emitted by steps, without the first token of each text.
+        steps: number of steps.
+        tokens, seconds: new tokens and time with drafts.
+        base_tokens, base_seconds: new tokens and time of plain decoding.
+    """
 
     emitted: float
     steps: float
@@ -33,7 +40,7 @@ def worth_of(prompts: Sequence[list[int]], decoder: Decoder) -> dict[str, float 
 
 
 def samples(prompts: Sequence[list[int]], decoder: Decoder) -> Iterator[Sample]:
-    """Yield a sample per prompt (token ids), as it is made: with drafts and without take turns in going first."""
+    """Yield one sample per prompt (token ids). Decoding with drafts and plain decoding take turns in going first."""
     for number, prompt in enumerate(prompts):
         seeds = [[0, number]]
         if number % 2:
@@ -47,12 +54,14 @@ def samples(prompts: Sequence[list[int]], decoder: Decoder) -> Iterator[Sample]:
 
 
 def figures(found: Iterable[Sample], runs: int = 1) -> dict[str, float | Interval | None]:
-    """Return each of `FIGURES` over the sum of the samples, and as NAME_ci95 its 95 % interval from resampling them
-    (None for a single one).
+    """Return each of `FIGURES` over the sum of the samples, and its 95 % bootstrap interval as NAME_ci95.
 
     Args:
-        found: samples, those of one run after those of another.
-        runs: how many times the same prompts were run, under another seed each; these are resampled as well.
+        found: samples; all of the first run, then all of the next.
+        runs: number of runs of the same prompts, with different seeds. Runs are resampled as well as samples.
+
+    Returns:
+        Figures by name. The interval of a single sample is None.
     """
     columns = np.array(list(found), dtype=np.float64).T
     emitted, steps, tokens, seconds, base_tokens, base_seconds = columns.reshape(len(columns), runs, -1)
