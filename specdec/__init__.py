@@ -4,17 +4,18 @@
     lm = specdec.load("smollm2_135m", drafter="ngram")
     print(lm.generate(["Why is the sky blue?"], max_new_tokens=64)[0])
 
-The names below are all one needs to decode, and to write a drafter or an acceptance rule. They are imported when
-they are first used. This package knows no drafter, no verifier and no Hydra; those live in `drafters`, `verifiers` and
-`experiments`, which import this one.
+The names below are enough to decode text, and to write a drafter or an acceptance rule. They are imported at their
+first use. This package contains no drafters, no verifiers and no Hydra; `drafters`, `verifiers` and `experiments`
+contain them and import this package.
 """
 
 import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-# Before torch loads OpenMP: its threads spin at every barrier, and beside a busy neighbour each of the hundreds of
-# barriers in a forward then costs a time slice. Ten thousand rounds bridge the gaps in a forward, no more.
+# Set before torch loads OpenMP. OpenMP threads spin at every barrier; if other processes use the cores, each of the
+# hundreds of barriers in a forward then costs a time slice. Ten thousand rounds of spinning are enough for the gaps
+# within a forward.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 if TYPE_CHECKING:

@@ -1,6 +1,6 @@
 """Build a drafter, verifier or rule by its name in `conf/`, without Hydra.
 
-`specdec` imports no drafter: the class that a YAML names is imported when it is asked for.
+The class that a YAML names is imported when it is built, so that `specdec` itself imports no drafter.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ def build(group: str, choice: str, options: Mapping[str, Any] | None = None, **a
     Args:
         group: drafter, verifier, acceptance or adaptive.
         choice: name of a YAML file.
-        options: replace values of the file.
-        arguments: passed to the component as they are.
+        options: values that replace those of the file.
+        arguments: objects passed to the component besides its options.
 
     Raises:
-        InputError: no such file, an unknown option, or one without a value.
+        InputError: no such file, an unknown option, or an option without a value.
     """
     config = described(group, choice)
     require_known(list(options or {}), [key for key in config if not key.startswith("_")], f"{group}={choice}")
@@ -39,7 +39,7 @@ def build(group: str, choice: str, options: Mapping[str, Any] | None = None, **a
 
 
 def described(group: str, choice: str) -> dict[str, Any]:
-    """Return the options of `conf/GROUP/CHOICE.yaml` and their defaults, those of its defaults list included.
+    """Return the options of `conf/GROUP/CHOICE.yaml` with their values, including those of its defaults list.
 
     Raises:
         InputError: no such file.
@@ -64,10 +64,10 @@ def described(group: str, choice: str) -> dict[str, Any]:
 
 
 def require_ours(package: ModuleType) -> None:
-    """Refuse a package of another project that has the name of one of ours.
+    """Refuse a package of another project that has the same name as one of ours.
 
     Raises:
-        ImportError: it does not lie beside `specdec`.
+        ImportError: the package is not in the same folder as `specdec`.
     """
     found = Path(str(package.__file__)).resolve().parents[1]
     if found != ROOT:

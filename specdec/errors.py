@@ -1,13 +1,18 @@
-"""The one error a user is meant to see."""
+"""The only error that is meant for users."""
 
 from __future__ import annotations
 
 
 class InputError(ValueError):
-    """Bad input from the caller: what was expected, what came instead, and what to do.
+    """Bad input from the caller.
 
-    Entry points print it as one line and exit with status 2; everything else is a bug and keeps
-    its traceback.
+    Entry points print it as one line and exit with status 2. Every other exception is a bug and keeps its traceback.
+
+    Args:
+        what: name of the option or object that is wrong.
+        expected: what was expected.
+        got: what came instead.
+        fix: what to do.
     """
 
     def __init__(self, what: str, *, expected: str, got: object, fix: str) -> None:
@@ -15,6 +20,6 @@ class InputError(ValueError):
         self._parts = what, expected, got, fix
 
     def within(self, where: str) -> InputError:
-        """The same error with the place where it was found in front."""
+        """Return the same error with `where` it was found in front."""
         what, expected, got, fix = self._parts
         return InputError(f"{where}: {what}", expected=expected, got=got, fix=fix)

@@ -30,20 +30,20 @@ from specdec.model.target import TargetModel
 from specdec.notes import note
 from specdec.prompts.sets import UNFINISHED, PromptEncoder
 
-EMBEDDED_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"  # the embedded model's name on the hub
-HUB_SECONDS = 3  # to wait for the hub's answer
+EMBEDDED_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"  # hub id of the embedded model
+HUB_SECONDS = 3  # timeout of the connection to the hub
 OnText = Callable[[int, str], None]
 
 
 @dataclass(frozen=True)
 class Text:
-    """One generated text and how it came about.
+    """One generated text, with the records of its steps.
 
     Args:
         text: the new text.
         tokens: its token ids.
         pieces: the part of the text that each token adds.
-        steps: one record per step; the first token belongs to none, since the prompt's forward gives it.
+        steps: one record per step; the prefill emits the first token, which belongs to no step.
     """
 
     text: str
@@ -56,8 +56,14 @@ class Text:
 
     @property
     def writers(self) -> list[str]:
-        """Who wrote each token: `drafted` (by the drafter, accepted by the target), or the target alone: `prompt` (the
-        first token), `recovered` (after a rejection), `bonus` (after a whole accepted path), `undrafted`."""
+        """Source of each token.
+
+        drafted     proposed by the drafter and accepted
+        prompt      the first token, from the prefill
+        recovered   from the target, after a rejection
+        bonus       from the target, after a path that was accepted to its leaf
+        undrafted   from the target, in a step without drafts
+        """
         names = ["prompt"]
         for step in self.steps:
             names += ["drafted"] * step.accepted + ([step.closing] if step.closing else [])
@@ -65,22 +71,24 @@ class Text:
 
     @property
     def tokens_per_step(self) -> float | None:
-        """Tokens per forward of the target; plain decoding has 1.0. None without a step."""
+        """Tokens per step, 1.0 for plain decoding; None if there were no steps."""
         return StepMetrics.of(self.steps).tokens_per_step
 
     @property
     def acceptance_rate(self) -> float | None:
-        """Accepted tokens as a share of the drafted depth; None if nothing was drafted."""
+        """Accepted tokens / drafted depth; None if nothing was drafted."""
         return StepMetrics.of(self.steps).acceptance_rate
 
 
 @dataclass(frozen=True)
 class SpeculativeLM:
-    """A target with a drafter. The text has the distribution of the target's own; greedy, it is the target's own.
+    """A target with a drafter.
+
+    With a lossless rule, the text has the distribution of the target's own text; at temperature 0 it is the same text.
 
     Args:
         drafter: proposes trees of tokens.
-        verifier: checks them; it owns the target.
+        verifier: scores them with the target, which it holds.
         rule: decides which tokens are kept.
     """
 
@@ -112,12 +120,12 @@ class SpeculativeLM:
             max_new_tokens: limit per text.
             temperature, top_k, top_p: see `SamplingParams`; temperature 0 is greedy.
             stop: strings that end a text, besides the model's EOS.
-            seed: of sampled texts; each prompt of a batch has its own draws.
-            chat: write the prompt with the tokenizer's chat template, if it has one; False: as it is.
-            on_text: called with (number of the prompt, new piece of its text) while texts grow.
+            seed: seed of sampled texts; each prompt of a batch has its own draws.
+            chat: if True, encode prompts with the tokenizer's chat template, if it has one; if False, as they are.
+            on_text: called with (index of the prompt, new piece of its text) during generation.
 
         Raises:
-            InputError: no prompt, an empty one, one too long for the context window, or a value out of range.
+            InputError: there is no prompt, a prompt is empty or too long, or a value is out of range.
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         if not prompts:
@@ -153,15 +161,15 @@ def load(
 
     Args:
         model: hub id, folder, `smollm2_135m` (embedded, needs no network), `tiny`; or a loaded causal LM.
-        drafter: a name of `conf/drafter/`, or an object.
-        acceptance: a name of `conf/acceptance/`, or an object.
-        verifier: a name of `conf/verifier/`, or an object.
-        drafter_options: replace values of the drafter's YAML, such as {"nodes": 31}.
-        tokenizer: of a loaded model.
-        target_options: dtype, device, kernel, runtime ... as in `specdec.model.load.load_hub`.
+        drafter: name in `conf/drafter/`, or an object.
+        acceptance: name in `conf/acceptance/`, or an object.
+        verifier: name in `conf/verifier/`, or an object.
+        drafter_options: values that replace those of the drafter's YAML, such as {"nodes": 31}.
+        tokenizer: tokenizer, if `model` is a loaded model.
+        target_options: dtype, device, kernel, runtime and so on, as in `specdec.model.load.load_hub`.
 
     Raises:
-        InputError: no such model or name, an option that does not exist, or a model that is not proven.
+        InputError: no such model or name, an unknown option, or a model that is not proven.
     """
     target = _target(model, tokenizer, target_options)
     if not isinstance(drafter, str) and drafter_options:
@@ -188,7 +196,7 @@ def _target(
 
 
 def _to_be_had(name: str) -> bool:
-    """Whether a hub id is cached, or the hub answers within a few seconds."""
+    """Return whether a model is in the hub's cache, or the hub can be reached within `HUB_SECONDS`."""
     if huggingface_hub.try_to_load_from_cache(name, "config.json") is not None:
         return True
     host = urlsplit(huggingface_hub.constants.ENDPOINT)
@@ -200,7 +208,7 @@ def _to_be_had(name: str) -> bool:
 
 
 class _Growing:
-    """Hand out the text of each row as its tokens come; a character that is not whole waits for its last token."""
+    """Pass on the text of each row while it grows; an incomplete character is held back until its last token."""
 
     def __init__(self, encoder: PromptEncoder, rows: int, on_text: OnText) -> None:
         self._encoder, self._on_text = encoder, on_text

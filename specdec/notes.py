@@ -1,4 +1,4 @@
-"""Lines for the user beside a command's results: what was left out, or chosen for them."""
+"""Lines on stderr that tell the user what a command left out or chose."""
 
 from __future__ import annotations
 

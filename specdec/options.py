@@ -1,7 +1,7 @@
-"""What a plain value from a config, a file or the command line may be: checked against a type annotation.
+"""Check plain values from a config, a file or the command line against type annotations.
 
-Annotations say the type and, where nothing else checks it, the range: `repeats: Count`. A wrong value is never
-converted (`true` is no 1, 1.5 no 1, "3" no 3), and NaN and infinities are always wrong.
+Annotations give the type and, if nothing else checks it, the range: `repeats: Count`. Wrong values are refused, never
+converted: `true` and 1.5 are not accepted for 1, nor "3" for 3. NaN and infinities are always refused.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 from specdec.errors import InputError
 
 RENAMED = {"weights": "storage", "targets": "goals"}  # options: old names and new ones
-UNSET = "???"  # how a config says that a value must be given
-LARGEST = 2**63 - 1  # what torch and numpy can hold
+UNSET = "???"  # marks a value in a config that must be given
+LARGEST = 2**63 - 1  # largest integer of torch and numpy
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Range:
         return self.low <= value <= self.high and not (self.above and value == self.low)
 
     def side(self, value: float) -> str:
-        """The bound that a value breaks, in words."""
+        """Return the bound that a value breaks, as text for an error message."""
         low = f"{'>' if self.above else '>='} {self.low:g}"
         if math.isfinite(self.high) and value > self.high:
             return f"<= {self.high:,.12g}"
@@ -57,15 +57,15 @@ Made = TypeVar("Made")
 
 
 def conform(value: Any, kind: Any, option: str) -> Any:
-    """The value, if it is of a type; a mapping becomes the dataclass that `kind` is.
+    """Return the value if it has the given type. If the type is a dataclass, make it from a mapping.
 
     Args:
-        value: plain: None, bool, int, float, str, list or dict.
-        kind: a type annotation; classes that are none of these types, and callables, are left to others to check.
+        value: a plain value: None, bool, int, float, str, list or dict.
+        kind: a type annotation; values of other classes and callables are returned unchecked.
         option: name used in error messages.
 
     Raises:
-        InputError: expected, got, what to do.
+        InputError: the value has another type or is out of range.
     """
     origin = get_origin(kind)
     if origin is Annotated:
@@ -87,15 +87,15 @@ def conform(value: Any, kind: Any, option: str) -> Any:
 
 
 def filled(values: Any, kind: type[Made], option: str = "") -> Made:
-    """A dataclass made of a mapping.
+    """Return a dataclass made from a mapping.
 
     Args:
-        values: one value a field; fields with a default may be left out.
+        values: values by field; fields with a default may be left out.
         kind: the dataclass.
         option: name of the mapping, used in error messages; "" for none.
 
     Raises:
-        InputError: an unknown or a missing key, or a value of the wrong type.
+        InputError: a key is unknown or missing, or a value has the wrong type.
     """
     if not isinstance(values, Mapping):
         raise _wrong(option, "options by name", values)
@@ -113,7 +113,7 @@ def filled(values: Any, kind: type[Made], option: str = "") -> Made:
 
 
 def advice(name: str, known: Sequence[str]) -> str:
-    """Return what to do about an unknown option: its new name, or the nearest one."""
+    """Return a hint about an unknown option: its new name, or the nearest known name."""
     if RENAMED.get(name) in known:
         return f"it is called {RENAMED[name]} now"
     near = get_close_matches(name, known, n=1, cutoff=0.5)
@@ -124,7 +124,7 @@ def require_known(names: Any, known: Sequence[str], option: str) -> None:
     """Refuse a name that is not known.
 
     Raises:
-        InputError: names the nearest that is known, or the new name of an option that was renamed.
+        InputError: a name is unknown; the message suggests the nearest known name, or the new name of a renamed option.
     """
     for name in names:
         if name not in known:
@@ -134,7 +134,11 @@ def require_known(names: Any, known: Sequence[str], option: str) -> None:
 
 
 def require_finite(value: Any, option: str) -> None:
-    """Raises InputError for NaN or an infinity, at any depth of lists and mappings, or an integer beyond 64 bits."""
+    """Refuse NaN, infinities, and integers beyond 64 bits, at any depth of lists and mappings.
+
+    Raises:
+        InputError: one was found.
+    """
     if isinstance(value, float) and not math.isfinite(value):
         raise _wrong(option, "a finite number", value)
     if isinstance(value, int) and abs(value) > LARGEST:
@@ -196,7 +200,7 @@ def _of_type(value: Any, kind: Any, option: str) -> Any:  # noqa: PLR0911, PLR09
 
 
 def _part(value: Any, kind: Any, option: str) -> Any:
-    """An element of a list; texts in lists may be empty: a first word that leaves the choice to the target."""
+    """Return a list's element if it has the given type. Texts in lists may be empty (see `write_prompts`, openings)."""
     return value if kind is str and isinstance(value, str) else conform(value, kind, option)
 
 
@@ -205,7 +209,7 @@ def _is_list(kind: Any) -> bool:
 
 
 def _named(kind: Any) -> str:
-    """A type in words."""
+    """Return the name of a type for error messages."""
     origin, inner = get_origin(kind), get_args(kind)
     if origin is Annotated:
         return _named(inner[0])

@@ -1,6 +1,6 @@
-"""Speedup over batch size: the same texts decoded one, two, ... at a time, with drafts and without.
+"""Measure the speedup over batch size: the same texts decoded one, two, ... at a time, with drafts and without.
 
-Every row runs to the token limit (EOS does not end it), so that all batch sizes do the same work and no row idles.
+Every row runs to the token limit (EOS does not end it), so that all batch sizes do the same work and no row is idle.
 """
 
 from __future__ import annotations
@@ -18,8 +18,15 @@ from specdec.metrics import Interval, StepMetrics, StepRecord, median_interval
 
 @dataclass
 class Decoding:
-    """All prompts by one method at one batch size. tokens, batches: of one round; seconds: of each round, for whole
-    generations, and prefill_seconds of that until the first tokens."""
+    """Results of one method at one batch size, over all prompts.
+
+    Args:
+        tokens: new tokens in one round.
+        batches: batches in one round.
+        seconds: time of each round, prefill included.
+        prefill_seconds: time of the prefill in each round.
+        steps: step records of all rounds.
+    """
 
     tokens: int = 0
     batches: int = 0
@@ -28,7 +35,7 @@ class Decoding:
     steps: list[StepRecord] = field(default_factory=list)
 
     def add(self, batches: Sequence[Generation]) -> None:
-        """One round."""
+        """Add the generations of one round."""
         self.tokens = sum(len(text) for done in batches for text in done.texts)
         self.batches = len(batches)
         self.seconds.append(sum(done.seconds for done in batches))
@@ -39,17 +46,17 @@ class Decoding:
         return median_interval([self.tokens / s for s in self.seconds])[0]
 
     def faster_than(self, other: Decoding) -> tuple[float, Interval | None]:
-        """Ratio of tokens/s, prompts included: median over rounds, with its 95 % interval."""
+        """Return the ratio of tokens/s, prefill included: median over rounds, with its 95 % interval."""
         pairs = zip(self.seconds, other.seconds, strict=True)
         return median_interval([self.tokens / a / (other.tokens / b) for a, b in pairs])
 
     def decodes_faster_than(self, other: Decoding) -> tuple[float, Interval | None]:
-        """The same after the prompts are read."""
+        """Return the ratio of tokens/s without prefill: median over rounds, with its 95 % interval."""
         pairs = zip(self.decoding_seconds(), other.decoding_seconds(), strict=True)
         return median_interval([self.tokens / a / (other.tokens / b) for a, b in pairs])
 
     def decoding_seconds(self) -> list[float]:
-        """Of each round, after the prompts."""
+        """Return the seconds of each round without prefill."""
         return [s - p for s, p in zip(self.seconds, self.prefill_seconds, strict=True)]
 
 
@@ -62,7 +69,7 @@ class BatchSize:
     def as_dict(self) -> dict[str, Any]:
         speedup, interval = self.drafted.faster_than(self.plain)
         metrics = StepMetrics.of(self.drafted.steps)
-        plain_steps = self.plain.tokens // self.size - self.plain.batches  # the first token of a text comes without one
+        plain_steps = self.plain.tokens // self.size - self.plain.batches  # the prefill emits the first token of a text
         return {
             "batch_size": self.size,
             "autoregressive_tokens_per_second": self.plain.tokens_per_second(),
@@ -81,17 +88,17 @@ class BatchSize:
 
 @dataclass(frozen=True)
 class BatchCurve:
-    """Decodes all prompts `rounds` times at each batch size, with drafts and without, taking turns.
+    """Decode all prompts several times at each batch size, with drafts and without, in turns.
 
     Args:
-        prompts: token ids of each.
-        decoder: its `stop` gives the number of new tokens.
+        prompts: token ids of each prompt.
+        decoder: the decoder; its `stop` gives the number of new tokens.
         sizes: batch sizes.
-        rounds: how often all prompts are decoded at each.
+        rounds: number of times that all prompts are decoded at each size.
 
     Raises:
-        InputError: no rounds, no sizes, a single new token (which needs no step), a size that does not divide the
-            number of prompts into equal batches, or a prompt that is empty or too long.
+        InputError: no rounds, no sizes, fewer than 2 new tokens (which need no step), a size that does not divide the
+            number of prompts, or a prompt that is empty or too long.
     """
 
     prompts: Rows
@@ -116,7 +123,11 @@ class BatchCurve:
         longest_text(self.prompts, self.decoder.stop, window, "a prompt of the batch curve")
 
     def run(self, on_size: Callable[[Any], None] = lambda _: None) -> list[BatchSize]:
-        """Every other round takes the sizes backwards; `on_size` is called after each size of each round."""
+        """Run all rounds; every second one takes the sizes in reverse order.
+
+        Args:
+            on_size: called after each size of each round.
+        """
         curve = [BatchSize(size) for size in self.sizes]
         for number in range(self.rounds):
             for at in curve[:: -1 if number % 2 else 1]:

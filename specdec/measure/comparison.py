@@ -1,8 +1,8 @@
-"""Do two groups of runs differ? Paired over prompts, with the smallest difference that could have been seen.
+"""Test whether two groups of runs differ, paired over prompts, and report the smallest detectable difference.
 
-Each group is one run, or several of the same configuration that differ in their seeds. Both answer the same prompts, so
-that a hard prompt is hard for both: prompts are resampled in pairs, and within a group its runs (Efron's bootstrap at
-two levels).
+A group is one run, or several runs with the same configuration and different seeds. Both groups answer the same
+prompts, and a hard prompt is hard for both. Therefore prompts are resampled in pairs, and the runs within each group
+(Efron's bootstrap at two levels).
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from specdec.metrics import Interval, resampled
 from specdec.runs.read import Run, TextKey
 
 RESAMPLES = 4000
-FEWEST = 6  # prompts: even if all of fewer point the same way, chance alone does that more than 5 times in 100
-POWER = 1.96 + 0.84  # standard errors: found in 80 of 100 experiments, at 5 % of false alarms
+FEWEST = 6  # prompts; with fewer, all differ in the same direction by chance in more than 5 % of experiments
+POWER = 1.96 + 0.84  # standard errors; such a difference is found in 80 % of experiments, at 5 % false alarms
 QUANTITIES = ("emitted", "steps", "accepted", "offered", "tokens", "seconds", "base_tokens", "base_seconds")
-Prompt = tuple[str, int, str]  # its id, the turn, and what was asked: sets may number their prompts alike
+Prompt = tuple[str, int, str]  # id, turn and text; the text, because two sets may use the same ids
 Sums = np.ndarray  # [... quantities]
 
 
@@ -30,9 +30,9 @@ class Figure:
     """A ratio of sums over prompts.
 
     Args:
-        name: as in tables.
-        of: from sums [... quantities] to the figure [...]; NaN if a run does not tell it.
-        better: what a larger value means, in a word.
+        name: name in tables.
+        of: maps sums [... quantities] to the figure [...]; NaN if a run did not record it.
+        better: word for a larger value, such as "faster".
     """
 
     name: str
@@ -57,8 +57,8 @@ FIGURES = (
     Figure("tokens/s", _fast, "faster"),
     Figure("speedup", lambda sums: _fast(sums) / _plain(sums), "faster"),
 )
-PLAIN = Figure("plain tokens/s", _plain, "faster, whatever drafts")  # the same work in both
-DRIFTS = {"tokens/s": 2, "speedup": 1}  # how many times the machine's drift can be in a figure: see `compare`
+PLAIN = Figure("plain tokens/s", _plain, "faster, whatever drafts")  # the same work in both groups
+DRIFTS = {"tokens/s": 2, "speedup": 1}  # factor of the machine's drift in a figure, see `compare`
 
 
 @dataclass(frozen=True)
@@ -66,13 +66,13 @@ class Difference:
     """One figure of two groups.
 
     Args:
-        name: of the figure.
+        name: name of the figure.
         first, second: its value in each group.
         ratio: second / first.
-        interval: 95 % of the ratio; None for a single prompt. Those of times are wider by the drift.
-        visible: the smallest ratio above 1 that this comparison would have found 80 times in 100; None if the prompts
-            are too few to find any.
-        verdict: one sentence.
+        interval: 95 % interval of the ratio, widened by the drift for figures of time; None for a single prompt.
+        visible: smallest ratio above 1 that this comparison would find in 80 % of experiments; None with too few
+            prompts.
+        verdict: the result as a sentence.
     """
 
     name: str
@@ -85,15 +85,15 @@ class Difference:
 
 
 def compare(first: Sequence[Run], second: Sequence[Run]) -> tuple[list[Difference], int]:
-    """Return every figure that both groups tell, and the number of prompts (turns counted) that they share.
+    """Return every figure that both groups recorded, and the number of common prompts (every turn counts as one).
 
-    Runs at different times find the machine in different states, which no resampling of prompts shows. Plain decoding
-    is the same work in both groups, so its ratio is taken for the machine's drift. A machine that is busier by 10 % may
-    slow drafting and verifying by 10 % more than plain decoding, so speedups have to differ by more than the drift; and
-    tokens/s, speedup times plain tokens/s, by more than twice the drift.
+    The state of the machine changes between runs, and resampling prompts does not show that. Plain decoding is the same
+    work in both groups, so its ratio is used as the machine's drift. A machine that is 10 % slower may slow drafting
+    and verifying by 10 % more than plain decoding. Therefore speedups must differ by more than the drift; and tokens/s,
+    which is speedup x plain tokens/s, by more than twice the drift.
 
     Raises:
-        InputError: they have no prompt in common.
+        InputError: the groups have no prompt in common.
     """
     tables = [[table for run in group for table in _by_seed(run)] for group in (first, second)]
     if not all(tables):
@@ -117,7 +117,13 @@ def _nothing_shared(got: str) -> InputError:
 
 
 def _difference(figure: Figure, first: np.ndarray, second: np.ndarray, drift: float = 0.0) -> Difference | None:
-    """first, second: [runs prompts quantities]; drift: of the machine, as the logarithm of a ratio."""
+    """Return the comparison of one figure, or None if a group did not record it.
+
+    Args:
+        figure: the figure.
+        first, second: sums of each group, [runs prompts quantities].
+        drift: drift of the machine, the logarithm of a ratio.
+    """
     of_first, of_second = (float(figure.of(group.sum((0, 1)))) for group in (first, second))
     if not all(math.isfinite(value) and value > 0 for value in (of_first, of_second)):
         return None
@@ -135,7 +141,7 @@ def _difference(figure: Figure, first: np.ndarray, second: np.ndarray, drift: fl
 
 
 def _of_resamples(figure: Figure, group: np.ndarray, stream: int) -> np.ndarray:
-    """The figure of `RESAMPLES` resamples; both groups draw the same prompts, each its own runs."""
+    """Return the figure of `RESAMPLES` resamples. Both groups draw the same prompts, but their own runs."""
     return figure.of(resampled(np.moveaxis(group, -1, 0), RESAMPLES, stream).T)
 
 
@@ -154,7 +160,7 @@ def _verdict(figure: Figure, low: float, high: float, visible: float) -> str:
 
 
 def _by_seed(run: Run) -> list[dict[Prompt, np.ndarray]]:
-    """Sums of the quantities by prompt, over the run's repeats, for each of its seeds; NaN for what it lacks."""
+    """Return for each seed of a run the sums of the quantities by prompt, over its repeats; NaN if not recorded."""
     run.refresh()
     seeds: dict[object, dict[Prompt, np.ndarray]] = {}
     for generation in run.generations:
@@ -174,7 +180,10 @@ def _by_seed(run: Run) -> list[dict[Prompt, np.ndarray]]:
 
 
 def _times(generation: Mapping[str, object]) -> tuple[float, float, float, float]:
-    """Tokens and seconds, then those of the baseline; an older version noted its tokens only by saying `identical`."""
+    """Return tokens and seconds, then those of the baseline.
+
+    Older versions did not record the baseline's tokens. If `identical` is true, there were as many.
+    """
     seconds, tokens = generation.get("seconds"), generation.get("tokens")
     if not isinstance(seconds, Mapping):
         return (math.nan,) * 4

@@ -1,7 +1,7 @@
-"""What a forward costs: time against tokens, prefix and batch, beside what this machine could do at best.
+"""Measure the time of a forward over tokens, prefix and batch, and compare it with the machine's ceilings.
 
-The curve t(n) decides which tree pays. Bytes and operations are counted from the loaded weights and the cache's layer
-shapes, so that a roofline can be drawn over any point. Knows targets; no drafter, no files.
+The curve t(n), time over the number of nodes, decides which tree pays. Bytes and operations are counted from the loaded
+weights and the shapes of the KV cache, so that a roofline can be drawn for every point.
 """
 
 from __future__ import annotations
@@ -25,7 +25,12 @@ from specdec.trees.tree import TokenTree
 
 @dataclass(frozen=True, order=True)
 class Point:
-    """A forward of `tokens` nodes behind `prefix` committed tokens, in each of `batch` rows.
+    """Size of a forward.
+
+    Args:
+        tokens: nodes per row.
+        prefix: committed tokens per row, already in the KV cache.
+        batch: rows.
 
     Raises:
         InputError: no tokens, no rows, or a negative prefix.
@@ -43,8 +48,12 @@ class Point:
 
 @dataclass(frozen=True)
 class Work:
-    """What a forward must do. bytes: weights and committed KV read, new KV written; flops: of matrix products and
-    attention (a multiplication and an addition count as two)."""
+    """Bytes and operations of a forward.
+
+    Args:
+        bytes: weights and committed KV read, new KV written.
+        flops: operations of matrix products and attention; a multiplication and an addition count as two.
+    """
 
     bytes: int
     flops: int
@@ -52,32 +61,41 @@ class Work:
 
 @dataclass(frozen=True)
 class Ceilings:
-    """What this machine does at best: bytes read per second, fp operations per second."""
+    """Best measured rates of this machine: bytes read and floating-point operations per second."""
 
     bytes_per_second: float
     flops_per_second: float
 
     def seconds(self, work: Work) -> float:
-        """No forward can be faster: the larger of reading its bytes and doing its products."""
+        """Return the lower bound of a forward's time: the larger of its memory time and its compute time."""
         return max(work.bytes / self.bytes_per_second, work.flops / self.flops_per_second)
 
 
 @dataclass(frozen=True)
 class Profile:
-    """rounds_ms: one time per round for each point, all points taking turns; ceilings: measured in the same rounds;
-    resumed_ms: right beside each, of the same forward without its first layers, where that was asked for."""
+    """Measured times of forwards.
+
+    Args:
+        rounds_ms: for each point, its time in each round; the points take turns.
+        ceilings: ceilings of the machine, measured in the same rounds.
+        resumed_ms: for each point, the time of the same forward without its first layers, measured right before or
+            after it; empty if not requested.
+    """
 
     rounds_ms: Mapping[Point, Sequence[float]]
     ceilings: Ceilings
     resumed_ms: Mapping[Point, Sequence[float]] = field(default_factory=dict)
 
     def ratio(self, point: Point, over: Point) -> tuple[float, tuple[float, float] | None]:
-        """How many times as long `point` takes: median over rounds, with its 95 % interval."""
+        """Return time of `point` / time of `over`: median over rounds, with its 95 % interval."""
         pairs = zip(self.rounds_ms[point], self.rounds_ms[over], strict=True)
         return median_interval([a / b for a, b in pairs])
 
     def resumed(self, point: Point) -> tuple[float, tuple[float, float] | None] | None:
-        """What a forward that goes on at the exit layer takes of a whole one; None where it was not measured."""
+        """Return the time of a forward that resumes at the exit layer, as a share of a whole one.
+
+        Median over rounds, with its 95 % interval; None if not measured.
+        """
         if point not in self.resumed_ms:
             return None
         pairs = zip(self.resumed_ms[point], self.rounds_ms[point], strict=True)
@@ -85,8 +103,13 @@ class Profile:
 
 
 def sweep(base: Mapping[str, int], axes: Mapping[str, Sequence[int]], grid: Mapping[str, Sequence[int]]) -> list[Point]:
-    """Every axis varied alone around the base point, and the full grid (none where an axis of it is empty); each point
-    once, in order."""
+    """Return the points of a sweep, each once, sorted.
+
+    Args:
+        base: the base point; each axis is varied alone around it.
+        axes: values of each axis to vary.
+        grid: values of each axis of a full grid; there is no grid if an axis is empty.
+    """
     start = Point(**base)
     alone = (replace(start, **{axis: value}) for axis, values in axes.items() for value in values)
     crossed = (Point(**dict(zip(grid, values, strict=True))) for values in product(*grid.values()))
@@ -94,7 +117,12 @@ def sweep(base: Mapping[str, int], axes: Mapping[str, Sequence[int]], grid: Mapp
 
 
 def fitting(prefixes: Sequence[int], tokens: int, window: int | None) -> list[int]:
-    """The prefixes, those that leave no room for `tokens` more in the context window cut to what does; each once.
+    """Return the prefixes, each once, shortened if needed so that `tokens` more fit the context window.
+
+    Args:
+        prefixes: numbers of committed tokens.
+        tokens: nodes of the largest forward.
+        window: the context window in tokens; None for no limit.
 
     Raises:
         InputError: the tokens alone do not fit.
@@ -108,12 +136,16 @@ def fitting(prefixes: Sequence[int], tokens: int, window: int | None) -> list[in
 
 @dataclass(frozen=True)
 class Footprint:
-    """What of a model its forwards read and compute with, logits at every node included.
+    """Bytes and operations of one forward that computes logits at every node.
 
-    weight_bytes: of all weights that are read whole, once a forward whatever the number of rows (an embedding table
-    only where the output layer shares it); matrix_elements: of those, elements of matrices; kv_bytes: keys and values
-    of one token; attention_flops: of one query against one key and value, over all layers and heads.
-    Experts are counted as if all were read and used; sliding windows as if they were open.
+    Experts are counted as if all were read and used, sliding windows as if attention were full.
+
+    Args:
+        weight_bytes: bytes of all weights that are read whole, once per forward for any number of rows. An embedding
+            table counts only if the output layer shares it.
+        matrix_elements: elements of the matrices among them.
+        kv_bytes: bytes of the keys and values of one token.
+        attention_flops: operations of one query with one key and value, over all layers and heads.
     """
 
     weight_bytes: int
@@ -144,8 +176,11 @@ class Footprint:
 
 
 def read_weights(target: TargetModel) -> list[Tensor]:
-    """What a forward reads whole, each once: all parameters but embedding tables that are only looked up in, and the
-    codes and scales of quantised layers."""
+    """Return the weights that a forward reads whole, each once.
+
+    These are all parameters except embedding tables that are only looked up in, and the codes and scales of quantised
+    layers.
+    """
     used: dict[int, Tensor] = {}
     with target.stock() as model:
         for module in model.modules():
@@ -166,10 +201,18 @@ def profile(
     on_round: Callable[[Any], None] = lambda _: None,
     exit_layer: int | None = None,
 ) -> Profile:
-    """Time every point once a round, in an order drawn anew each round: noise then falls on all of them alike.
+    """Time every point once per round, in an order drawn anew each round, so that noise affects all points alike.
 
-    A forward is a chain of drafted nodes; any tree of as many nodes costs the same. buffer_mib, matrix: see `Probe`.
-    exit_layer: time also what is left of each forward where the first so many layers have run (early exit).
+    A forward runs over a chain of nodes; any tree with as many nodes takes the same time.
+
+    Args:
+        target: the target.
+        points: sizes of the forwards.
+        rounds: number of rounds.
+        seed: seed of the order.
+        buffer_mib, matrix: as in `Probe`.
+        on_round: called after each round with its index.
+        exit_layer: also time each forward without its first `exit_layer` layers (early exit).
 
     Raises:
         InputError: no rounds, no memory for a KV cache, or an exit layer out of range.
@@ -185,7 +228,7 @@ def profile(
         for batch in sorted({point.batch for point in points})
     }
     order = np.random.default_rng(seed)
-    for point in points:  # once unmeasured: libraries prepare themselves for a shape
+    for point in points:  # warm-up: libraries prepare for each shape
         for at in exits:
             forward_ms(target, caches[point.batch], point, at)
     times: dict[int | None, dict[Point, list[float]]] = {at: {point: [] for point in points} for at in exits}
@@ -203,8 +246,16 @@ def profile(
 
 @torch.inference_mode()
 def forward_ms(target: TargetModel, cache: TreeCache, point: Point, exit_layer: int | None = None) -> float:
-    """Milliseconds of one verify forward over a chain, logits at every node; with an exit layer, of the layers behind
-    it. The prefix holds whatever the cache was created with: the time does not depend on the values."""
+    """Return the milliseconds of one verify forward over a chain, with logits at every node.
+
+    The prefix has undefined values, because the time does not depend on them.
+
+    Args:
+        target: the target.
+        cache: cache with room for the point.
+        point: size of the forward.
+        exit_layer: time only the layers after the first `exit_layer`; None for all layers.
+    """
     cache.crop([0] * point.batch)
     cache.advance([point.prefix] * point.batch)
     parents = [range(-1, point.tokens - 1)] * point.batch
@@ -228,9 +279,17 @@ def forward_ms(target: TargetModel, cache: TreeCache, point: Point, exit_layer: 
 
 
 class Probe:
-    """Measures the ceilings: reading a buffer of `buffer_mib` MiB, far larger than any cache, with all threads; and the
-    product of two square matrices of side `matrix` in the model's dtype. The read is torch's sum, one stream a thread;
-    a kernel that reads several side by side may come out somewhat above it."""
+    """Measure the ceilings of the machine: memory bandwidth and matrix products.
+
+    The bandwidth is that of torch's sum over a buffer, in which each thread reads one contiguous part. A kernel that
+    reads several parts side by side can be somewhat faster.
+
+    Args:
+        device: the device.
+        dtype: dtype of the matrices.
+        buffer_mib: size of the buffer in MiB, much larger than any processor cache.
+        matrix: side of the square matrices.
+    """
 
     def __init__(self, device: torch.device, dtype: torch.dtype, buffer_mib: int, matrix: int) -> None:
         self._clock = PhaseClock(device)
@@ -238,7 +297,7 @@ class Probe:
         self._square = torch.ones(matrix, matrix, dtype=dtype, device=device)
 
     def measure(self) -> Ceilings:
-        """Of one turn; the ceiling is the best of many."""
+        """Return the rates of one measurement; the ceiling is the best of many."""
         self._clock.start()
         self._buffer.sum()
         self._clock.lap("read")
@@ -251,8 +310,13 @@ class Probe:
 
 
 def plain_read_ms(target: TargetModel, rounds: int = 5, most_mib: int = 256) -> float:
-    """What a forward cannot beat while memory bounds it: the time of a plain read of as many bytes as its weights,
-    the best of some rounds. Of large models, `most_mib` MiB are read and scaled up."""
+    """Return a lower bound for a memory-bound forward: milliseconds to read as many bytes as the weights.
+
+    Args:
+        target: the target.
+        rounds: number of measurements, of which the fastest counts.
+        most_mib: largest buffer to read, in MiB; for larger models the time is scaled up.
+    """
     size = Footprint.of(target).weight_bytes
     buffer_mib = min(max(size // 2**20, 1), most_mib)
     probe = Probe(target.device, target.dtype, buffer_mib, matrix=1)
@@ -260,8 +324,11 @@ def plain_read_ms(target: TargetModel, rounds: int = 5, most_mib: int = 256) -> 
 
 
 def figures(footprint: Footprint, measured: Profile) -> list[dict[str, Any]]:
-    """One dict a point: its time in ms (median with 95 % interval, quartiles, minimum, all rounds), what it
-    achieved at the median beside the ceilings, and `Profile.resumed`."""
+    """Return one dict per point.
+
+    Each has its time in ms (median with 95 % interval, quartiles, minimum, all rounds), its work, the rates at the
+    median time, also as shares of the ceilings, the lower bound `limit_ms`, and `Profile.resumed`.
+    """
     out = []
     for point, rounds in measured.rounds_ms.items():
         needed, (middle, interval) = footprint.work(point), median_interval(rounds)
