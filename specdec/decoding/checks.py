@@ -1,4 +1,4 @@
-"""Conditions on tensors: checked on a CPU, asserted on a device on which a check would have to wait."""
+"""Conditions on tensors: checked at once on a CPU, asserted on any other device, so that the host need not wait."""
 
 from __future__ import annotations
 

@@ -20,8 +20,13 @@ class DynamicTree:
     """A tree that grows where the drafter is confident (EAGLE-2, arXiv 2406.16858).
 
     The value of a node is the probability of its path under q. At each level the `beam` best nodes are expanded: each
-    gets its `beam` most likely children. Of all nodes found, the `nodes` best are proposed. Children are chosen by
-    rank, so acceptance is exact at any temperature.
+    gets its `beam` most likely children. Of all nodes found, the `nodes` best are proposed. With beam 2 and nodes 3:
+
+        level 1    a .60   b .30                       both are expanded
+        level 2    aa .42  ab .12    ba .21  bb .06    children of a, children of b
+        proposed   root  a  b  aa                      the root and the 3 best
+
+    Children are chosen by rank, so acceptance is exact at any temperature.
 
     Args:
         depth: maximum number of levels.

@@ -197,8 +197,8 @@ class TextProcessors:
             raise InputError(WHAT, expected=expected, got=got, fix="mend or remove it") from error
 
     def _before(self, text: tuple[int, ...], logits: Tensor) -> LogitsProcessorList:
-        """Return a copy of the processors in their state before `text`, that is, after a call for every earlier token
-        from the prompt's end on."""
+        """Return a copy of the processors in their state before `text`: called for every earlier token from the
+        prompt's end on."""
         known = len(text) - 1
         while known >= self._start and text[:known] not in self._states:
             known -= 1

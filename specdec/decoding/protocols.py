@@ -146,7 +146,9 @@ class Drafter(Protocol):
         """The most nodes a tree may have, root included."""
         ...
 
-    def start(self, session: Session) -> None: ...
+    def start(self, session: Session) -> None:
+        """Begin a batch, and forget the one before."""
+        ...
 
     def propose(self, state: DraftState) -> TokenTree:
         """Return one tree per row, with `state.rows[b][-1]` as its root.
@@ -162,7 +164,9 @@ class RememberingDrafter(Drafter, Protocol):
     """A drafter whose tree may depend on the fate of earlier trees, not on the text alone. It cannot be replayed."""
 
     @property
-    def remembers(self) -> bool: ...
+    def remembers(self) -> bool:
+        """Whether this instance's trees depend on the fate of earlier ones."""
+        ...
 
 
 @runtime_checkable
@@ -202,7 +206,9 @@ class SizedDrafter(Drafter, Protocol):
     """A drafter with weights of its own. Its size is known once it has started."""
 
     @property
-    def size(self) -> Size: ...
+    def size(self) -> Size:
+        """Size of its own weights."""
+        ...
 
 
 def size_of(drafter: Drafter) -> Size:

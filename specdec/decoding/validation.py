@@ -1,5 +1,4 @@
-"""Checks of every requirement on a proposed tree, for new drafters and runs with `validate=true`. Waits for
-the device."""
+"""Check every requirement on a proposed tree, for new drafters and runs with `validate=true`. Waits for the device."""
 
 from __future__ import annotations
 

@@ -2,7 +2,13 @@
 
 `Enumeration` makes the random decisions of a batch in which each row is one outcome. A row first follows the script of
 decisions it was given. At any further decision it takes the first possible outcome, and leaves a new script for each of
-the others. Running until no script is left visits every outcome once.
+the others. Running until no script is left visits every outcome once. With two decisions A and B that are 0 or 1:
+
+    run   row follows   row takes     leaves
+    1     nothing       A=0  B=0      A=1,  A=0 B=1
+    2     A=1           B=0           A=1 B=1
+          A=0 B=1
+    3     A=1 B=1
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ GREEDY_TREES = 64
 
 
 def prove_rule(rule: AcceptanceRule, quick: bool = False) -> list[Finding]:
-    """Check everything that a rule claims. A lossy rule claims nothing.
+    """Check everything that a rule declares. A lossy rule declares nothing.
 
     Args:
         rule: the rule under test.

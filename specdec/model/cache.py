@@ -1,10 +1,15 @@
 """TreeCache: the KV cache of one batch, allocated once, with a length per row.
 
-    slots of a row   [ committed prefix | tree being verified | free ]
+    slots of a row   [ committed prefix | block: tree being verified | free ]
                      0            lengths[b]
 
-A forward writes its nodes behind the prefix. `keep(path)` moves the accepted ones to the front of that
-region and advances the row's length, so that nothing is computed twice. Depends on no model and no tree.
+A forward writes its nodes behind the prefix. `keep(path)` moves the accepted ones to the front of that region and
+advances the row's length, so that nothing is computed twice:
+
+    before            p p p | r a b c | . .      lengths[b] = 3
+    keep([0, 2])      p p p r b | . . . . .      lengths[b] = 5
+
+The cache depends on no model and no tree.
 """
 
 from __future__ import annotations

@@ -20,11 +20,13 @@ if TYPE_CHECKING:
 class AttentionContext:
     """The new tokens of one forward, and their positions.
 
-    Cache slots of row b:  [0, lengths[b])                  committed prefix, slot = position
-                           [lengths[b], + block)            the block: nodes of the tree being built
+        cache slots of row b   [ committed prefix | earlier nodes | new nodes | free ]
+                               0                  ^                           ^
+                                                  lengths[b]                  lengths[b] + block
 
-    A forward computes the block's last `new` nodes. The earlier ones (`block - new`) are already cached by earlier
-    forwards of the same block (a draft model grows its tree level by level).
+    In the prefix, slot = position. The block holds the nodes of the tree being built. A forward computes its last `new`
+    nodes. The earlier ones (`block - new`) are already cached by earlier forwards of the same block (a draft model
+    grows its tree level by level).
 
     A block of one node sees the prefix and itself. It is treated as a prefix that is one longer (`seen`, `host_seen`),
     in one part instead of two.

@@ -61,8 +61,10 @@ def faults(
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, with the next one if it ends in a colon, and the error's type if the
-    message alone is unclear."""
+    """Return the first line of an error's message, with the next one if it ends in a colon.
+
+    Errors other than OSError and ValueError are preceded by their type.
+    """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     message = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])
     return message if isinstance(error, OSError | ValueError) and message else f"{type(error).__name__}: {message}"
