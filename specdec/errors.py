@@ -20,6 +20,6 @@ class InputError(ValueError):
         self._parts = what, expected, got, fix
 
     def within(self, where: str) -> InputError:
-        """Return the same error with `where` it was found in front."""
+        """Return the same error with the prefix `where`, the place in which it was found."""
         what, expected, got, fix = self._parts
         return InputError(f"{where}: {what}", expected=expected, got=got, fix=fix)

@@ -79,10 +79,16 @@ class StepRecord:
 
 @dataclass(frozen=True)
 class StepMetrics:
-    """Metrics of a set of step records, defined at the top of this module.
+    """Metrics of a set of step records. A ratio is None if its denominator is 0.
 
-    A ratio is None if its denominator is 0. `emitted_histogram[n - 1]` counts the steps that emitted n tokens;
-    `phase_ms` holds mean milliseconds per step of the batch.
+    Args:
+        tokens: tokens emitted by all steps.
+        steps: number of steps, over all rows.
+        tokens_per_step, acceptance_length, acceptance_rate, draft_efficiency: defined at the top of this module.
+        acceptance_at_depth: entry d - 1 is the acceptance at depth d.
+        nodes_per_step: mean number of drafted nodes per step and row.
+        emitted_histogram: entry n - 1 counts the steps that emitted n tokens.
+        phase_ms: mean milliseconds per step of the batch, by phase.
     """
 
     tokens: int

@@ -86,7 +86,7 @@ def lives(folder: Path) -> bool:
     try:
         fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError:
-        return True  # also on file systems without locks, where the file exists only while the process runs
+        return True  # also on file systems without locks; there the file exists only while the process runs
     finally:
         os.close(file)
     return False

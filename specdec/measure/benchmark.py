@@ -134,10 +134,10 @@ class Benchmark:
         return replace(self, prompts=PromptSet(kept, self.prompts.too_long), skipped=skipped)
 
     def check(self) -> None:
-        """Refuse, before the first token, everything that can be refused by then.
+        """Refuse bad input before the first token is generated.
 
         Raises:
-            InputError: as in `Benchmark`; trees are only checked while running.
+            InputError: as in the class; trees are checked later, during the run.
         """
         target = self.decoder.target
         require_proven(self.decoder.rule)
@@ -270,7 +270,14 @@ class Benchmark:
             yield trials, steps
 
     def _round(self, ids: list[list[int]], seeds: list[list[int]], number: int, steps: list[StepRecord]) -> Round:
-        """Run every method once. The first method rotates with `number`; step records are appended to `steps`."""
+        """Run every method once on a batch.
+
+        Args:
+            ids: token ids of each prompt.
+            seeds: seeds of each row.
+            number: index of the round; the method that goes first rotates with it.
+            steps: takes the step records of the drafter's method.
+        """
         methods = self._methods(ids, seeds, steps)
         names, device = list(methods), self.decoder.target.device
         first = number % len(names)

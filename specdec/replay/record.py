@@ -204,7 +204,14 @@ class Recorder:
     def _trees(
         self, row: Sequence[int], roots: range, hidden: Tensor, sampling: SamplingParams
     ) -> dict[str, np.ndarray]:
-        """Return the tree that the drafter proposes at each root, as if each earlier step had accepted nothing."""
+        """Return the tree that the drafter proposes at each root, as if each earlier step had accepted nothing.
+
+        Args:
+            row: token ids of prompt and text.
+            roots: positions of the roots in `row`.
+            hidden: the target's last hidden state before each root.
+            sampling: sampling bound to the prompt.
+        """
         drafter, target, prompt = self._drafter, self._target, row[: roots.start]
         longest = len(prompt) + self._stop.max_new_tokens + drafter.max_nodes
         drafter.start(Session(target, [prompt], sampling, longest))

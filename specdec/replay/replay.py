@@ -219,7 +219,10 @@ def times(replayed: Replay, costs: Costs) -> Times:
 
 
 def _between(curve: CostCurve, nodes: float, batch: int, context: int) -> float:
-    """Return the seconds of a forward at a fractional number of nodes, a mean over rows, by interpolation."""
+    """Return the seconds of a forward at a fractional number of nodes, by linear interpolation.
+
+    Arguments as in `CostCurve.seconds`; `nodes` is a mean over rows.
+    """
     share = nodes - (fewer := math.floor(nodes))
     seconds = curve.seconds(fewer, batch, context)
     return seconds + share * (curve.seconds(fewer + 1, batch, context) - seconds) if share else seconds
@@ -344,7 +347,10 @@ def _expected(trace: Trace, tree: Topology, temperature: float) -> Replay:
 
 
 def _length_shares(text: TextTrace, tree: Topology, temperature: float, vocabulary: int) -> Array:
-    """Return P(exactly d drafted tokens are accepted) for a tree rooted at each position, [positions depth + 1]."""
+    """Return P(exactly d drafted tokens are accepted) for a tree rooted at each position, [positions depth + 1].
+
+    Arguments as in `_expected`; `vocabulary` is the number of tokens.
+    """
     right = candidate_probabilities(text, temperature, vocabulary)[:, : tree.depth, : tree.ranks]
     reach = np.ones((text.positions, tree.nodes))
     at_depth = np.zeros((text.positions, tree.depth + 2))

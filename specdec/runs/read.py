@@ -25,7 +25,7 @@ FOREIGN = ("wandb", "tracked", "checkpoints")  # folders of a run that hold no r
 
 
 class TextKey(NamedTuple):
-    """Identifies one text of a run."""
+    """Key of one text of a run: prompt id, category, and indices of turn and repeat."""
 
     prompt: str
     category: str
@@ -185,8 +185,8 @@ class Run:
     def status(self) -> str:
         """One of: running, finished, interrupted, failed, killed, unknown.
 
-        "killed" means that provenance.json says "running" but no process holds the folder's lock; "unknown" that there
-        is no provenance.
+        "killed" means that the status in provenance.json is "running" but no process holds the folder's lock;
+        "unknown" that there is no provenance.
         """
         status = str(self.provenance.get("status", "unknown"))
         return "killed" if status == "running" and not lives(self.folder) else status

@@ -24,7 +24,7 @@ def require_enough(
         recipe: the recipe.
         target: the target.
         schedule: `longest` is the number of tokens to which texts are cut.
-        tell: called with a line about each oddity that is not an error.
+        tell: called with a line of warning for text that is unusual but usable.
 
     Raises:
         InputError: the text is of another target or chat template, answers fewer than two prompts, lacks features that
@@ -49,7 +49,7 @@ def require_enough(
 
 
 def _require_answers(store: TextStore, longest: int, tell: Callable[[str], None]) -> None:
-    """Refuse texts without answer tokens in their first `longest` tokens; tell if many answer tokens are cut off."""
+    """Refuse texts without answer tokens in their first `longest` tokens; warn if many answer tokens are cut off."""
     for split, texts in (("training", store.training), ("validation", store.validation)):
         whole, used = (
             sum(text.answer_tokens_within(n) for text in texts) for n in (max(t.tokens for t in texts), longest)

@@ -110,7 +110,7 @@ class Trainer:
         on_step: Callable[[str], None] = lambda words: None,
         stop: Callable[[], object] = lambda: None,
     ) -> dict[str, Any]:
-        """Train, starting from the latest checkpoint if there is one.
+        """Run the training, from the latest checkpoint if there is one.
 
         Args:
             checkpoints: loads and saves the state of the run.

@@ -77,8 +77,8 @@ class Refill:
         longest: tokens of the longest prompt.
         hidden: dtype in which hidden states are kept; None to keep none.
         shared: shared prefix of the prompts (the opening of a chat template), which is read only once.
-        together: size of a prefill batch: prompts are read when so many slots are free. None for a default that suits
-            the device.
+        together: size of a prefill batch; prompts are read when at least this number of slots is free. None for a
+            default that suits the device.
 
     Raises:
         InputError: prompts do not fit the context window, or slots do not fit memory.

@@ -129,7 +129,14 @@ def _gives_up(dropped: Counter[str]) -> InputError:
 
 
 def _unusable(prompt: Prompt, ended: bool, longest: int, known: Collection[str]) -> str | None:
-    """Return the reason to leave out a turn, or None to keep it."""
+    """Return the reason to leave out a turn, or None to keep it.
+
+    Args:
+        prompt: the turn.
+        ended: whether the target ended it with EOS.
+        longest: largest number of tokens in a turn.
+        known: hashes of the turns that are kept already.
+    """
     if not ended:
         return f"turns that did not end within self_written.longest={longest} tokens"
     if len(prompt.turns[0]) < SHORTEST:
