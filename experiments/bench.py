@@ -1,4 +1,4 @@
-"""Acceptance rate and speedup of a drafter on a set of prompts.
+"""Measure the acceptance rate and the speedup of a drafter on a set of prompts.
 
 python -m experiments.bench drafter=ngram target=smollm2_135m prompts=builtin
 python -m experiments.bench -m drafter=none,ngram prompts=jsonl prompts.path=prompts.jsonl
@@ -50,7 +50,7 @@ def main(cfg: DictConfig) -> float | None:
                 size = file.stat().st_size / 2**20
                 stderr.print(f"recorded: {size:.2f} MiB in {file}", soft_wrap=True, highlight=False)
             log.finish(summary, report if options.report else None)
-        finally:  # what was measured is shown, also if the disk does not take it
+        finally:  # show the figures even if they cannot be written
             print_summary(summary, folder)
     if (folder / REPORT).exists():
         print_path("report", folder / REPORT)
@@ -58,12 +58,12 @@ def main(cfg: DictConfig) -> float | None:
 
 
 def report(folder: Path) -> Path:
-    """The run's pictures, written into its folder."""
+    """Write the pictures of a run into its folder. Returns the file."""
     return write_page([Run(folder)], folder / REPORT)
 
 
 def recording(benchmark: Benchmark, options: Settings) -> Recorder | None:
-    """What records the run, if it is to be; says before how large that gets."""
+    """Return a recorder and print how large the trace will be, or None if the run is not recorded."""
     if not options.record:
         return None
     decoder = benchmark.decoder
@@ -74,7 +74,7 @@ def recording(benchmark: Benchmark, options: Settings) -> Recorder | None:
 
 
 def both(advance: Callable[[Trial], None], recorder: Recorder) -> Callable[[Trial], None]:
-    """Each text is read once more when its trial is over, outside of what is timed."""
+    """Return a callback that also records each trial: the text is read once more, outside the timed part."""
 
     def watch(trial: Trial) -> None:
         advance(trial)

@@ -1,4 +1,4 @@
-"""The best static tree for Medusa heads, from how often their candidates are right on text of the target's own.
+"""Find the best static tree for Medusa heads by how often their candidates are right on text of the target.
 
 python -m experiments.build_tree data=data/smollm2 drafter.heads=outputs/heads output=outputs/heads/tree.yaml
 python -m experiments.build_tree prompts=jsonl prompts.path=questions.jsonl nodes=32 assume=independence
@@ -41,12 +41,12 @@ from specdec.trees.topology import Path as IndexPath
 from specdec.trees.topology import best_tree, most_frequent_tree
 
 Texts = Iterator[tuple[list[int], Tensor, list[list[int]]]]  # ids, hidden states [seq dim], answers
-SIZES = (1, 3, 7, 15, 31, 63)  # trees whose expectation is printed
+SIZES = (1, 3, 7, 15, 31, 63)  # numbers of nodes for which the expectation is printed
 
 
 @dataclass
 class Options:
-    """See conf/build_tree.yaml."""
+    """Options as in conf/build_tree.yaml."""
 
     data: str | None
     positions: Count
@@ -79,11 +79,11 @@ def main(cfg: DictConfig) -> None:
         "heads": str(cfg.drafter.heads),
         "measured_on": source,
         "positions": len(ranks),
-        "counted_on": len(others),  # positions of other texts
+        "counted_on": len(others),  # positions in texts that the tree was not chosen from
         "commit": run["commit"],
         "assume": cfg.assume,
         "accuracies": [[round(rate, 5) for rate in head] for head in rates.tolist()],  # [head][rank]
-        "gains": [round(gain, 6) for gain in gains],  # what each path adds to the tokens per step
+        "gains": [round(gain, 6) for gain in gains],  # gain of each path in tokens per step
         "tokens_per_step": round(1 + counted(paths, others), 6) if len(others) else None,
         "paths": [list(path) for path in paths],
     }
@@ -98,7 +98,7 @@ def main(cfg: DictConfig) -> None:
 
 
 def measured(measure: Accuracy, texts: Texts, positions: int) -> list[Tensor]:
-    """The heads' ranks at the first `positions` positions of the texts, [positions heads] for each text."""
+    """Return the heads' ranks at the first `positions` positions of the texts, [positions heads] per text."""
     found, left = [], positions
     with progress("positions", positions) as advance:
         for tokens, hidden, answers in texts:
@@ -116,12 +116,12 @@ def measured(measure: Accuracy, texts: Texts, positions: int) -> list[Tensor]:
 
 
 def halves(ranks: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """What a tree is chosen from, and what it is counted on: every other text (none of a single one)."""
+    """Split the texts in turn: one half to choose a tree from, the other to count on (empty for a single text)."""
     return torch.cat(ranks[::2]), torch.cat(ranks[1::2] or [ranks[0][:0]])
 
 
 def checked(cfg: Options) -> None:
-    """Everything that can be found out before the target is loaded."""
+    """Check everything that can be checked before the target is loaded."""
     if cfg.assume not in ("joint", "independence"):
         raise InputError("assume", expected="joint or independence", got=repr(cfg.assume), fix="choose one")
     if cfg.output is not None and not Path(cfg.output).parent.is_dir():
@@ -129,7 +129,7 @@ def checked(cfg: Options) -> None:
 
 
 def stored(folder: Path, target: TargetModel) -> Texts:
-    """The validation split of a data folder; hidden states that are not stored are computed."""
+    """Yield the validation split of a data folder. Hidden states that are not stored are computed."""
     store = TextStore(folder)
     store.origin.require_same(Origin.of(target), folder)
     for text in store.validation:
@@ -139,7 +139,7 @@ def stored(folder: Path, target: TargetModel) -> Texts:
 
 
 def answered(prompts: PromptSet, target: TargetModel, options: Settings) -> Texts:
-    """What the target answers to the first turn of each prompt."""
+    """Yield the target's answers to the first turn of each prompt."""
     encoder, size = PromptEncoder.of(target), options.generation.batch_size
     rows = first_turns(prompts, encoder, target.context_window, options.generation.max_new_tokens)
     for start in range(0, len(rows), size):
@@ -166,7 +166,7 @@ def accuracy_table(rates: Tensor, title: str) -> Table:
 
 
 def tree_table(paths: list[IndexPath], gains: list[float], others: Tensor) -> Table:
-    """Tokens per step to be expected of the tree's first n nodes, and counted on texts that it was not chosen from."""
+    """Show tokens per step of the tree's first n nodes: expected, and counted on texts it was not chosen from."""
     out = Table(title="tokens per step")
     for column in ("nodes", "depth", "expected", "counted"):
         out.add_column(column, justify="right")
@@ -177,7 +177,7 @@ def tree_table(paths: list[IndexPath], gains: list[float], others: Tensor) -> Ta
 
 
 def counted(paths: list[IndexPath], ranks: Tensor) -> float:
-    """Drafted tokens accepted per step at positions whose right ranks are known [positions heads]."""
+    """Return the accepted tokens per step at positions with known right ranks, [positions heads]."""
     return sum(float((ranks[:, : len(path)] == torch.tensor(path)).all(1).double().mean()) for path in paths)
 
 

@@ -1,4 +1,4 @@
-"""Show what was proven of a target, and what each of its layers runs on; a table and `check.json`.
+"""Show how a target was checked against the stock model, and which kernels its layers use; writes `check.json`.
 
 python -m experiments.check_target target=smollm2_135m
 python -m experiments.check_target target=hf target.name=Qwen/Qwen3-8B draft=Qwen/Qwen3-0.6B
@@ -39,7 +39,7 @@ Facts = dict[str, Any]
 
 @dataclass
 class Options:
-    """See conf/check_target.yaml."""
+    """Options as in conf/check_target.yaml."""
 
     draft: str | None = None
 
@@ -63,7 +63,7 @@ def main(cfg: DictConfig) -> None:
 
 
 def facts_of(model: TargetModel) -> Facts:
-    """Everything the table shows of one model."""
+    """Return the facts that the table shows about one model."""
     proof = model.proof
     assert proof is not None, "models that are loaded are proven"
     return {
@@ -90,7 +90,7 @@ def facts_of(model: TargetModel) -> Facts:
 
 
 def model_table(facts: Facts) -> Table:
-    """One model: what it is, and what its layers run on."""
+    """Show one model, and what its layers run on."""
     table = Table(title=f"{facts['name']} ({facts['class']})", show_header=False)
     table.add_column(no_wrap=True)
     table.add_column()
@@ -111,7 +111,7 @@ def model_table(facts: Facts) -> Table:
 
 
 def config_words(settings: Mapping[str, Mapping[str, Any]]) -> str:
-    """The settings that every method of a run obeys, and those that none uses."""
+    """List the settings that every method of a run follows, and those that none follows."""
     words = {
         how: ", ".join(f"{name}={value!r}" for name, value in of_kind.items()) for how, of_kind in settings.items()
     }
@@ -119,7 +119,7 @@ def config_words(settings: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def layer_rows(layers: Iterable[Serving]) -> dict[str, str]:
-    """Neighbouring layers that run on the same, in one row."""
+    """Return one row per group of neighbouring layers that run on the same kernels."""
     rows = {}
     for (attention, products, feature), group in groupby(layers, lambda s: (s.attention, s.products, s.feature)):
         numbers = [serving.layer for serving in group]
@@ -130,7 +130,7 @@ def layer_rows(layers: Iterable[Serving]) -> dict[str, str]:
 
 
 def proof_table(model: TargetModel) -> Table:
-    """Every comparison with the stock model, beside what rounding may explain."""
+    """Show every comparison with the stock model, and the difference that rounding can explain."""
     proof = model.proof
     assert proof is not None
     when = f"remembered, read in {proof.seconds * 1e3:.0f} ms" if proof.remembered else f"made in {proof.seconds:.1f} s"
@@ -145,7 +145,7 @@ def proof_table(model: TargetModel) -> Table:
 
 
 def vocabulary_table(target: TargetModel, draft: TargetModel) -> Table:
-    """The tokens of both models beside each other."""
+    """Compare the tokens of both models."""
     table = Table(title=f"vocabularies of {target.name} and {draft.name}")
     table.add_column("")
     for column in ("target", "draft"):

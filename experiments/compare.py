@@ -1,10 +1,10 @@
-"""Say whether runs, or groups of runs, differ: paired over prompts, with intervals.
+"""Test whether runs, or groups of runs, differ: paired over prompts, with intervals.
 
 python -m experiments.compare outputs/2026-11-23/12-30-00 outputs/2026-11-23/12-40-00
 python -m experiments.compare outputs/2026-11-23/12-30-00 outputs/2026-11-23/12-40-00 --write differences.json
 
 A group is a run folder, or a folder of runs that differ in their seeds only. Each group is compared with the first. The
-exit status is 0 whatever was found, 2 for bad input; with --fail-if-worse it is 1 if a later group is worse.
+exit status is 0 for any result and 2 for bad input. With --fail-if-worse it is 1 if a later group is worse.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def table(differences: Sequence[Difference], title: str) -> Table:
-    """One figure a row."""
+    """Show one figure per row."""
     out = Table(title=title)
     out.add_column("figure", no_wrap=True)
     for column in ("first", "second", "ratio"):
@@ -72,8 +72,12 @@ def table(differences: Sequence[Difference], title: str) -> Table:
 
 
 def notes(first: Sequence[Run], second: Sequence[Run], prompts: int) -> list[str]:
-    """What the reader must know of two groups: runs that are unfinished or were disturbed, prompts that are left out,
-    targets and machines that differ."""
+    """Return notes on two groups: unfinished or disturbed runs, prompts left out, different targets or machines.
+
+    Args:
+        first, second: the groups.
+        prompts: number of prompts that were compared.
+    """
     runs = [*first, *second]
     most = max(len({(g.get("prompt"), g.get("turn")) for g in run.generations}) for run in runs)
     left_out = [f"{most - prompts} prompts that not all runs answered are left out."] if most > prompts else []
@@ -82,7 +86,10 @@ def notes(first: Sequence[Run], second: Sequence[Run], prompts: int) -> list[str
 
 
 def worse_figures(found: dict[str, Any]) -> list[str]:
-    """The figures in which a group is worse than the first, but for plain decoding, which is not the group's doing."""
+    """Return the figures in which a group is worse than the first.
+
+    Plain decoding is left out, because a group's drafter does not change it.
+    """
     return [
         f"{found['folder']}: {d['name']} {d['ratio']:.3f}"
         for d in found["differences"]

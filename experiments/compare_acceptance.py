@@ -1,7 +1,7 @@
-"""Acceptance rules x temperatures on the same trees: a table, `summary.json`, and a plot in the run folder.
+"""Compare acceptance rules by temperature on the same trees: a table, `summary.json`, and a plot in the run folder.
 
-Rules that are declared lossless are proven first by a quick enumeration, and at temperature 0 compared with the greedy
-verdict on every tree. The command fails if one differs.
+Lossless rules are proven first by a quick enumeration. At temperature 0 they are compared with the greedy verdict on
+every tree, and the command fails if one differs.
 
 python -m experiments.compare_acceptance drafter=ngram_lm target=smollm2_135m
 python -m experiments.compare_acceptance synthetic=true study.widths=[1,1,1] study.rules=[with_replacement/block]
@@ -40,7 +40,7 @@ from specdec.runs.log import provenance
 
 @dataclass
 class Kind:
-    """A way of drawing trees, and the rules that judge them."""
+    """Options of the drafter for one kind of tree, and the rules that judge such trees."""
 
     drafter: dict[str, Any]
     rules: list[str]
@@ -48,7 +48,7 @@ class Kind:
 
 @dataclass
 class Options:
-    """See conf/compare_acceptance.yaml."""
+    """Options as in conf/compare_acceptance.yaml."""
 
     temperatures: list[NonNegative]
     draws: Count
@@ -98,7 +98,11 @@ def main(cfg: DictConfig) -> None:
 
 
 def require_some(chosen: Options) -> None:
-    """Raises InputError where nothing would be compared."""
+    """Refuse options that leave nothing to compare.
+
+    Raises:
+        InputError: no trees, rules or temperatures.
+    """
     for name, found in (("temperatures", chosen.temperatures), ("trees", chosen.trees)):
         if not found:
             raise InputError(name, expected="at least one", got="none", fix="name some")
@@ -110,14 +114,14 @@ def require_some(chosen: Options) -> None:
 
 
 def trees(name: str, cfg: DictConfig) -> Trees:
-    """A kind of trees of the config: the drafter with its way of drawing, and the rules by name."""
+    """Return one kind of trees of the config: the drafter with its options, and the rules by name."""
     kind = cfg.trees[name]
     drafter = instantiate(OmegaConf.merge(cfg.drafter, kind.drafter), _convert_="all")
     return Trees(name, drafter, [rule(choice) for choice in kind.rules])
 
 
 def table(results: list[dict[str, Any]], title: str) -> Table:
-    """Rules x temperatures; depths at the highest temperature, accept time over all."""
+    """Show rules by temperature, acceptance by depth at the highest temperature, and the time over all."""
     temperatures = sorted({r["temperature"] for r in results})
     out = Table(title=title)
     for column in ("rule", "lossless"):

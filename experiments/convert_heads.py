@@ -1,4 +1,4 @@
-"""Medusa heads from any published layout to the official one or vLLM's, with a report of every tensor.
+"""Convert Medusa heads from any published layout to the official one or vLLM's, and report on every tensor.
 
 python -m experiments.convert_heads heads=FasterDecoding/medusa-vicuna-7b-v1.3 to=official output=heads
 python -m experiments.convert_heads heads=heads to=vllm output=heads-vllm target=smollm2_135m
@@ -28,12 +28,12 @@ from specdec.model.load import resolve_dtype
 from specdec.model.target import TargetModel
 from specdec.runs.log import provenance
 
-SHOWN = 5  # tensors left out that are named; a full model has hundreds
+SHOWN = 5  # tensors left out that are listed; a full model has hundreds
 
 
 @dataclass
 class Options:
-    """See conf/convert_heads.yaml."""
+    """Options as in conf/convert_heads.yaml."""
 
     heads: str
     to: str
@@ -74,7 +74,7 @@ def main(cfg: DictConfig) -> None:
 
 
 def table(source: HeadsFile, title: str) -> Table:
-    """Every tensor of the heads, and what was left out."""
+    """Show every tensor of the heads, and the tensors left out."""
     out = Table(title=title)
     out.add_column("in the source", no_wrap=True)
     out.add_column("became")

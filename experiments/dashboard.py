@@ -1,4 +1,4 @@
-"""The report's pictures of all runs in a folder, in the browser: choose, compare, follow a run under way.
+"""Show the report's pictures of all runs in a folder in the browser: choose, compare, follow a running one.
 
 python -m experiments.dashboard outputs/
 """
@@ -31,7 +31,7 @@ from specdec.runs.read import Run, run_folders
 HOST = "127.0.0.1"  # this machine only
 PERIOD_MS = 1000
 HEADERS = {
-    # Dash's own scripts are inline and draw with inline styles; nothing is fetched from, sent to or framed elsewhere
+    # Dash needs inline scripts and styles; no other site may be fetched from, sent to or framed
     "Content-Security-Policy": "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; "
     "style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; "
     "object-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'self'",
@@ -56,17 +56,17 @@ COLUMNS = {
 
 
 class Library:
-    """The runs in a folder, by their path inside it; nothing outside it is read."""
+    """The runs in a folder, by their path inside it. Nothing outside the folder is read."""
 
     def __init__(self, root: Path) -> None:
         if not root.is_dir():
             raise InputError("folder", expected="a folder of runs", got=repr(str(root)), fix="check the path")
         self._root = root.resolve()
         self._runs: dict[str, Run] = {}
-        self._lock = threading.Lock()  # requests come in threads of their own
+        self._lock = threading.Lock()  # every request has its own thread
 
     def rows(self) -> list[dict[str, Any]]:
-        """All runs as the list shows them, without reading their steps."""
+        """Return the rows of the list of runs, without reading their steps."""
         with self._lock:
             names = [str(folder.relative_to(self._root)) for folder in run_folders(self._root)]
             known = {name: self._runs.get(name) or Run(self._root / name) for name in names}
@@ -74,36 +74,38 @@ class Library:
             return [{"id": name, **self._listed(name, run)} for name, run in self._runs.items()]
 
     def _inside(self, run: Run) -> bool:
-        """Whether no file of it is a link that leads out of the folder; asked before each reading, since files can be
-        swapped for links."""
+        """Return whether no file of the run is a link that leads out of the folder.
+
+        This is checked before each reading, because a file can be replaced by a link.
+        """
         try:
             return all(file.resolve().is_relative_to(self._root) for file in run.files)
-        except (OSError, RuntimeError):  # links in a circle
+        except (OSError, RuntimeError):  # links that form a circle
             return False
 
     def _listed(self, name: str, run: Run) -> dict[str, Any]:
-        """A run's row; one that cannot be read says so."""
+        """Return a run's row, or a row with the reason if the run cannot be read."""
         try:
             run.look()
             return _row(name, run)
-        except Exception as error:  # a file may hold anything, and the other runs must stay in the list
+        except Exception as error:  # any content is possible, and the other runs must stay in the list
             return {"run": name, "status": f"unreadable ({visible(str(error)) or type(error).__name__})"[:80]}
 
     def leaderboard(self) -> Leaderboard:
-        """The newest run of every entrant, among all that are there now."""
+        """Return the leaderboard of the newest run of every entrant in the folder now."""
         self.rows()
         with self._lock:
             return Leaderboard.of(list(self._runs.values()))
 
     def refreshed(self, names: Sequence[str]) -> list[Run]:
-        """These runs as they are now; names that are none of ours are left out."""
+        """Return these runs as they are now. Unknown names are left out."""
         with self._lock:
             runs = [self._runs[name] for name in names if name in self._runs and self._inside(self._runs[name])]
             return [run for run in runs if _readable(run)]
 
 
 def _readable(run: Run) -> bool:
-    """Read what is new of a run; False if it cannot be drawn, and then its row says why."""
+    """Read what is new in a run. Returns False if it cannot be drawn; its row then gives the reason."""
     try:
         run.refresh()
         Contents.of([run])
@@ -113,7 +115,7 @@ def _readable(run: Run) -> bool:
 
 
 def _row(name: str, run: Run) -> dict[str, Any]:
-    figures = {"tau": "tokens_per_step"}  # a training run's tokens/s are those it reads
+    figures = {"tau": "tokens_per_step"}  # tokens/s of a training run are the speed of training
     if not run.trains:
         figures |= {"acceptance": "acceptance_rate", "speed": "tokens_per_second", "speedup": "speedup"}
     return {
@@ -130,10 +132,10 @@ def _rounded(figure: Any) -> float | None:
 
 
 def dashboard(root: Path) -> Dash:
-    """The application; serve its `server` on loopback.
+    """Return the application. Serve its `server` only on the loopback interface.
 
     Raises:
-        InputError: no such folder.
+        InputError: the folder does not exist.
     """
     library = Library(root)
     app = Dash(
@@ -144,7 +146,7 @@ def dashboard(root: Path) -> Dash:
 
     @server.before_request
     def only_this_machine() -> None:
-        """A page elsewhere whose name is made to mean this machine sends its own name along."""
+        """Refuse requests for another host name, so that a foreign site that resolves to this machine gets nothing."""
         if request.host.rpartition(":")[0] not in (HOST, "localhost"):
             abort(403)
 
@@ -296,7 +298,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with one_line_errors():
         app = dashboard(options.folder)
         require_free(options.port)
-        logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line a second and browser otherwise
+        logging.getLogger("werkzeug").setLevel(logging.ERROR)  # or it logs a line per second and browser
         stdout.print(f"dashboard: http://{HOST}:{options.port} (Ctrl-C ends it)", highlight=False)
         app.run(host=HOST, port=options.port)
 

@@ -1,4 +1,4 @@
-"""A leaderboard of all runs in a folder: one row per target, drafter, machine and prompts.
+"""Make a leaderboard of all runs in a folder: one row per target, drafter, machine and prompts.
 
 python -m experiments.leaderboard outputs/
 python -m experiments.leaderboard outputs/ multirun/ --write leaderboard.html
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def short(board: Leaderboard) -> Table:
-    """The columns that a terminal has room for."""
+    """Show the columns that fit on a terminal."""
     places = [board.table.columns.index(name) for name in SHOWN]
     return Table(SHOWN, [[row[place] for place in places] for row in board.table.rows])
 

@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def page(found: Mapping[str, Finding]) -> str:
-    """The table as Markdown."""
+    """Return the table as Markdown."""
     works = sum(finding.status == WORKS for finding in found.values())
     lines = [
         "# Models",

@@ -1,4 +1,4 @@
-"""Where speculation pays: the best tree, its speedup and throughput over batch and context, predicted.
+"""Predict where speculation pays: the best tree, its speedup and its throughput by batch and context.
 
 python -m experiments.plan target=llama2_7b hardware=a100_80g draft.model=llama_68m
 python -m experiments.plan target=llama3_70b hardware=h100_sxm devices=8 draft.model=llama3_1b most_ms=20
@@ -37,7 +37,7 @@ from specdec.options import Count, Natural, NonNegative, Positive, Range, Share
 from specdec.runs.log import provenance
 from specdec.runs.read import Run
 
-Grid = dict[tuple[int, int], Plan]  # by batch and context; those that do not fit are missing
+Grid = dict[tuple[int, int], Plan]  # by (batch, context); pairs that do not fit into memory are missing
 
 
 @dataclass
@@ -49,7 +49,7 @@ class Draft:
 
 @dataclass
 class Options(Modelled):
-    """See conf/plan.yaml."""
+    """Options as in conf/plan.yaml."""
 
     draft: Draft = field(default_factory=Draft)
     rates: list[list[Share]] = field(default_factory=list)
@@ -107,8 +107,10 @@ def main(cfg: DictConfig) -> None:
 
 
 def acceptance(o: Options) -> Acceptance:
-    """Raises:
-    InputError: neither a run that drafted, nor a file that holds acceptances.
+    """Return the acceptance rates: those of the options, or measured ones.
+
+    Raises:
+        InputError: `measured` is neither a run that drafted nor a file with acceptance rates.
     """
     if o.measured is None:
         return o.rates * o.depth if len(o.rates) == 1 else o.rates
@@ -126,8 +128,10 @@ def acceptance(o: Options) -> Acceptance:
 
 
 def drafter(o: Options, target: Roofline) -> Roofline | None:
-    """Raises:
-    InputError: a model and heads at once.
+    """Return the roofline of the draft model, None without one.
+
+    Raises:
+        InputError: a model and heads at once.
     """
     d, machine = o.draft, target.machine
     if d.model is not None and d.heads is not None:
@@ -153,7 +157,7 @@ def fits(target: Roofline, draft: Roofline | None, batch: int, context: int) -> 
 
 
 def within(contexts: Sequence[int], window: int | None) -> list[int]:
-    """The contexts that the model can read; says which it cannot."""
+    """Return the contexts that fit the model's window, and print those that do not."""
     kept = sorted({context for context in contexts if window is None or context <= window})
     if not kept:
         expected = f"one within the model's window of {window:,} tokens"
@@ -164,14 +168,21 @@ def within(contexts: Sequence[int], window: int | None) -> list[int]:
 
 
 def pays_up_to(grid: Grid, context: int, worth: float) -> int | None:
-    """The largest batch before the first that does not pay; None when not even the smallest does."""
+    """Return the largest batch before the first one that does not pay, or None if the smallest does not pay."""
     of_context = [plan for (_, c), plan in sorted(grid.items()) if c == context]
     paying = list(takewhile(lambda plan: plan.speedup >= worth, of_context))
     return paying[-1].batch if paying else None
 
 
 def served(grid: Grid, context: int, most_ms: float, devices: int) -> dict[str, Any]:
-    """The most tokens/s per device, plain and drafted, at which nobody waits longer than `most_ms` for a token."""
+    """Return the largest tokens/s per device, plain and drafted, within a service level.
+
+    Args:
+        grid: the plans.
+        context: tokens before the forward.
+        most_ms: largest number of milliseconds per token.
+        devices: number of devices.
+    """
     of_context = [plan for (_, c), plan in grid.items() if c == context]
     plain = [p for p in of_context if 1e3 * p.plain_seconds <= most_ms]
     drafted = [p for p in of_context if 1e3 * p.seconds / p.tokens_per_step <= most_ms]

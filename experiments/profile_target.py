@@ -1,4 +1,4 @@
-"""What a forward of the target costs against tokens, prefix and batch: a table, `profile.json`, and a plot.
+"""Time a forward of the target by tokens, prefix and batch: a table, `profile.json`, and a plot.
 
 python -m experiments.profile_target target=smollm2_135m
 python -m experiments.profile_target target=smollm2_135m target.runtime=stock grid.tokens=[] rounds=10
@@ -54,7 +54,7 @@ class Axes:
 
 @dataclass
 class Sweeps:
-    """See conf/profile_target.yaml."""
+    """Options as in conf/profile_target.yaml."""
 
     base: Base
     axes: Axes
@@ -72,7 +72,7 @@ class Sweeps:
 def main(cfg: DictConfig) -> None:
     o = typed(cfg, Sweeps)
     base, axes, grid = asdict(o.base), asdict(o.axes), asdict(o.grid)
-    sweep(base, axes, grid)  # refuses points that cannot be, before a model is loaded
+    sweep(base, axes, grid)  # refuses impossible points before a model is loaded
     target = instantiate(cfg.target)
     clip(base, axes, grid, target.context_window)
     points = sweep(base, axes, grid)
@@ -106,7 +106,14 @@ def main(cfg: DictConfig) -> None:
 
 
 def clip(base: dict[str, int], axes: dict[str, list[int]], grid: dict[str, list[int]], window: int | None) -> None:
-    """Shorten prefixes, in place, so that the most tokens of the run fit behind every one of them; say which."""
+    """Shorten prefixes in place, so that the largest number of tokens fits after each; print the changes.
+
+    Args:
+        base: the base point.
+        axes: values of each axis.
+        grid: values of the grid.
+        window: the model's context window, None if unlimited.
+    """
     tokens = max([base["tokens"], *axes["tokens"], *grid["tokens"]])
     wanted = {base["prefix"], *axes["prefix"], *grid["prefix"]}
     axes["prefix"], grid["prefix"] = (fitting(part["prefix"], tokens, window) for part in (axes, grid))
@@ -119,7 +126,14 @@ def clip(base: dict[str, int], axes: dict[str, list[int]], grid: dict[str, list[
 
 
 def table(rows: Sequence[Figures], base: dict[str, int], title: str, exit_layer: int | None) -> Table:
-    """The three sweeps around the base point; the grid is in the plot and in `profile.json`."""
+    """Show the three sweeps around the base point. The grid is in the plot and in `profile.json`.
+
+    Args:
+        rows: the timed points.
+        base: the base point.
+        title: title of the table.
+        exit_layer: layer from which a verify continues, None for whole forwards only.
+    """
     out = Table(title=title)
     columns = ["tokens", "prefix", "batch", "ms [quartiles]", "min", "GB/s", "of best", "GFLOP/s", "of best"]
     for column in columns if exit_layer is None else [*columns, f"from layer {exit_layer} on [95 %]"]:
@@ -146,13 +160,20 @@ def share(middle: float, interval: tuple[float, float] | None) -> str:
 
 
 def curve(rows: Sequence[Figures], base: dict[str, int], axis: str) -> list[Figures]:
-    """The points that differ from `base` along one axis only, in its order."""
+    """Return the points that differ from `base` along one axis only, in its order."""
     others = [name for name in AXES if name != axis]
     return sorted((r for r in rows if all(r[name] == base[name] for name in others)), key=lambda r: r[axis])
 
 
 def plot(rows: Sequence[Figures], base: dict[str, int], grid: dict[str, list[int]], title: str) -> go.Figure:
-    """Time along each axis, and what no forward can beat; tokens also at every prefix and batch of the grid."""
+    """Plot the time along each axis with its lower bound; tokens also at every prefix and batch of the grid.
+
+    Args:
+        rows: the timed points.
+        base: the base point.
+        grid: values of the grid.
+        title: title of the plot.
+    """
     figure = make_subplots(cols=len(AXES), subplot_titles=list(AXES.values()))
     for column, axis in enumerate(AXES, 1):
         bases = [base]

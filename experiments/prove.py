@@ -1,4 +1,4 @@
-"""Prove acceptance rules and drafters: every random outcome is enumerated, and text keeps the target's distribution.
+"""Prove that acceptance rules and drafters keep the target's distribution, by enumerating every random outcome.
 
 python -m experiments.prove                                       # everything in conf/acceptance and conf/drafter
 python -m experiments.prove --config-dir my_conf acceptance=my_rule    # a rule outside of the repository
@@ -39,7 +39,7 @@ GENERAL = "traversal"  # judges a drafter's trees if no rule is named: it is exa
 
 @dataclass(frozen=True)
 class Proven:
-    """All findings about one rule or drafter. expected: what it claims."""
+    """All findings about one rule or drafter; `expected` is its claim."""
 
     subject: str
     expected: str
@@ -67,7 +67,7 @@ def main(cfg: DictConfig) -> None:
 
 
 def proofs(cfg: DictConfig) -> Iterator[Proven]:
-    """Proofs of the rule and the drafter that the config names; of all there are if it names none."""
+    """Yield proofs of the rule and the drafter that the config names, or of all if it names none."""
     names, rule, drafter = HydraConfig.get().runtime.choices, cfg.get("acceptance"), cfg.get("drafter")
     everything = rule is None and drafter is None
     rules = {name: part("acceptance", name) for name in choices("acceptance")} if everything else {}
@@ -87,11 +87,11 @@ def proofs(cfg: DictConfig) -> Iterator[Proven]:
 
 
 def drafter_proof(config: DictConfig, rule: AcceptanceRule, cfg: DictConfig) -> DrafterProof:
-    """The proof of the drafter that a config of `conf/drafter` describes.
+    """Return the proof of a drafter.
 
     Args:
-        config: the drafter's; `auto` weights are replaced by untrained ones.
-        rule: judges its trees.
+        config: config of the drafter; `auto` weights are replaced by untrained ones.
+        rule: the rule that judges its trees.
         cfg: the other options of conf/prove.yaml.
     """
 
@@ -110,8 +110,10 @@ def drafter_proof(config: DictConfig, rule: AcceptanceRule, cfg: DictConfig) -> 
 
 
 class SteadyCosts:
-    """A `CostCurve` without a clock, so that an adaptive tree is the same when an outcome is drawn again. Prices are
-    such that some nodes pay and others do not."""
+    """A `CostCurve` without a clock, so that the same outcome always gives the same adaptive tree.
+
+    Its costs are such that some nodes pay and others do not.
+    """
 
     LEVEL_MS = 0.05
 
@@ -120,7 +122,7 @@ class SteadyCosts:
 
 
 def table(proven: Proven) -> Table:
-    """One row per check."""
+    """Show one row per check."""
     out = Table(title=proven.subject, title_justify="left")
     out.add_column("check", min_width=40)
     out.add_column("outcomes", justify="right")

@@ -1,4 +1,4 @@
-"""What others measured, beside what the cost model says of the same models and machines: its misses included.
+"""Compare published measurements with the cost model's predictions for the same models and machines.
 
 python -m experiments.published
 """
@@ -51,7 +51,7 @@ class Speculation:
 
 @dataclass
 class Options:
-    """See conf/published.yaml."""
+    """Options as in conf/published.yaml."""
 
     fitted: Reached = field(default_factory=Reached)
     context: Natural = 100
@@ -73,7 +73,7 @@ def main(cfg: DictConfig) -> None:
 
 
 def decoded(row: Decoding, o: Options) -> dict[str, Any]:
-    """Milliseconds per token: published, the limit, and with what kernels were fitted to reach."""
+    """Return milliseconds per token: published, the lower bound, and the prediction with the fitted `reach`."""
     shape, precision = shape_of(row.target), Precision(weights=row.weights)
     limit = Roofline(shape, machine(GPT_FAST), precision, row.devices)
     fitted = Roofline(shape, machine(GPT_FAST), precision, row.devices, reach=o.fitted.shares())
@@ -86,7 +86,7 @@ def decoded(row: Decoding, o: Options) -> dict[str, Any]:
 
 
 def speculated(row: Speculation, context: int) -> dict[str, Any]:
-    """The published τ over what a step costs: nothing is fitted, the ratio of limits is all there is."""
+    """Return the speedup predicted from the published τ and the ratio of lower bounds; nothing is fitted."""
     target = Roofline(shape_of(row.target), machine(row.hardware))
     heads: CostCurve = FREE
     if row.heads is not None:

@@ -1,4 +1,4 @@
-"""Every ratio that matters, measured side by side in one process: a table, and a check against earlier ones.
+"""Measure the project's ratios side by side in one process: a table, and a check against earlier ratios.
 
 python -m experiments.ratios prompts=jsonl prompts.path=prompts.jsonl
 python -m experiments.ratios write=benchmarks/ratios.json
@@ -61,7 +61,7 @@ class Forwards:
 
 @dataclass
 class Ratios:
-    """See conf/ratios.yaml."""
+    """Options as in conf/ratios.yaml."""
 
     batch: OverBatch
     forward: Forwards
@@ -127,7 +127,15 @@ def main(cfg: DictConfig) -> None:
 def pairs(
     names: Sequence[str], drafter: str, references: Sequence[str], missing: Collection[str]
 ) -> dict[str, tuple[str, str]]:
-    """The two methods of each ratio, as `Benchmark` calls them; without those that cannot run here.
+    """Return the two methods of each ratio, with the names that `Benchmark` uses.
+
+    Ratios with a method that cannot run here are left out.
+
+    Args:
+        names: the ratios, as "method / method".
+        drafter: name of the drafter.
+        references: names of the references.
+        missing: names of references that cannot run here.
 
     Raises:
         InputError: a method that is not in this run.
@@ -144,10 +152,10 @@ def pairs(
 
 
 def forwards(f: Forwards, target: TargetModel) -> list[Point]:
-    """The few forwards whose ratios are reported.
+    """Return the forwards whose ratios are reported.
 
     Raises:
-        InputError: one that is longer than the context window.
+        InputError: a forward longer than the context window.
     """
     sizes = [(1, f.prefix), (1, f.long_prefix), *((tokens, f.prefix) for tokens in f.verify)]
     window, points = target.context_window, [Point(tokens, prefix, batch=1) for tokens, prefix in sizes]
@@ -159,14 +167,14 @@ def forwards(f: Forwards, target: TargetModel) -> list[Point]:
 
 
 def batch_prompts(cfg: DictConfig, o: OverBatch, target: TargetModel) -> list[list[int]]:
-    """The first turns of as many prompts as the largest batch has rows, by length, so that batches pad little."""
+    """Return the first turns of prompts for the largest batch, sorted by length so that batches need little padding."""
     encoder = PromptEncoder.of(target)
     prompts = instantiate(cfg.prompts, limit=max(o.sizes, default=1))
     return sorted(first_turns(prompts, encoder, target.context_window, o.max_new_tokens), key=len)
 
 
 def texts(benchmark: Benchmark, log: RunLog) -> tuple[dict[str, Any], list[Trial]]:
-    """Every method on the same prompts, taking turns."""
+    """Run every method on the same prompts, in turns."""
     trials: list[Trial] = []
     with progress_bar(benchmark.turns) as advance:
 
@@ -178,7 +186,7 @@ def texts(benchmark: Benchmark, log: RunLog) -> tuple[dict[str, Any], list[Trial
 
 
 def of_forwards(costs: Profile, f: Forwards) -> list[Ratio]:
-    """Times of forwards over that of a decode step."""
+    """Return the times of forwards over that of a decode step."""
     decode = Point(1, f.prefix, 1)
     verify = [
         Ratio(f"verify of {n} / decode of 1", *costs.ratio(Point(n, f.prefix, 1), decode), less=True) for n in f.verify
@@ -188,7 +196,7 @@ def of_forwards(costs: Profile, f: Forwards) -> list[Ratio]:
 
 
 def of_batches(curve: Sequence[BatchSize]) -> list[Ratio]:
-    """Total tokens/s without drafts over those of the first batch size, and the same once the prompts are read."""
+    """Return total tokens/s of plain decoding over that of the first batch size, with and without reading prompts."""
     first, ratios = curve[0], []
     for at in curve[1:]:
         name = f"batch {at.size}{SIDES}batch {first.size}"
@@ -198,7 +206,7 @@ def of_batches(curve: Sequence[BatchSize]) -> list[Ratio]:
 
 
 def methods_table(s: Mapping[str, Any], texts: int) -> Table:
-    """Tokens/s of every method, and how many of its texts equal those of the drafter."""
+    """Show tokens/s of every method, and how many of its texts equal those of the drafter."""
     where = f"{s['target']}, {s['device']}, {s['dtype']}, {s['threads']} threads"
     table = Table(
         title=f"{s['prompts']} prompts, {s['new_tokens']} new tokens, temperature {s['temperature']} ({where})"
@@ -217,7 +225,7 @@ def methods_table(s: Mapping[str, Any], texts: int) -> Table:
 
 
 def curve_table(curve: Sequence[BatchSize], drafter: str) -> Table:
-    """Total tokens/s over batch size, and what makes them: the time of a step, and the tokens it brings."""
+    """Show total tokens/s by batch size, with the time of a step and the tokens per step."""
     table = Table(title="over batch size")
     for column in (
         "batch",

@@ -1,5 +1,7 @@
-"""One self-contained page of pictures of a run, or of the comparison of several. A sweep's jobs are compared as they
-lie on disk, also while some are still running: those that failed or have not started are listed.
+"""Write one self-contained page of pictures of a run, or of a comparison of several runs.
+
+The jobs of a sweep are compared as they are on disk, even while some are still running. Jobs that failed or have not
+started are listed.
 
 python -m experiments.report outputs/2026-11-23/12-00-00
 python -m experiments.report outputs/2026-11-23/12-30-00 outputs/2026-11-23/12-40-00 --write comparison.html
@@ -32,13 +34,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for folder in sweeps:
             show(read(folder), page=False)
         if len(sweeps) == len(options.folders) and not any(map(run_folders, sweeps)):
-            return  # no job has got as far as a run
+            return  # no job has begun a run
         file = options.write or (options.folders[0] if len(options.folders) == 1 else Path()) / REPORT
         write(find_runs(options.folders), file)
 
 
 def write(runs: Sequence[Run], file: Path) -> None:
-    """Write the page, print its figures.
+    """Write the page, and print its figures.
 
     Raises:
         InputError: the file cannot be written.
@@ -55,7 +57,7 @@ def write(runs: Sequence[Run], file: Path) -> None:
 
 
 def print_figures(contents: Contents) -> None:
-    """The pictures' own tables, as text."""
+    """Print the tables of the pictures as text."""
     for line in (contents.title, *contents.head, *contents.notes):
         stdout.print(line, soft_wrap=True, highlight=False)
     if contents.tiles:

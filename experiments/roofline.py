@@ -1,4 +1,4 @@
-"""What bounds a model on a machine: time, intensity and memory of its forwards, predicted from its config alone.
+"""Predict what bounds a model on a machine from its config: time, intensity and memory of its forwards.
 
 python -m experiments.roofline target=llama2_7b hardware=a100_80g
 python -m experiments.roofline target=hf target.name=Qwen/Qwen3-4B hardware=rtx_4090 precision.weights=int8
@@ -33,12 +33,12 @@ from specdec.options import Count, Natural
 from specdec.runs.log import provenance
 
 KINDS = {"decode": VERMILION, "verify": BLUE, "batch": GREEN, "prompt": ORANGE}
-CONTEXTS = (512, 4096, 32768, 131072)  # whose largest batch is shown
+CONTEXTS = (512, 4096, 32768, 131072)  # for each, the largest batch that fits is shown
 
 
 @dataclass
 class Options(Modelled):
-    """See conf/roofline.yaml."""
+    """Options as in conf/roofline.yaml."""
 
     context: Natural = 512
     nodes: list[Count] = field(default_factory=list)
@@ -48,7 +48,7 @@ class Options(Modelled):
 
 @dataclass(frozen=True)
 class Point:
-    """kind: one of `KINDS`; size: nodes, rows or tokens."""
+    """One forward: `kind` is one of `KINDS`, `size` its number of nodes, rows or tokens."""
 
     kind: str
     size: int
@@ -109,7 +109,7 @@ def points(roofline: Roofline, o: Options) -> Iterator[Point]:
 
 
 def memory(roofline: Roofline) -> dict[str, Any]:
-    """What fits, on each device."""
+    """Return the memory use on each device, and the largest batches that fit."""
     windows = [c for c in CONTEXTS if c <= (roofline.shape.window or c)]
     return {
         "parameters": roofline.shape.elements,
@@ -162,7 +162,7 @@ def table(rows: list[dict[str, Any]], title: str) -> Table:
 
 
 def plot(roofline: Roofline, made: list[Point], title: str) -> go.Figure:
-    """The roof, and every forward under it: the lower left is memory's, the upper right arithmetic's."""
+    """Plot the roofline with every forward: memory-bound ones at the lower left, compute-bound at the upper right."""
     machine, dtype = roofline.machine, roofline.precision.compute
     balance = machine.balance(dtype)
     least = min(point.forward.intensity for point in made) / 2

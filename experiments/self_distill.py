@@ -1,4 +1,4 @@
-"""The target's own text, for training drafters: tokens and hidden states in a folder.
+"""Write text with the target for training drafters: tokens and hidden states in a folder.
 
 python -m experiments.self_distill folder=data/smollm2 prompts=jsonl prompts.path=questions.jsonl
 OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 -m experiments.self_distill ...    # a process per core; on a GPU some six
@@ -90,7 +90,7 @@ class Options:
 def main(cfg: DictConfig) -> None:
     options = checked(cfg)
     prompts = instantiate(cfg.prompts) if cfg.get("prompts") else []
-    state = PartialState(cpu=True)  # processes exchange no tensors: any number may share a GPU
+    state = PartialState(cpu=True)  # processes exchange no tensors, so any number may share a GPU
     if torch.cuda.is_available():
         torch.cuda.set_device(state.local_process_index % torch.cuda.device_count())
     target = instantiate(cfg.target)
@@ -107,7 +107,7 @@ def main(cfg: DictConfig) -> None:
             prompts = [*prompts, *long_prompts(options, target, shard.folder)]
         mine = [prompt for prompt in prompts if int(prompt_key(prompt), 16) % parts == part]
         answer(options, [*mine, *self_written(options, target, shard, part, parts)], target, shard, parts)
-        add_features(options, target, shard, parts)  # those that are not stored as the text is made
+        add_features(options, target, shard, parts)  # features that were not stored while the text was written
     if options.export_to and not part:
         size = export_text(shard.folder, Path(options.export_to))
         say(f"{options.export_to}: {size:,} bytes, token ids of {len(committed(shard.folder)):,} texts")
@@ -115,7 +115,7 @@ def main(cfg: DictConfig) -> None:
 
 @contextmanager
 def keeping(shard: Shard) -> Iterator[None]:
-    """A run that dies keeps the texts that are finished, and says so."""
+    """Keep the finished texts if the run dies, and print their number."""
     try:
         yield
     except BaseException as error:
@@ -126,7 +126,10 @@ def keeping(shard: Shard) -> Iterator[None]:
 
 @contextmanager
 def first(state: PartialState) -> Iterator[None]:
-    """The main process before all others, as accelerate has it; but its barrier asks for a GPU for every process."""
+    """Run the block in the main process before all others.
+
+    accelerate's own `main_process_first` is not used, because its barrier needs a GPU per process.
+    """
     if not state.is_main_process:
         torch.distributed.barrier()
     yield
@@ -135,7 +138,15 @@ def first(state: PartialState) -> Iterator[None]:
 
 
 def self_written(options: Options, target: TargetModel, shard: Shard, part: int, parts: int) -> list[Prompt]:
-    """This process's share of the prompts the target writes, and of those it wrote in earlier runs."""
+    """Return this process's share of the prompts that the target writes, earlier runs included.
+
+    Args:
+        options: the options of the run.
+        target: the model.
+        shard: this process's part of the data folder.
+        part: number of this process, from 0.
+        parts: number of processes.
+    """
     own = options.self_written
     share, left_out = own.count // parts + (part < own.count % parts), Counter[str]()
     if share:
@@ -151,7 +162,10 @@ def self_written(options: Options, target: TargetModel, shard: Shard, part: int,
 
 
 def long_prompts(options: Options, target: TargetModel, folder: Path) -> list[Prompt]:
-    """The prompts made of passages, and of earlier runs: kept in the folder, as other text would make other ones."""
+    """Return the prompts made of passages, earlier runs included.
+
+    They are kept in the folder, because new text in it would lead to other prompts.
+    """
     own, file = options.passages, folder / "passages.jsonl"
     prompts = jsonl(str(file)) if file.exists() else []
     if len(prompts) < own.count:
@@ -164,7 +178,10 @@ def long_prompts(options: Options, target: TargetModel, folder: Path) -> list[Pr
 
 
 def add_features(options: Options, target: TargetModel, own: Shard, parts: int) -> None:
-    """Compute the features that this process's texts lack, and those of shards that have no process in this run."""
+    """Compute missing features of this process's texts, and of shards without a process in this run.
+
+    Arguments as in `self_written`; `own` is its `shard`.
+    """
     add_missing(options, target, own)
     for number in shard_numbers(own.folder):
         if number >= parts and number % parts == own.number:
@@ -181,7 +198,10 @@ def add_missing(options: Options, target: TargetModel, shard: Shard) -> None:
 
 
 def answer(options: Options, prompts: list[Prompt], target: TargetModel, shard: Shard, parts: int) -> None:
-    """Answer what is not answered yet."""
+    """Answer the prompts that have no answer yet.
+
+    Arguments as in `self_written`; `prompts` are those of this process.
+    """
     texts, own = committed(shard.folder), options.answers
     have = sum(text.answer_tokens for text in texts)
     work = SelfDistillation(
@@ -213,13 +233,13 @@ def answer(options: Options, prompts: list[Prompt], target: TargetModel, shard: 
 
 
 def say_left_out(counts: Counter[str]) -> None:
-    """A line with what was left out and why, if anything was."""
+    """Print what was left out and why, if anything was."""
     if shown := ", ".join(f"{count:,} {what}" for what, count in counts.items() if count):
         say(f"left out: {shown}")
 
 
 def checked(cfg: DictConfig) -> Options:
-    """The typed part of the config, before anything is loaded.
+    """Return the typed part of the config, checked before anything is loaded.
 
     Raises:
         InputError: a value of the wrong type or out of range.

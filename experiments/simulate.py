@@ -1,4 +1,4 @@
-"""A recorded run replayed with another tree, at another temperature, on another machine; no model is loaded.
+"""Replay a recorded run with another tree, at another temperature or on another machine, without a model.
 
 python -m experiments.bench drafter=medusa record=true
 python -m experiments.simulate run=outputs/... tree=16 profile=outputs/.../profile.json
@@ -41,12 +41,12 @@ from specdec.trees.files import TREE_FILE, read_tree, write_tree
 from specdec.trees.topology import Topology
 
 ADAPTIVE = "steps are those that adaptive trees make at these very costs; a run times its own, and may draft less deep"
-SHOWN = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # sizes of trees in the table of a search
+SHOWN = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # numbers of nodes in the table of a search
 
 
 @dataclass
 class Options(Modelled):
-    """See conf/simulate.yaml."""
+    """Options as in conf/simulate.yaml."""
 
     run: str = ""
     tree: int | str | list[Any] | Topology = "recorded"
@@ -94,8 +94,10 @@ def main(cfg: DictConfig) -> None:
 
 
 def require_replayable(rule: AcceptanceRule, temperature: float) -> None:
-    """Raises:
-    InputError: a lossy rule, whose text was not recorded; at a temperature, any but `exact`.
+    """Refuse a rule that cannot be replayed.
+
+    Raises:
+        InputError: a lossy rule, because its text was not recorded; or, at a temperature above 0, any rule but `exact`.
     """
     if not rule.lossless or (temperature > 0 and rule.name != "exact"):
         expected = "exact, or at temperature 0 any lossless rule; others write texts of which nothing was recorded"
@@ -109,7 +111,7 @@ def required(costs: Costs | None) -> Costs:
 
 
 def named(o: Options, trace: Trace) -> Topology | int | None:
-    """The tree that is asked for."""
+    """Return the tree that the options name."""
     if o.tree == "recorded":
         return None if not trace.origin.tree else Topology.of(trace.origin.tree)
     if isinstance(o.tree, int):
@@ -126,7 +128,14 @@ def named(o: Options, trace: Trace) -> Topology | int | None:
 
 
 def costs_of(o: Options, cfg: DictConfig, trace: Trace, run: Run) -> Costs | None:
-    """From a profile, with what the run took besides its forwards; or from the roofline of some hardware."""
+    """Return the costs from a profile and the run's times outside its forwards, or from a roofline; None without both.
+
+    Args:
+        o: the options.
+        cfg: the composed config.
+        trace: the recorded run.
+        run: its run folder.
+    """
     if o.profile is not None:
         return measured(o.profile, trace, run)
     if "hardware" not in cfg:
@@ -146,7 +155,11 @@ def costs_of(o: Options, cfg: DictConfig, trace: Trace, run: Run) -> Costs | Non
 
 
 def measured(profile: str, trace: Trace, run: Run) -> Costs:
-    """Drafting, accepting and committing as the recorded run took them; prompts, what its steps leave of its time."""
+    """Return measured costs.
+
+    Forwards take the times of the profile. Drafting, accepting and committing take the times of the recorded run.
+    Reading the prompts takes the rest of the run's time.
+    """
     curve = MeasuredCurve(profile)
     if curve.target != trace.origin.target:
         fix = "profile the run's target"
@@ -168,7 +181,7 @@ def measured(profile: str, trace: Trace, run: Run) -> Costs:
 
 
 def best(trace: Trace, costs: Costs, o: Options) -> tuple[Trace, Table, Topology | int]:
-    """Searched on one half of the texts, of every category, so that the other half can tell what it is worth."""
+    """Search the best tree on one half of the texts of every category, and measure it on the other half."""
     category = {text.batch: text.category for text in reversed(trace.texts)}
     half = {batch: i % 2 for i, batch in enumerate(sorted(category, key=lambda batch: (category[batch], batch)))}
     halves = [Trace(trace.origin, [text for text in trace.texts if half[text.batch] == h]) for h in (0, 1)]
@@ -191,7 +204,7 @@ def best(trace: Trace, costs: Costs, o: Options) -> tuple[Trace, Table, Topology
 
 
 def candidates(trace: Trace, nodes: int) -> list[Topology | int]:
-    """Every size, and where the drafter ranks every depth: the paths that were right most often."""
+    """Return the trees to try: every size; if the drafter ranks every depth, the paths that were right most often."""
     if not trace.ranked:
         return list(range(1, nodes + 1))
     lists = counted(right_ranks(trace), nodes)
@@ -252,7 +265,7 @@ def within(value: float, interval: Interval | list[float] | None) -> str:
 
 
 def exactness(replayed: Replay, run: Run) -> str:
-    """What the prediction is worth."""
+    """Say how exact the prediction is."""
     if replayed.exact:
         return "tokens per step are exact: greedy text is the target's own whatever is drafted"
     origin = replayed.trace.origin

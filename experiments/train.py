@@ -1,4 +1,4 @@
-"""Train any trainable drafter on its target's own text.
+"""Train a drafter on text that its target wrote.
 
 python -m experiments.train drafter=medusa data=data/smollm2
 accelerate launch --num_processes 8 -m experiments.train drafter=medusa target=hf target.name=... data=...
@@ -51,7 +51,7 @@ from specdec.training.schedule import Reports, Schedule
 from specdec.training.text.store import TextStore
 from specdec.training.trainer import Measure, Trainer
 
-# of a run that is resumed; what the data is stands in its place
+# options that may change when a run is resumed; the content of the data, not its place, must stay the same
 FREE_TO_CHANGE = ("tracker", "folder", "keep", "data", "sweep", "exclusive", "objective", "objective_bound")
 
 
@@ -83,10 +83,10 @@ def main(cfg: DictConfig) -> float | None:
 
 
 def run(cfg: DictConfig) -> float | None:
-    """Do what the config says, in this process; returns the objective."""
+    """Train in this process as the config says. Returns the objective."""
     options = checked(cfg)
     folder, tracker = run_folder(options), instantiate(cfg.tracker)
-    logging.getLogger("accelerate").setLevel(logging.WARNING)  # Hydra would show its notes on every checkpoint
+    logging.getLogger("accelerate").setLevel(logging.WARNING)  # hides its notes on every checkpoint
     recipe = instantiate(cfg.recipe, _convert_="all")
     store = TextStore(Path(options.data))
     cpu = resolve_device(cfg.target.get("device", "auto")).type == "cpu"
@@ -128,17 +128,17 @@ def run(cfg: DictConfig) -> float | None:
         if log is not None:
             log.stop(status)
             again = f": run the same command again to go on at step {checkpoints.latest or 0}"
-            say(status + ("" if isinstance(error, InputError) else again))  # an input error says itself what to do
+            say(status + ("" if isinstance(error, InputError) else again))  # an input error contains its own advice
         raise
     if log is not None:
         say("  ".join(f"{name} {value:.3f}" for name, value in figures.items() if isinstance(value, float)))
         say(f"drafter: {folder / 'drafter'}")
-    # what is called tokens_per_second in a training's own figures is the speed of training
+    # without `worth`, tokens_per_second in the figures is the speed of training
     return objective(figures.get("worth", figures), options.objective, options.objective_bound)
 
 
 def run_folder(options: Options) -> Path:
-    """Return the run's folder; in a sweep, where one `folder` would be every job's, that of the job.
+    """Return the run's folder. In a sweep it is the job's own folder, because all jobs would share `folder`.
 
     Raises:
         InputError: `folder` was set in a sweep.
@@ -155,7 +155,7 @@ def run_folder(options: Options) -> Path:
 
 
 def target_of(cfg: DictConfig, recipe: Recipe) -> TargetModel:
-    """The target; a recipe that trains parts of it needs its own modules, where `runtime=auto` takes faster ones."""
+    """Return the target. If the recipe trains parts of it, `runtime=auto` becomes the stock runtime."""
     if recipe.live and cfg.target.get("runtime") == "auto":
         say("target.runtime: stock, because the recipe trains parts of the target")
         return instantiate(cfg.target, runtime="stock")
@@ -165,9 +165,16 @@ def target_of(cfg: DictConfig, recipe: Recipe) -> TargetModel:
 def run_steps(
     trainer: Trainer, checkpoints: Checkpoints, log: TrainLog | None, on_step: Callable[[str], None]
 ) -> dict[str, Any]:
-    """All steps that are left. A signal lets the step end and writes a checkpoint; the second one does not wait.
+    """Run all steps that are left.
 
-    Also after the last step a signal ends the run: what comes then may take long, and is done when it is run again.
+    At the first signal the current step is finished and a checkpoint is written. The second signal stops at once. A
+    signal after the last step also ends the run, because the rest may take long; it is done when the run is resumed.
+
+    Args:
+        trainer: runs the steps.
+        checkpoints: where to save.
+        log: where to log; None in processes that do not log.
+        on_step: called with a few words after each step.
     """
     with deferred() as stopped:
         try:
@@ -176,7 +183,7 @@ def run_steps(
             if isinstance(error, Stopped) or (number := stopped()) is None:
                 raise
             raise Stopped(number) from error
-        if (number := stopped()) is not None:  # it came when no step was left to ask for it
+        if (number := stopped()) is not None:  # it came after the last step
             raise Stopped(number)
         return figures
 
@@ -187,7 +194,14 @@ def validation_prompts(store: TextStore, count: int) -> list[list[int]]:
 
 
 def tokens_per_step(prompts: list[list[int]], verifier: Verifier, rule: AcceptanceRule, stop: StopRule) -> Measure:
-    """Greedy decoding of prompts with the drafter as it stands."""
+    """Return a function that measures a drafter by greedy decoding.
+
+    Args:
+        prompts: token ids.
+        verifier: scores the trees.
+        rule: judges the trees.
+        stop: when a text ends.
+    """
 
     def measure(drafter: Drafter) -> Mapping[str, float]:
         if not prompts:
@@ -202,7 +216,7 @@ def tokens_per_step(prompts: list[list[int]], verifier: Verifier, rule: Acceptan
 
 
 def run_config(cfg: DictConfig, store: TextStore) -> dict[str, Any]:
-    """What the results depend on: the config, and what the data is (not where)."""
+    """Return everything that the results depend on: the config, and the content of the data (not its place)."""
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
     texts, tokens = len(store.texts), sum(text.tokens for text in store.texts)
     data = {"target": store.origin.target, "weights": store.origin.weights, "texts": texts, "tokens": tokens}
@@ -225,7 +239,7 @@ def peak_memory_mb(device: torch.device) -> float:
 
 
 def checked(cfg: DictConfig) -> Options:
-    """The typed part of the config, before anything is loaded.
+    """Return the typed part of the config, checked before anything is loaded.
 
     Raises:
         InputError: a value of the wrong type or out of range.
