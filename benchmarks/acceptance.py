@@ -1,9 +1,9 @@
-"""Milliseconds to accept a tree of 64 nodes over 49,152 tokens: batch 1, fp32, one core.
+"""Time the acceptance of a tree of 64 nodes over 49,152 tokens, in milliseconds: batch 1, fp32, one core.
 
     OMP_NUM_THREADS=1 python -m pytest benchmarks/acceptance.py --benchmark-columns=min,median,max --benchmark-sort=name
 
-The goal is a median below 3 ms for every rule. p and q are softmaxes of correlated normal logits; `spread` is how far
-q strays from p. Every round decides with other uniforms.
+The goal is a median below 3 ms for every rule. p and q are softmaxes of correlated normal logits; `spread` is the
+distance of q from p. Every round uses other random numbers.
 """
 
 from __future__ import annotations

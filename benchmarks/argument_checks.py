@@ -1,9 +1,9 @@
-"""Time that the kernels' argument checks take, on the embedded model's shapes.
+"""Time the argument checks of the kernels, on the embedded model's shapes.
 
     OMP_NUM_THREADS=1 python -m benchmarks.argument_checks
 
-Calls with and without checks alternate in one process, so that both meet the same machine. The weights of a single
-layer stay in the cache here, which makes products fast and the share of the checks larger than in a model.
+Calls with and without checks alternate in one process, so that both run under the same conditions. The weights of a
+single layer stay in the CPU cache here, so products are faster and the share of the checks is larger than in a model.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from specdec.model.runtime.few_rows import FewRowLinear
 from specdec.model.runtime.quantised import QuantisedLinear
 
 LAYERS, TURNS, CALLS = 30, 200, 20
-# (inputs, outputs) of the products in a layer of SmolLM2-135M, and how many of each there are
+# (inputs, outputs) of the products in a layer of SmolLM2-135M, with the number of each
 SHAPES = {(576, 576): 2, (576, 192): 2, (576, 1536): 2, (1536, 576): 1}
 VOCABULARY = 49_152
 MADE: dict[str, Callable[[nn.Linear], nn.Module]] = {
@@ -55,13 +55,13 @@ def main() -> None:
 
 @torch.inference_mode()
 def in_turns(name: str, function: Callable[[Any], Any], x: torch.Tensor, unchecked: Any) -> tuple[float, float]:
-    """Print and return the microseconds that the checks add to a call, and those of the call (medians).
+    """Print and return the microseconds that the checks add to a call, and those of the whole call (medians).
 
     Args:
-        name: of the row.
-        function: what is called.
+        name: name of the row.
+        function: the function to call.
         x: its argument.
-        unchecked: while this context is entered, it checks nothing.
+        unchecked: a context in which the function checks nothing.
     """
     seconds: dict[bool, list[float]] = {True: [], False: []}
     function(x)

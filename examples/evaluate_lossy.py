@@ -2,8 +2,8 @@
 
 python examples/evaluate_lossy.py smollm2_135m medusa typical gsm8k 20
 
-A lossless rule needs no evaluation: its text has the target's distribution. A lossy one may cost accuracy; the harness
-says how much, beside the lossless rule on the same questions.
+A lossless rule needs no evaluation, because its text has the target's distribution. A lossy rule may cost accuracy. The
+harness measures how much, compared with the lossless rule on the same questions.
 """
 
 from __future__ import annotations
@@ -19,8 +19,14 @@ import specdec
 
 
 class SpeculativeModel(LM):
-    """A drafter, a target and a rule, as the harness asks for texts. Scores of given texts have nothing to do with
-    drafting, so tasks that ask for log-likelihoods are refused."""
+    """A drafter, a target and a rule as a model of the harness.
+
+    Tasks that need log-likelihoods are refused, because drafting does not change the scores of given texts.
+
+    Args:
+        lm: drafter, target and rule.
+        batch_size: number of texts generated at once.
+    """
 
     def __init__(self, lm: specdec.SpeculativeLM, batch_size: int = 8) -> None:
         super().__init__()
@@ -58,8 +64,8 @@ def main(model: str, drafter: str, rule: str, task: Any, limit: int) -> dict[str
     """Print and return the task's figures with a lossy rule and with the lossless default.
 
     Args:
-        model, drafter, rule: names as `specdec.load` takes them.
-        task: a task's name, or a task object.
+        model, drafter, rule: names as in `specdec.load`.
+        task: name of a task, or a task object.
         limit: number of questions.
     """
     found = {}

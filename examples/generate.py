@@ -1,4 +1,4 @@
-"""Generate texts with a drafter, and see who wrote each token.
+"""Generate texts with a drafter, and show which tokens were drafted.
 
 python examples/generate.py smollm2_135m union "Why is the sky blue?" "Name three colours."
 """

@@ -1,9 +1,9 @@
-"""Find the drafter's nodes and depth, and static or adaptive trees, that are fastest on this machine.
+"""Find the fastest drafted nodes, depth and kind of tree (static or adaptive) on this machine.
 
 python examples/search.py target=smollm2_135m drafter=ngram prompts.limit=12 trials=30
 
-Optuna's own `study.optimize` over configs composed in one process: the target is loaded once, and a setting that is
-hopeless after a few prompts is pruned. Any option of experiments.bench may stand on the command line.
+Optuna's `study.optimize` runs over configs composed in one process. The target is loaded once, and a setting that is
+hopeless after a few prompts is pruned. The command line accepts any option of experiments.bench.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from specdec.measure.worth import Sample, figures, samples
 from specdec.model.target import TargetModel
 from specdec.prompts.sets import PromptEncoder
 
-STARTUP_TRIALS, WARMUP_PROMPTS = 4, 2  # before pruning begins
+STARTUP_TRIALS, WARMUP_PROMPTS = 4, 2  # trials, and prompts of a trial, before pruning begins
 
 
 def suggested(trial: optuna.Trial) -> list[str]:
@@ -36,7 +36,7 @@ def suggested(trial: optuna.Trial) -> list[str]:
 
 
 def measure(trial: optuna.Trial, cfg: DictConfig, target: TargetModel) -> float:
-    """Return the speedup over all prompts; report it after each, so that the pruner may give the setting up."""
+    """Return the speedup over all prompts. Reports it after each prompt, so that the pruner can stop the trial."""
     options = settings(cfg)
     drafter = instantiate(cfg.drafter)
     if options.tree == "adaptive":
@@ -56,7 +56,12 @@ def measure(trial: optuna.Trial, cfg: DictConfig, target: TargetModel) -> float:
 
 
 def search(overrides: Sequence[str], trials: int) -> optuna.Study:
-    """Run the study; trials of settings that fail are failed trials."""
+    """Run the study.
+
+    Args:
+        overrides: options of experiments.bench for all trials.
+        trials: number of trials.
+    """
     with initialize_config_dir(CONF, version_base="1.3"):
         target = instantiate(compose("bench", [*overrides]).target)
 

@@ -1,4 +1,4 @@
-"""Stream a text: the tokens that a step accepts appear together.
+"""Stream a text; the accepted tokens of a step appear together.
 
 python examples/stream.py smollm2_135m hydra_heads "Tell me about the sea."
 """

@@ -1,4 +1,4 @@
-"""Entry points: `python -m experiments` lists them. Compose, instantiate, call, log."""
+"""Entry points, listed by `python -m experiments`. They compose a config, build its parts, run them and log."""
 
 import sys
 

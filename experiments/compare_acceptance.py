@@ -101,7 +101,7 @@ def require_some(chosen: Options) -> None:
     """Refuse options that leave nothing to compare.
 
     Raises:
-        InputError: no trees, rules or temperatures.
+        InputError: no temperatures, trees or rules, or an unknown rule.
     """
     for name, found in (("temperatures", chosen.temperatures), ("trees", chosen.trees)):
         if not found:

@@ -86,7 +86,7 @@ def decoded(row: Decoding, o: Options) -> dict[str, Any]:
 
 
 def speculated(row: Speculation, context: int) -> dict[str, Any]:
-    """Return the speedup predicted from the published τ and the ratio of lower bounds; nothing is fitted."""
+    """Return the speedup predicted from the published τ and the step's cost at the roofline's limits; not fitted."""
     target = Roofline(shape_of(row.target), machine(row.hardware))
     heads: CostCurve = FREE
     if row.heads is not None:

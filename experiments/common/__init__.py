@@ -1,11 +1,12 @@
 """Parts that several entry points use.
 
-entry.py         the frame of an entry point            task.py         an entry point as a picklable function
-composition.py   configs checked before Hydra acts      components.py   which classes a config may name
-parts.py         target, drafter, rule from a config    settings.py     options checked in one place
-tables.py        tables in the terminal                 terminal.py     terminals of all kinds
-escape.py        text of users, where it is shown       progress.py     progress bars
-signals.py       SIGINT, SIGTERM, SIGHUP                faults.py       full disks and their like, in one line
-claiming.py      a folder per run                       resources.py    threads and devices of a job
-cost_model.py    costs from options                     objective.py    the number that a search gets
+entry.py         starts and ends entry points           task.py         makes an entry point a picklable function
+composition.py   checks configs before Hydra acts       components.py   decides which classes a config may name
+parts.py         builds parts by their names            settings.py     checks options in one place
+assembly.py      builds a benchmark from a config       tables.py       prints tables
+terminal.py      handles terminals of all kinds         progress.py     prints progress
+escape.py        escapes text that users wrote          signals.py      handles SIGINT, SIGTERM and SIGHUP
+faults.py        explains full disks and the like       claiming.py     claims a folder per run
+resources.py     assigns threads and devices            cost_model.py   predicts costs from options
+objective.py     picks the number for a search          acceptance_study.py   runs the synthetic comparison
 """

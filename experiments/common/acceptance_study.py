@@ -16,7 +16,7 @@ from specdec.runs.log import provenance
 
 
 def study(chosen: Study, folder: Path) -> list[dict[str, Any]]:
-    """Compute, write and print the study; returns its results."""
+    """Compute, write and print the study. Returns its results."""
     rules = [rule(name) for _, name in chosen.choices]
     chosen.check()
     torch.set_num_threads(1)  # small tensors
@@ -29,7 +29,7 @@ def study(chosen: Study, folder: Path) -> list[dict[str, Any]]:
 
 
 def table(results: list[dict[str, Any]], title: str) -> Table:
-    """Rules x distances."""
+    """Show the rules by distance."""
     out = Table(title=title)
     out.add_column("siblings", no_wrap=True)
     out.add_column("rule", no_wrap=True)

@@ -1,4 +1,4 @@
-"""A benchmark from a config, and the end of its run."""
+"""Build a benchmark from a config, and close its log if the run dies."""
 
 from __future__ import annotations
 
@@ -20,7 +20,11 @@ from specdec.runs.log import RunLog
 
 
 def assembled(cfg: DictConfig, options: Settings) -> tuple[Benchmark, dict[str, str], dict[str, str]]:
-    """The benchmark of a config, checked; how its parts are called; and what references miss that cannot run here."""
+    """Build the benchmark of a config, and check it.
+
+    Returns:
+        The benchmark; the names of its parts; and per reference that cannot run here, the reason.
+    """
     prompts = instantiate(cfg.prompts)
     target = instantiate(cfg.target)
     methods = instantiate(cfg.reference.methods, _convert_="all")
@@ -52,7 +56,7 @@ def assembled(cfg: DictConfig, options: Settings) -> tuple[Benchmark, dict[str, 
 
 @contextmanager
 def closing(log: RunLog) -> Iterator[None]:
-    """A run that dies keeps the steps it made, and says so."""
+    """Keep the finished steps if the run dies, and print where they are."""
     try:
         yield
     except BaseException as error:
@@ -63,5 +67,5 @@ def closing(log: RunLog) -> Iterator[None]:
 
 
 def config(cfg: DictConfig, names: dict[str, str]) -> dict[str, Any]:
-    """The run's configuration for trackers, with the choices of the groups."""
+    """Return the run's configuration for trackers, with the names of its parts."""
     return {"names": names, **OmegaConf.to_container(cfg, resolve=True)}  # type: ignore[dict-item]

@@ -15,10 +15,13 @@ from specdec.files.claims import claim, claim_new
 
 
 class ClaimFolder(Callback):
-    """A folder whose name holds the time is a new one: if it exists, a number is added. Any other folder is claimed as
-    it is: it is refused while a run in it lives, and an earlier run in it is set aside.
+    """Claim the folder of a run or sweep.
 
-    resume: an earlier run in a named folder goes on instead.
+    - If the name contains the time, the folder is a new one: if it exists, a number is added to the name.
+    - Any other folder is claimed as it is. It is refused while a run in it is alive. An earlier run in it is set aside.
+
+    Args:
+        resume: continue an earlier run in a named folder instead of setting it aside.
     """
 
     def __init__(self, resume: bool = False) -> None:
@@ -26,7 +29,7 @@ class ClaimFolder(Callback):
         self._lock: FileLock | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Stay with the lock: launchers send callbacks to the processes of jobs."""
+        """Leave out the lock, because launchers send callbacks to the processes of jobs."""
         return {"_resume": self._resume, "_lock": None}
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
@@ -37,9 +40,9 @@ class ClaimFolder(Callback):
         self._release()
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        self._claim(config, "sweep", resume=True)  # `sweep.begin` says whether it may go on there
+        self._claim(config, "sweep", resume=True)  # `sweep.begin` checks whether the sweep may continue there
         folder = str(config.hydra.sweep.dir).replace("\\", "\\\\").replace("'", "\\'")
-        with read_write(config.hydra.overrides):  # each job's config is composed anew
+        with read_write(config.hydra.overrides):  # each job's config is composed again
             config.hydra.overrides.hydra.append(f"hydra.sweep.dir='{folder}'")
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
@@ -49,7 +52,7 @@ class ClaimFolder(Callback):
         named = config.hydra[mode]
         written = str(OmegaConf.to_container(named, resolve=False)["dir"])  # type: ignore[call-overload,index]
         folder = Path(str(named.dir))
-        with one_line_errors():  # Hydra makes warnings of exceptions in callbacks, but lets an exit pass
+        with one_line_errors():  # Hydra turns exceptions in callbacks into warnings, but not SystemExit
             if "${now:" in written:
                 folder, self._lock = claim_new(folder)
             else:

@@ -1,14 +1,14 @@
-"""What a config may build: `_target_` names a component, and a component is one of the kinds below.
+"""Decide what a config may build. `_target_` names a component, which is one of the kinds below.
 
 A config may come from anyone: an experiment from a colleague, a folder given with `--config-dir`. So a name in it is
 called only if it is
 
-- a class under `drafters.`, `verifiers.` or `specdec.` that does the work of a kind in `KINDS`,
+- a class under `drafters.`, `verifiers.` or `specdec.` with the methods of a kind in `KINDS`,
 - one of the functions in `LOADERS`,
 - a `LogitsProcessor` of transformers, or
-- under a name that the user gave on the command line: `allow_targets=[my_package.]`.
+- below a name that the user gave on the command line: `allow_targets=[my_package.]`.
 
-Everything else is refused before it is imported. SECURITY.md says what this promises.
+Everything else is refused before it is imported. SECURITY.md describes what this guarantees.
 """
 
 from __future__ import annotations
@@ -51,11 +51,13 @@ Component = Callable[..., Any]
 
 
 def instantiate(node: DictConfig | ListConfig | None, **arguments: Any) -> Any:
-    """Build what a part of the config names, its nested parts too; as `hydra.utils.instantiate`, for components only.
+    """Build the component that a part of the config names, with its nested parts.
+
+    It works as `hydra.utils.instantiate`, but for components only.
 
     Args:
-        node: a part of the composed config; the root it hangs from says what else is allowed.
-        arguments: passed to the component beside those of the config.
+        node: a part of the composed config. The root of the config holds `allow_targets`.
+        arguments: passed to the component in addition to those of the config.
 
     Raises:
         InputError: a name that is no component.
@@ -74,12 +76,12 @@ def instantiate(node: DictConfig | ListConfig | None, **arguments: Any) -> Any:
 
 
 def check_options(node: DictConfig) -> None:
-    """Check what a config passes to components against their signatures, before any is built.
+    """Check the options of components in a config against their signatures, before any is built.
 
-    Options that are still missing (`???`), and those of components that only the user allows, are left to them.
+    Missing options (`???`) and options of components that only the user allows are not checked.
 
     Raises:
-        InputError: no component, an unknown option, a value of another type, NaN or infinity.
+        InputError: a name that is no component, an unknown option, a value of another type, NaN or infinity.
     """
     _check(OmegaConf.to_container(node, resolve=True), str(node._get_full_key("") or ""), allowed_by(node))
 
@@ -108,48 +110,48 @@ def _check_signature(made: Component, options: dict[str, Any], where: str) -> No
 
 
 def choice_of(group: str, choice: str, option: str) -> DictConfig:
-    """What a file of `conf/` says, for an option that names it.
+    """Return the content of a file of `conf/` that an option names.
 
     Args:
-        group: its folder.
-        choice: its name; it cannot lead out of the folder.
+        group: the folder.
+        choice: name of the file without `.yaml`; it cannot lead out of the folder.
         option: name used in error messages.
 
     Raises:
-        InputError: no such file.
+        InputError: the file does not exist.
     """
     files = {file.stem: file for file in (CONF / group).glob("*.yaml")}
     if choice not in files:
         expected = f"one of {', '.join(sorted(files))}"
         raise InputError(option, expected=expected, got=repr(choice), fix="check the spelling")
-    whole = OmegaConf.create({group: OmegaConf.load(files[choice])})  # below a root of its own, which allows nothing
+    whole = OmegaConf.create({group: OmegaConf.load(files[choice])})  # with a new root, which allows nothing
     node: DictConfig = whole[group]
     return node
 
 
 def allowed_by(node: DictConfig | ListConfig) -> Sequence[str]:
-    """The beginnings of names that the command line allows; `composition.py` keeps them in the root of the config."""
+    """Return the prefixes of names that the command line allows. `composition.py` puts them into the config's root."""
     root = node._get_root()
     return list(root.get(ALLOW) or ()) if isinstance(root, DictConfig) else []
 
 
 def component(name: object, where: str, allowed: Sequence[str] = ()) -> Component:
-    """The class or function behind a name.
+    """Return the class or function with a name.
 
     Args:
-        name: dotted, as in `_target_`.
-        where: the key it stands under, for error messages.
-        allowed: beginnings of names that the user allows.
+        name: a dotted name, as in `_target_`.
+        where: key of the name, for error messages.
+        allowed: prefixes of names that the user allows.
 
     Raises:
-        InputError: no component, or nothing of this name.
+        InputError: the name is no component, or does not exist.
     """
     if not isinstance(name, str) or not all(part.isidentifier() for part in name.split(".")):
         fix = f"name a class under {', '.join(OURS)}"
         raise InputError(where, expected="the dotted name of a component", got=repr(name), fix=fix)
     root = name.partition(".")[0]
     if not granted(name, allowed) and root not in (*OURS, "transformers"):
-        raise _refused(name, where)  # nothing of it was imported
+        raise _refused(name, where)  # before anything is imported
     try:
         found = located(name)
     except ImportError as error:
@@ -163,7 +165,7 @@ def component(name: object, where: str, allowed: Sequence[str] = ()) -> Componen
 
 
 def is_component(found: Any) -> bool:
-    """Whether it is of a kind that configs may build."""
+    """Return whether configs may build an object without the user's permission."""
     module, name = getattr(found, "__module__", ""), getattr(found, "__qualname__", "")
     if not inspect.isclass(found):
         return f"{module}.{name}" in LOADERS
@@ -174,15 +176,15 @@ def is_component(found: Any) -> bool:
 
 
 def granted(name: str, allowed: Sequence[str]) -> bool:
-    """`my_package.` and `my_package` allow what is below; a whole name allows itself."""
+    """Return whether a name is allowed: `my_package.` and `my_package` allow all names below, a full name itself."""
     return any(name == beginning or name.startswith(beginning.rstrip(".") + ".") for beginning in allowed)
 
 
 def located(name: str) -> Any:
-    """The object behind a dotted name: the longest module, then attributes.
+    """Return the object with a dotted name: the longest module in it, then attributes.
 
     Raises:
-        ImportError: there is none.
+        ImportError: the object does not exist.
     """
     parts = name.split(".")
     for end in range(len(parts), 0, -1):
@@ -190,7 +192,7 @@ def located(name: str) -> Any:
             found: Any = importlib.import_module(".".join(parts[:end]))
         except ModuleNotFoundError as error:
             if not (error.name and f"{name}.".startswith(f"{error.name}.")):
-                raise  # a module that is there lacks one of its own
+                raise  # the module exists, but one that it imports does not
             continue
         for part in parts[end:]:
             if not hasattr(found, part):
@@ -201,7 +203,7 @@ def located(name: str) -> Any:
 
 
 def targets(plain: Any, where: str) -> Iterator[tuple[str, Any]]:
-    """Every `_target_` in a plain container, at any depth, with its key."""
+    """Yield every `_target_` in a plain container, at any depth, with its key."""
     if isinstance(plain, dict):
         if TARGET in plain:
             yield f"{where}.{TARGET}".lstrip("."), plain[TARGET]
@@ -213,7 +215,7 @@ def targets(plain: Any, where: str) -> Iterator[tuple[str, Any]]:
 
 
 def refuse_escapes(plain: Any, where: str) -> None:
-    """Refuse a resolved text that would be resolved again: OmegaConf would make of it what was not checked.
+    """Refuse a resolved text that OmegaConf would resolve again, because the result would not be checked.
 
     Raises:
         InputError: a text with `${`.

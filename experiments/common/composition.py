@@ -1,8 +1,8 @@
-"""What Hydra composes is checked before Hydra acts on it: callbacks, launchers, sweepers and logging are built by Hydra
-itself, before an entry point begins.
+"""Check a composed config before Hydra acts on it.
 
-`allow_targets=[...]` and `provenance.diff=true` are taken off the command line here, so that no file can say them; the
-composed config then holds the first.
+Hydra itself builds callbacks, launchers, sweepers and logging before an entry point begins, so the check must come
+earlier. `allow_targets=[...]` and `provenance.diff=true` are removed from the command line here, so that no file can
+set them. The composed config then contains the first.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from specdec.errors import InputError
 from specdec.options import conform, require_known
 from specdec.runs.log import KEEP_DIFF
 
-DIFF = "provenance.diff"  # true: provenance.json holds the diff of uncommitted changes
+DIFF = "provenance.diff"  # true: provenance.json contains the diff of uncommitted changes
 BUILT_BY_HYDRA = ("callbacks", "launcher", "sweeper", "job_logging", "hydra_logging")
-SAMPLERS = "optuna.samplers."  # classes that Optuna's sweeper is given
+SAMPLERS = "optuna.samplers."  # classes that Optuna's sweeper takes
 PLUGINS = (
     "hydra",
     "hydra_plugins",
@@ -47,20 +47,20 @@ LOGGING = (
     "colorlog.ColoredFormatter",
 )
 STREAMS = ("ext://sys.stdout", "ext://sys.stderr")
-# they run commands, or change what the processes of a run execute
+# options that run commands, or change what the processes of a run execute
 COMMANDS = ("hydra.job.env_set", "hydra.launcher.setup", "hydra.launcher.python", "hydra.launcher.srun_args")
 REMOTE_CODE = ("trust_remote_code", "custom_generate")
-_allowed: list[str] = []  # while `checked_composition` lasts
+_allowed: list[str] = []  # filled while `checked_composition` is active
 SECRET = ("TOKEN", "KEY", "SECRET", "PASSWORD", "CREDENTIAL")
 
 
 @dataclass(frozen=True)
 class CommandLine:
-    """What the user typed.
+    """The command line of the user.
 
     Args:
         allowed: the names of `allow_targets`.
-        keys: every key that is overridden.
+        keys: every overridden key.
     """
 
     allowed: Sequence[str]
@@ -68,27 +68,27 @@ class CommandLine:
 
     @classmethod
     def of(cls, arguments: Sequence[str]) -> tuple[CommandLine, list[str]]:
-        """Also returns the arguments that are left for Hydra.
+        """Parse the arguments. Also returns the arguments that remain for Hydra.
 
         Raises:
             InputError: `allow_targets` is no list of names.
         """
         keys = [argument.partition("=")[0].lstrip("+~") for argument in arguments]
         rest = [argument for argument, key in zip(arguments, keys, strict=True) if key not in (ALLOW, DIFF)]
-        if DIFF in keys:  # the environment carries it to the processes of a sweep
+        if DIFF in keys:  # the environment passes it to the processes of a sweep
             diff = OverridesParser.create().parse_override(arguments[keys.index(DIFF)]).value()
             os.environ[KEEP_DIFF] = "1" if conform(diff, bool, DIFF) else "0"
         said = [argument for argument, key in zip(arguments, keys, strict=True) if key == ALLOW]
         return cls([name for argument in said for name in _names(argument)], keys), rest
 
     def says(self, key: str) -> bool:
-        """Whether the user set this key, or allowed it."""
+        """Return whether the user set this key, or allowed it."""
         return key in self.keys or granted(key, self.allowed)
 
 
 @contextmanager
 def checked_composition() -> Iterator[None]:
-    """While it lasts, every config that Hydra composes is checked, that of each job of a sweep too."""
+    """Check every config that Hydra composes inside the block, including that of each job of a sweep."""
     original, arguments = ConfigLoaderImpl.load_configuration, sys.argv
     typed, rest = CommandLine.of(arguments[1:])
     hide_secrets()
@@ -118,17 +118,17 @@ def checked_composition() -> Iterator[None]:
 
 
 def hide_secrets() -> None:
-    """Let `${oc.env:NAME}` read no secrets in this process."""
+    """Keep `${oc.env:NAME}` from reading secrets in this process."""
     OmegaConf.register_new_resolver("oc.env", _environment, replace=True)
 
 
 def allowed_here() -> list[str]:
-    """Return what the user allowed with `allow_targets`: a launcher's processes have another command line."""
+    """Return the names of `allow_targets`, to be sent to a launcher's processes, whose command line differs."""
     return list(_allowed)
 
 
 def _options(loader: ConfigLoaderImpl, name: str) -> set[str]:
-    """The keys of a main config: its own, its groups, and those of the main configs it builds on."""
+    """Return the keys of a main config: its own, its groups, and those of the main configs it extends."""
     loaded = loader.repository.load_config(name)
     if loaded is None:
         return set()
@@ -142,10 +142,10 @@ def _options(loader: ConfigLoaderImpl, name: str) -> set[str]:
 
 
 def check(cfg: DictConfig, typed: CommandLine) -> None:
-    """Refuse what would run code that the user did not ask for.
+    """Refuse a config that would run code the user did not choose.
 
     Raises:
-        InputError: names the key, and what to type if it is wanted.
+        InputError: names the key, and what to type to allow it.
     """
     if ALLOW in cfg:
         raise InputError(
@@ -168,7 +168,11 @@ def check(cfg: DictConfig, typed: CommandLine) -> None:
 
 
 def refuse_commands(cfg: DictConfig, typed: CommandLine) -> None:
-    """Raises InputError for options in `COMMANDS` that a file sets."""
+    """Refuse options in `COMMANDS` that a file sets.
+
+    Raises:
+        InputError: names the option.
+    """
     for key, value in _commands(cfg):
         if not typed.says(key):
             fix = f"type it, or pass {ALLOW}=[{key}] if you trust it"
@@ -176,7 +180,16 @@ def refuse_commands(cfg: DictConfig, typed: CommandLine) -> None:
 
 
 def require_plugin(name: object, where: str, allowed: Sequence[str]) -> None:
-    """Raises InputError for anything but a callback, a launcher or a sweeper of the project, of Hydra or a plugin."""
+    """Refuse anything but a callback, launcher or sweeper of this project, of Hydra or of its plugins.
+
+    Args:
+        name: the name under `_target_`.
+        where: key of the name, for error messages.
+        allowed: prefixes of names that the user allows.
+
+    Raises:
+        InputError: another object, or one that does not exist.
+    """
     if isinstance(name, str) and (granted(name, allowed) or granted(name, PLUGINS)):
         try:
             found = located(name)
@@ -197,10 +210,10 @@ def require_plugin(name: object, where: str, allowed: Sequence[str]) -> None:
 
 
 def check_logging(plain: Any, where: str, allowed: Sequence[str]) -> None:
-    """Python's logging calls whatever `()` and `class` name, and imports what `ext://` names.
+    """Check a logging config, because Python's logging calls what `()` and `class` name and imports `ext://` names.
 
     Raises:
-        InputError: names other than those of `LOGGING` and `STREAMS`.
+        InputError: a name that is not in `LOGGING` or `STREAMS`.
     """
     if isinstance(plain, dict):
         for key, value in plain.items():
@@ -216,10 +229,10 @@ def check_logging(plain: Any, where: str, allowed: Sequence[str]) -> None:
 
 
 def refuse_packages(main: Any, typed: CommandLine) -> None:
-    """Hydra imports the packages of a search path.
+    """Refuse packages in a search path, because Hydra imports them.
 
     Raises:
-        InputError: a main config that names one.
+        InputError: a main config that names a package.
     """
     for path in OmegaConf.select(main, "hydra.searchpath") or []:
         name = str(path).removeprefix("pkg://")
@@ -229,7 +242,7 @@ def refuse_packages(main: Any, typed: CommandLine) -> None:
 
 
 def _switches(plain: Any, where: str) -> Iterator[tuple[str, Any]]:
-    """Every key that lets a hub's code run, and is on; an interpolation counts as on."""
+    """Yield every key that is on and lets code from a hub run. An interpolation counts as on."""
     if isinstance(plain, Mapping):
         for key, value in plain.items():
             full = f"{where}.{key}".lstrip(".")
@@ -242,7 +255,7 @@ def _switches(plain: Any, where: str) -> Iterator[tuple[str, Any]]:
 
 
 def _commands(whole: DictConfig) -> Iterator[tuple[str, Any]]:
-    """Every key of `COMMANDS` that is set, each variable of the environment by itself; copies are none."""
+    """Yield every key of `COMMANDS` that is set, and every environment variable except copied ones."""
     for key in COMMANDS:
         value = OmegaConf.select(whole, key)
         parts = {f"{key}.{name}": part for name, part in value.items()} if OmegaConf.is_dict(value) else {key: value}
@@ -251,7 +264,7 @@ def _commands(whole: DictConfig) -> Iterator[tuple[str, Any]]:
 
 
 def _resolvable(cfg: DictConfig) -> DictConfig:
-    """A copy in which what only a job knows has a value, so that interpolations of it resolve."""
+    """Return a copy with stand-ins for values that only a job knows, so that interpolations resolve."""
     whole = deepcopy(cfg)
     with open_dict(whole):
         for key, value in {"runtime.output_dir": ".", "job.num": 0, "job.id": "0"}.items():
@@ -260,10 +273,10 @@ def _resolvable(cfg: DictConfig) -> DictConfig:
 
 
 def _environment(name: str, *default: Any) -> Any:
-    """`${oc.env:NAME}` without secrets: what a config can read, it can send to a hub or a tracker.
+    """Resolve `${oc.env:NAME}`, but not for secrets, because a config can send what it reads to a hub or a tracker.
 
     Raises:
-        InputError: no such variable, or one whose name says that it is secret.
+        InputError: the variable is not set, or its name contains a word of `SECRET`.
     """
     if any(word in name.upper() for word in SECRET):
         fix = "configs may not read secrets: libraries read them from the environment themselves"

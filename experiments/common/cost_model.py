@@ -1,4 +1,4 @@
-"""What the commands that predict share: a model on hardware, from options."""
+"""Options of the commands that predict costs: a model on some hardware."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ from specdec.hardware import Machine, ModelShape, Precision, Roofline, load_conf
 from specdec.hardware.roofline import Reach
 from specdec.options import Count, NonNegative, Positive
 
-DTYPES = ("bfloat16", "float16", "float32")  # to compute with, the first the hardware has a figure for
+DTYPES = (
+    "bfloat16",
+    "float16",
+    "float32",
+)  # formats to compute with; the first that the hardware has a figure for is used
 
 
 @dataclass
@@ -38,7 +42,7 @@ class Reached:
 
 @dataclass
 class Modelled:
-    """See conf/roofline.yaml."""
+    """Options as in conf/roofline.yaml."""
 
     precision: Dtypes = field(default_factory=Dtypes)
     devices: Count = 1
@@ -52,14 +56,14 @@ class Modelled:
 
 
 def target_shape(target: DictConfig) -> ModelShape:
-    """Of what the config group `target` names, from its config."""
+    """Return the shape of the model that the config group `target` names, read from the model's config."""
     choice = str(HydraConfig.get().runtime.choices["target"])
     hub = target.get("name")  # the embedded and the tiny model have none
     return ModelShape.of(load_config(hub or choice), choice if choice != "hf" else hub)
 
 
 def where(roofline: Roofline) -> str:
-    """For titles."""
+    """Return model, hardware and formats for titles."""
     count = f"{roofline.devices} x " if roofline.devices > 1 else ""
     p = roofline.precision
     kinds = p.weights if p.weights == p.kv == p.compute else f"weights {p.weights}, KV {p.kv}, products {p.compute}"

@@ -1,4 +1,4 @@
-"""How every entry point starts and ends: errors as one line, exit status, progress on stderr."""
+"""Start and end of every entry point: errors as one line, the exit status, progress on stderr."""
 
 from __future__ import annotations
 
@@ -26,23 +26,26 @@ from specdec.errors import InputError
 from specdec.options import advice
 
 BAD_INPUT, SOME_FAILED = 2, 3
-LONGEST = 2000  # characters of an error's line
+LONGEST = 2000  # characters of an error message
 CONF = str(Path(__file__).resolve().parents[2] / "conf")
 MERGING = "Error merging override"
 stderr = SafeConsole(stderr=True)
 
 
 def ignore_schemas_of_launchers() -> None:
-    """Ignore Hydra's warning that `conf/hydra/launcher` has files named as the plugins' own schemas: it is meant."""
+    """Ignore Hydra's warning that files of `conf/hydra/launcher` have the names of the plugins' schemas."""
     warnings.filterwarnings("ignore", r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema", UserWarning)
 
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Bad input and faults of the disk become one line and status 2, signals their status (Ctrl-C 130, SIGTERM 143,
-    SIGHUP 129); a bug keeps its traceback.
+    """Turn errors into one line and an exit status.
 
-    Jobs are wrapped as well (`task.py`), not only Hydra, which announces a job's exceptions in lines of its own.
+    - bad input, faults of the disk: one line, status 2
+    - signals: status 130 (Ctrl-C), 143 (SIGTERM), 129 (SIGHUP)
+    - bugs: keep their traceback
+
+    Jobs are wrapped as well (`task.py`), because Hydra would add its own lines to a job's exceptions.
     """
     try:
         with stopping():
@@ -59,16 +62,16 @@ def one_line_errors() -> Iterator[None]:
 
 
 def shortened(message: str) -> str:
-    """The message without its middle if it repeats an input of any length."""
+    """Return the message without its middle if it is too long, as when it repeats a long input."""
     half = LONGEST // 2
     return message if len(message) <= LONGEST else f"{message[:half]} ... {message[-half:]}"
 
 
 def explain(error: BaseException) -> str | None:  # noqa: PLR0911  (one return per kind of error)
-    """What the user should read, or None for a bug, which keeps its traceback."""
+    """Return the message for the user, or None for a bug, which keeps its traceback."""
     if isinstance(error, InstantiationException) and error.__cause__ is not None:
         return explain(error.__cause__)
-    if isinstance(error, OmegaConfBaseException) and isinstance(error.__cause__, InputError):  # of a resolver
+    if isinstance(error, OmegaConfBaseException) and isinstance(error.__cause__, InputError):  # raised by a resolver
         return explain(error.__cause__)
     unknown = error.__cause__
     if isinstance(unknown, ConfigKeyError | ConfigAttributeError) and isinstance(unknown.parent_node, DictConfig):

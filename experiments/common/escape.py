@@ -1,8 +1,8 @@
-"""Text that comes from users (categories, names, paths), made harmless where it is shown: one place for each medium.
+"""Escape text that comes from users (categories, names, paths), in one way for each medium.
 
 terminal   `SafeConsole`: no markup, no emoji codes, control characters as escapes
 HTML       jinja's autoescape in pages, Dash's own in the dashboard; `words` in Plotly's labels
-CSV        `csv_cell`: no spreadsheet takes it for a formula
+CSV        `csv_cell`: spreadsheets do not read it as a formula
 """
 
 from __future__ import annotations
@@ -20,28 +20,28 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def visible(text: str) -> str:
-    """Control characters as escapes: nothing moves the cursor, renames the window or turns the text around."""
+    """Escape control characters, so that no text moves the cursor, renames the window or changes direction."""
     return _CONTROL.sub(
         lambda found: f"\\x{ord(found[0]):02x}" if ord(found[0]) < 256 else f"\\u{ord(found[0]):04x}", text
     )
 
 
 class SafeConsole(Console):
-    """A console on which brackets are brackets: styles are given as `rich.text.Text`, never as markup in a text."""
+    """A console that prints brackets as they are. Styles are given as `rich.text.Text`, never as markup."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(markup=False, emoji=False, **options)
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """As in rich, for every text that is printed and every cell, title and column of a table."""
+        """Escape every printed text, and every cell, title and column of a table; otherwise as in rich."""
         return super().render_str(visible(text), **options)
 
 
 def csv_cell(cell: Any) -> Any:
-    """A text that begins like a formula begins with an apostrophe instead; numbers stay numbers."""
+    """Put an apostrophe before a text that begins like a formula; numbers stay numbers."""
     return f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULA) else cell
 
 
 def words(text: str) -> str:
-    """For Plotly, which reads a little HTML in its labels."""
+    """Escape a text for labels of Plotly, which interprets some HTML."""
     return escape(visible(text), quote=False)

@@ -1,4 +1,4 @@
-"""Faults of the operating system, as one line for the user."""
+"""Explain faults of the operating system to the user in one line."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.E
 
 
 def explain_fault(error: OSError) -> str | None:
-    """One line that names the path, if the system told; None for what is no fault of a disk or a path."""
+    """Return one line that names the path, if it is known, or None for errors that concern no disk or path."""
     if error.errno not in FIXES or (error.filename is None and error.errno not in DISK):
         return None
     where = "disk" if error.filename is None else os.fsdecode(error.filename)

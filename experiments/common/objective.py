@@ -1,4 +1,4 @@
-"""The number that a job returns to whoever searches: a figure, or the lower end of its interval."""
+"""The number that a job returns to a search: a figure, or the lower end of its interval."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ def check_objective(name: str, bound: str, samples: int) -> None:
 
     Args:
         name: one of `FIGURES`.
-        bound: estimate, or lower: the lower end of the 95 % interval.
-        samples: prompts (or batches of prompts) that will be measured.
+        bound: `estimate`, or `lower` for the lower end of the 95 % interval.
+        samples: number of prompts (or batches of prompts) to measure.
 
     Raises:
-        InputError: an unknown figure or bound; an interval of fewer than two samples.
+        InputError: an unknown figure or bound, or `lower` with fewer than two samples.
     """
     for option, value, known in (("objective", name, FIGURES), ("objective_bound", bound, BOUNDS)):
         if value not in known:

@@ -1,4 +1,4 @@
-"""Parts of a run by their names, from every folder on Hydra's search path (`--config-dir DIR` adds one)."""
+"""Build parts of a run by their names, from every folder on Hydra's search path (`--config-dir DIR` adds one)."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from experiments.common.entry import CONF
 from specdec.decoding.protocols import AcceptanceRule
 from specdec.errors import InputError
 
-# instead of weights that are shipped for one target
+# replaces weights that are shipped for one target
 UNTRAINED = {"heads": "fresh", "head": "fresh", "adapter": "plain"}
 EXIT_LAYER = 1  # the tiny targets have two layers
 
 
 def part(group: str, choice: str, option: str | None = None) -> DictConfig:
-    """The config that `group=choice` means.
+    """Return the config of `group=choice`.
 
     Args:
-        group: a folder of the search path's `conf/` folders.
+        group: a config group.
         choice: a name in it.
-        option: name used in error messages; None: the group.
+        option: name used in error messages; None uses the group.
 
     Raises:
-        InputError: there is none of that name.
+        InputError: the group has no such name.
     """
     inside = GlobalHydra.instance().is_initialized()
     with nullcontext() if inside else initialize_config_dir(CONF, version_base="1.3"):
@@ -40,22 +40,22 @@ def part(group: str, choice: str, option: str | None = None) -> DictConfig:
 
 
 def rule(choice: str) -> AcceptanceRule:
-    """Return the rule that `acceptance=choice` means."""
+    """Return the rule of `acceptance=choice`."""
     made: AcceptanceRule = instantiate(part("acceptance", choice, "rules"))
     return made
 
 
 def choices(group: str) -> list[str]:
-    """All names in a config group, of plug-ins too."""
+    """Return all names in a config group, including those of plug-ins."""
     return sorted(GlobalHydra.instance().config_loader().get_group_options(group))
 
 
 def untrained(drafter: DictConfig, model: Any) -> DictConfig:
-    """A drafter's config for a small random target: `auto` becomes untrained weights.
+    """Return a drafter's config for a small random target, with untrained weights instead of `auto`.
 
     Args:
-        drafter: config of a drafter, or of one made of others.
-        model: stands in for a draft model.
+        drafter: config of a drafter; drafters inside it are changed too.
+        model: replaces a draft model.
     """
     root = OmegaConf.create({"drafter": OmegaConf.to_container(drafter, resolve=True), ALLOW: [*allowed_by(drafter)]})
     made: DictConfig = root.drafter

@@ -1,4 +1,4 @@
-"""How far a long run is: a bar on a terminal, a line now and then in a log."""
+"""Show the progress of a long run: a bar on a terminal, or a line per minute in a log."""
 
 from __future__ import annotations
 
@@ -12,12 +12,17 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from experiments.common.entry import stderr
 from experiments.common.escape import visible
 
-LOG_SECONDS = 60.0  # between lines where there is no terminal
+LOG_SECONDS = 60.0  # between lines without a terminal
 
 
 @contextmanager
 def progress(what: str, total: int) -> Iterator[Callable[[int, str], None]]:
-    """Call what it yields with the amount that was done since, and a few words on how it goes."""
+    """Yield a function to call with the amount done since the last call, and a few words about it.
+
+    Args:
+        what: name of the work.
+        total: amount of work.
+    """
     if sys.stderr.isatty():
         columns = (TextColumn(what), BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TimeElapsedColumn())
         with Progress(*columns, TimeRemainingColumn(), TextColumn("{task.description}"), console=stderr) as bar:
@@ -39,5 +44,5 @@ def progress(what: str, total: int) -> Iterator[Callable[[int, str], None]]:
 
 
 def say(words: str) -> None:
-    """A line for the user, beside the bar."""
+    """Print a line for the user without disturbing the bar."""
     print(visible(words), file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""Threads and GPUs of one job of a sweep, and the device of a timed run."""
+"""Assign threads and GPUs to one job of a sweep, and the device to a timed run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from specdec.errors import InputError
 from specdec.measure.device_locks import first_free, timing
 
-_held: list[FileLock] = []  # until the process ends: CUDA cannot change its devices once it has begun
+_held: list[FileLock] = []  # until the process ends, because CUDA cannot change its devices after it has started
 
 
 def claim_resources(cfg: DictConfig) -> None:
@@ -35,14 +35,20 @@ def claim_resources(cfg: DictConfig) -> None:
 
 
 def timed(device: torch.device, exclusive: bool, doing: str) -> AbstractContextManager[None]:
-    """Hold a device while a run is timed, unless `exclusive` is false. doing: shown to those who wait."""
+    """Hold a device while a run is timed.
+
+    Args:
+        device: the device.
+        exclusive: if false, nothing is held.
+        doing: description shown to runs that wait.
+    """
     if not exclusive:
         return nullcontext()
     return timing(device, lambda words: print(words, file=sys.stderr, flush=True), doing)
 
 
 def take_one_gpu(number: int) -> None:
-    """Let this process see one GPU of several: by the job's number, or the next that no other job holds."""
+    """Show this process one GPU of several: the one of the job's number, or the next that no other job holds."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = [str(i) for i in range(torch.cuda.device_count())] if visible is None else visible.split(",")
     if len(names) < 2:

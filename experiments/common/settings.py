@@ -1,7 +1,7 @@
-"""Options that are plain values, typed: every entry point checks its config here, before anything is loaded.
+"""Typed options: every entry point checks its config here before anything is loaded.
 
-A dataclass says which options an entry point has and of what type (`specdec/options.py`); what a component takes, its
-own signature says (`components.py`). So a new YAML file needs no list.
+A dataclass lists the options of an entry point with their types (`specdec/options.py`). The options of a component come
+from its own signature (`components.py`). So a new YAML file needs no list.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Generation:
 
 @dataclass
 class References:
-    """See conf/reference/."""
+    """Options as in conf/reference/."""
 
     methods: list[Any] = field(default_factory=list)
     draft: str | None = None
@@ -70,10 +70,10 @@ class Settings:
 
 
 def settings(cfg: DictConfig) -> Settings:
-    """The typed part of a composed config, checked.
+    """Return the typed part of a composed config, checked.
 
     Raises:
-        InputError: a value of the wrong type or out of range, an unknown option.
+        InputError: a value of the wrong type or out of range, or an unknown option.
     """
     options = typed(cfg, Settings)
     for name, value in (("generation.batch_size", options.generation.batch_size), ("repeats", options.repeats)):
@@ -86,7 +86,7 @@ def settings(cfg: DictConfig) -> Settings:
         raise InputError("tree", expected=f"one of {', '.join(TREES)}", got=repr(options.tree), fix=fix)
     own = OmegaConf.select(cfg, "generation.processors") or []
     options.generation.processors = [instantiate(processor, _convert_="all") for processor in own]
-    options.sampling()  # the ranges of sampling and stopping, before a model is loaded
+    options.sampling()  # checks the ranges of sampling and stopping before a model is loaded
     StopRule(options.generation.max_new_tokens)
     require_stop_strings(options.generation.stop)
     return options
@@ -96,10 +96,10 @@ Options = TypeVar("Options")
 
 
 def typed(cfg: DictConfig, kind: type[Options]) -> Options:
-    """The part of a composed config that the dataclass `kind` describes; the components of the config are checked too.
+    """Return the part of a composed config that the dataclass `kind` describes. Checks the components too.
 
     Raises:
-        InputError: a value of the wrong type, an unknown option.
+        InputError: a value of the wrong type, or an unknown option.
     """
     names = [field.name for field in fields(kind)]  # type: ignore[arg-type]
     for name in cfg:
@@ -107,5 +107,5 @@ def typed(cfg: DictConfig, kind: type[Options]) -> Options:
         if isinstance(node, DictConfig) and name not in names and name != "hydra" and not node._is_none():
             check_options(node)
     part = OmegaConf.masked_copy(cfg, names)
-    part._set_parent(cfg)  # interpolations look into the whole config
+    part._set_parent(cfg)  # interpolations may refer to the whole config
     return filled(OmegaConf.to_container(part, resolve=True), kind)

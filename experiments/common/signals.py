@@ -1,4 +1,4 @@
-"""SIGTERM and SIGHUP end a run as Ctrl-C does: what is finished stays, and the exit status names the signal."""
+"""End a run at SIGTERM and SIGHUP as at Ctrl-C: finished work is kept, and the exit status names the signal."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Handler = Callable[[int, FrameType | None], Any]
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal ended the run."""
+    """Raised when a signal ends the run."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -22,14 +22,17 @@ class Stopped(KeyboardInterrupt):
 
 
 def exit_status(error: KeyboardInterrupt) -> int:
-    """128 + the signal's number, as shells count: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP."""
+    """Return 128 + the signal's number, as shells do: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP."""
     return 128 + (error.number if isinstance(error, Stopped) else signal.SIGINT)
 
 
 @contextmanager
 def stopping() -> Iterator[None]:
-    """Raise `Stopped` at the first signal. Further ones are ignored while the run writes down how it ended, except
-    Ctrl-C, which ends it at once. Signals that the caller ignores (nohup) or handles itself stay as they are."""
+    """Raise `Stopped` at the first signal.
+
+    Further signals are ignored while the run records how it ended, except Ctrl-C, which ends it at once. Signals that
+    the caller ignores (nohup) or handles itself are not changed.
+    """
 
     def stop(number: int, frame: FrameType | None) -> None:
         for other in (signal.SIGTERM, signal.SIGHUP):
@@ -43,7 +46,7 @@ def stopping() -> Iterator[None]:
 
 @contextmanager
 def deferred() -> Iterator[Callable[[], int | None]]:
-    """Let the first signal wait: the callable returns its number, or None. The second one raises `Stopped`."""
+    """Hold back the first signal: the yielded function returns its number, or None. The second raises `Stopped`."""
     came: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
@@ -58,7 +61,7 @@ def deferred() -> Iterator[Callable[[], int | None]]:
 
 @contextmanager
 def _handling(handler: Handler, instead_of: Any) -> Iterator[None]:
-    """Handle the signals whose handler is one of `instead_of`; only the main thread can."""
+    """Handle the signals whose handler is one of `instead_of`. Does nothing outside the main thread."""
     before: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():
         before = {number: was for number in STOPS if (was := signal.getsignal(number)) in instead_of}

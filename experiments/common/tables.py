@@ -1,4 +1,4 @@
-"""Summaries as tables on the terminal. Every figure is read from `summary.json`'s dict, none computed."""
+"""Print summaries as tables on the terminal. Every figure is read from the dict of `summary.json`, none is computed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,12 @@ stdout = SafeConsole(width=None if sys.stdout.isatty() else 130)
 
 @contextmanager
 def progress_bar(total: int, what: str = "prompts") -> Iterator[Callable[[Any], None]]:
-    """A bar on stderr; call what it yields once per prompt and turn (or whatever is counted)."""
+    """Show a bar on stderr. Yields a function to call once per prompt and turn (or other unit).
+
+    Args:
+        total: number of units.
+        what: their name.
+    """
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -36,7 +41,7 @@ def progress_bar(total: int, what: str = "prompts") -> Iterator[Callable[[Any], 
 
 
 def print_summary(summary: Summary, folder: Path) -> None:
-    """One run: its figures, then the same by category."""
+    """Print one run: its figures, then the same by category and by seed."""
     s = summary
     loss = "lossless" if s["lossless"] else "lossy"
     where = f"{s['device']}, {s['dtype']}, {s['threads']} threads, kernel {s['kernel']}, temperature {s['temperature']}"
@@ -81,12 +86,12 @@ def print_summary(summary: Summary, folder: Path) -> None:
 
 
 def print_path(what: str, path: Path) -> None:
-    """On one line, and as it is: to be copied."""
+    """Print a path on one line without styles, so that it can be copied."""
     stdout.print(f"{what}: {path}", soft_wrap=True, highlight=False)
 
 
 def comparison(summaries: Mapping[str, Summary], what: str) -> Table:
-    """Several summaries (jobs of a sweep, or categories of a run), one a row."""
+    """Show several summaries (jobs of a sweep, or categories of a run), one per row."""
     table = Table(title=f"by {what}")
     table.add_column(what, overflow="fold")  # names are never cut
     for column in (
@@ -114,7 +119,7 @@ def comparison(summaries: Mapping[str, Summary], what: str) -> Table:
 
 
 def steps(summaries: Mapping[str, Summary], what: str) -> Table:
-    """What a step of each costs and gives (time by phase, acceptance by depth), and what its drafter took to make."""
+    """Show a step of each run (time by phase, acceptance by depth), and the size and training of its drafter."""
     table = Table(title="a step, and its drafter")
     table.add_column(what, overflow="fold")
     for column in (
@@ -135,7 +140,7 @@ def steps(summaries: Mapping[str, Summary], what: str) -> Table:
 
 
 def by_category(summaries: Mapping[str, Summary]) -> Table:
-    """τ and speedup of each, category by category; on its side if there are more summaries than fit."""
+    """Show τ and speedup of each run by category; runs become rows if they do not fit as columns."""
     categories = list(dict.fromkeys(category for s in summaries.values() for category in s["by_category"]))
     figures = [[s["by_category"].get(category) for category in categories] for s in summaries.values()]
     cells = [[f"{number(f['tokens_per_step'])} ({f['speedup']:.2f}x)" if f else "-" for f in row] for row in figures]
@@ -157,7 +162,7 @@ def strays(figures: Mapping[str, Any]) -> str:
 
 
 def left_out(skipped: Sequence[Mapping[str, Any]]) -> str:
-    """The prompts that the context window had no room for, and how long they were."""
+    """List the prompts that did not fit the context window, with their lengths."""
     shown = []
     for one in skipped[:3]:
         turn = f" from turn {one['turn'] + 1}" if one["turn"] else ""
@@ -167,7 +172,7 @@ def left_out(skipped: Sequence[Mapping[str, Any]]) -> str:
 
 
 def machine(quiet: Summary) -> str:
-    """Whether something else ran while the run was timed."""
+    """Say whether something else used the machine while the run was timed."""
     if not quiet["disturbed"]:
         return f"quiet in all {quiet['rounds']} rounds" + (
             f", {quiet['repeated']} repeated" if quiet["repeated"] else ""
@@ -177,7 +182,7 @@ def machine(quiet: Summary) -> str:
 
 
 def energy(joules: Mapping[str, float | None]) -> dict[str, str]:
-    """Joules per token of each method, if the machine tells."""
+    """Return a row with joules per token of each method, empty if the machine does not measure energy."""
     known = {name: value for name, value in joules.items() if value is not None}
     return {"joules per token": "  ".join(f"{name} {value:.2f}" for name, value in known.items())} if known else {}
 
@@ -192,14 +197,14 @@ def speedup(figures: Summary) -> str:
 
 
 def identical(figures: Summary) -> str:
-    """How many greedy texts equal the baseline's, and how close the target's best two were where they part."""
+    """Say how many greedy texts equal the baseline's, and how close the two best tokens were where texts differ."""
     divergence = figures["divergence"]
     if divergence is None:
         return "- (sampled)"
     parted: Sequence[dict[str, Any]] = divergence["prompts"]
     if not parted or not all(
         "explained" in prompt for prompt in parted
-    ):  # of an older version, which did not look at ties
+    ):  # written by an older version, which did not check for ties
         return f"{divergence['identical']}/{divergence['total']}"
     ties, widest = sum(prompt["explained"] for prompt in parted), max(prompt["margin"] for prompt in parted)
     note = f"({ties} of {len(parted)} part at a near tie, widest top-1/top-2 margin {widest:.2g})"

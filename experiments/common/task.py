@@ -1,7 +1,7 @@
-"""What an entry point does for one job: alone, or as one of a sweep's jobs, in whatever process a launcher starts it.
+"""Run the function of an entry point for one job: alone, or as a job of a sweep in any process of a launcher.
 
-A job of a sweep keeps a record of itself, `job.json` in its folder. What fails there is that job: it says so in one
-line, and the sweep goes on. `experiments.sweeps.sweep` reads the records.
+A job of a sweep writes a record, `job.json`, into its folder. If it fails, it prints one line, and the sweep goes on.
+`experiments.sweeps.sweep` reads the records.
 """
 
 from __future__ import annotations
@@ -37,15 +37,22 @@ Function = Callable[[DictConfig], Any]
 
 
 class Task:
-    """Decorator of the function below `hydra.main`. Launchers send it to other processes by its name, so that nothing
-    of its module has to be pickled, together with what the user's command line allowed."""
+    """Decorator for the function below `hydra.main`.
+
+    Launchers send it to other processes by its name, so nothing of its module has to be pickled. The names that the
+    user's command line allowed are sent with it.
+
+    Args:
+        function: the function of the entry point.
+        allowed: names of `allow_targets`.
+    """
 
     def __init__(self, function: Function, allowed: Sequence[str] = ()) -> None:
         self._function, self._allowed = function, allowed
         functools.update_wrapper(self, function)
 
     def __call__(self, cfg: DictConfig) -> Any:
-        if self._allowed and ALLOW not in cfg:  # in a launcher's process, which composed the config anew
+        if self._allowed and ALLOW not in cfg:  # in a launcher's process, which composed the config again
             with open_dict(cfg):
                 cfg[ALLOW] = list(self._allowed)
         if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
@@ -57,7 +64,7 @@ class Task:
         module = self._function.__module__
         if module == "__main__":
             spec = getattr(sys.modules["__main__"], "__spec__", None)
-            if spec is None:  # a script, not `python -m`: nobody could import it
+            if spec is None:  # a script, not `python -m`: it cannot be imported
                 return sent, (self._function, allowed_here())
             module = spec.name
         return named, (module, self._function.__qualname__, allowed_here())
@@ -67,22 +74,21 @@ def named(module: str, name: str, allowed: Sequence[str]) -> Task:
     """Return the task of an entry point, imported by name."""
     found = getattr(import_module(module), name)
     while not isinstance(found, Task):
-        found = found.__wrapped__  # what `hydra.main` made of it
+        found = found.__wrapped__  # unwraps the function of `hydra.main`
     return sent(found._function, allowed)
 
 
 def sent(function: Function, allowed: Sequence[str]) -> Task:
-    """Return a task in a launcher's process, under the rules of the process that sent it."""
+    """Return a task in a launcher's process, with the rules of the process that sent it."""
     hide_secrets()
     ignore_schemas_of_launchers()
     return Task(function, allowed)
 
 
 def run_in_sweep(function: Function, cfg: DictConfig) -> float | None:
-    """Run one job of a sweep; returns its objective, or None if it failed.
+    """Run one job of a sweep. Returns its objective, or None if it failed.
 
-    A job that finished before under the same config is not run again if the sweep is resumed, or if Slurm starts the
-    job a second time.
+    If the sweep is resumed or Slurm restarts the job, a job that finished with the same config is not run again.
     """
     hydra = HydraConfig.get()
     folder, number = Path(hydra.runtime.output_dir), int(hydra.job.num)
@@ -99,7 +105,7 @@ def run_in_sweep(function: Function, cfg: DictConfig) -> float | None:
 
     try:
         lock = claim(folder, resume=True)
-    except InputError as error:  # started twice: what the other one writes is not touched
+    except InputError as error:  # the job was started twice; leave the other one's files alone
         print(f"error: {label}: {error}", file=sys.stderr, flush=True)
         return None
     note("running")
@@ -127,14 +133,14 @@ def run_in_sweep(function: Function, cfg: DictConfig) -> float | None:
 
 
 def digest(cfg: DictConfig) -> str:
-    """Identify what a job computes: its config without the options of how its sweep is run."""
+    """Return a hash of what a job computes: its config without the options of running the sweep."""
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
     kept = {key: value for key, value in plain.items() if key not in ("sweep", "exclusive")}
     return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """Return a job's record; empty if it has none that can be read."""
+    """Return a job's record, or {} if there is none that can be read."""
     try:
         record = read_json(folder / JOB)
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""What is printed is a convenience: a closed pipe, a full disk or a narrow encoding degrades it and ends no run."""
+"""Keep printing from ending a run: with a closed pipe, a full disk or a narrow encoding only the output suffers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 
 class Steady:
-    """A text stream whose failures go unnoticed: what cannot be written is dropped from then on."""
+    """A text stream that never fails: after the first failure its text is dropped."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
@@ -37,7 +37,7 @@ class Steady:
         try:
             yield
         except (OSError, ValueError):  # ValueError: the stream is closed
-            with suppress(OSError, ValueError, AttributeError):  # what it still buffers must go somewhere at exit
+            with suppress(OSError, ValueError, AttributeError):  # its buffer is flushed at exit and needs a destination
                 nowhere = os.open(os.devnull, os.O_WRONLY)
                 os.dup2(nowhere, self._stream.fileno())
                 os.close(nowhere)
@@ -46,7 +46,7 @@ class Steady:
 @contextmanager
 def steady_output() -> Iterator[None]:
     """Make standard output and error, and logging to them, unable to end the run."""
-    for number in range(3):  # a closed one's number would be given to the next file that is opened
+    for number in range(3):  # or the next opened file would get the number of a closed stream
         try:
             os.fstat(number)
         except OSError:
@@ -64,8 +64,8 @@ def steady_output() -> Iterator[None]:
 
 
 def _steady(stream: Any) -> Any:
-    if stream is None:  # Python's own sign of a stream that was closed when it started
+    if stream is None:  # Python's value for a stream that was closed at start
         return open(os.devnull, "w", encoding="utf-8")
     with suppress(AttributeError, OSError, ValueError):
-        stream.reconfigure(errors="backslashreplace")  # characters that its encoding does not have
+        stream.reconfigure(errors="backslashreplace")  # for characters that its encoding lacks
     return Steady(stream)

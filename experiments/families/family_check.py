@@ -1,4 +1,4 @@
-"""Compare the texts that a target gives, plain, in a ragged batch and drafted for, with `model.generate`."""
+"""Compare a target's texts (plain, in a ragged batch, and with a drafter) with those of `model.generate`."""
 
 from __future__ import annotations
 
@@ -23,22 +23,24 @@ from specdec.trees.tree import TokenTree
 from verifiers.acceptance.exact import Exact
 from verifiers.tree_attention import TreeAttention
 
-LENGTHS = (9, 20, 4)  # of the prompts: windows of 6 are left behind, and rows are ragged
+LENGTHS = (9, 20, 4)  # tokens of the prompts: longer than windows of 6, and different per row
 NEW = 14
 WORKS, REFUSED, WRONG, NOT_BUILT = "works", "refused", "wrong text", "not built"
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What became of a family. status: one of the four above; how: `fused` or `modules`, or why not."""
+    """The result for a family: `status` is one of the four above, `how` is `fused`, `modules` or the reason."""
 
     status: str
     how: str
 
 
 class Misleading:
-    """Drafts a branching tree whose main branch is right for three tokens and whose other nodes are wrong: whatever a
-    wrong node leaves behind would show in the text."""
+    """A drafter of branching trees in which three tokens of the main branch are right and all other nodes wrong.
+
+    If a wrong node left anything behind in the cache, the text would change.
+    """
 
     PARENTS = (-1, 0, 0, 1, 1, 3, 3, 5, 7, 2, 9, 8)
 
@@ -50,7 +52,7 @@ class Misleading:
         return len(self.PARENTS)
 
     def start(self, session: Session) -> None:
-        """Nothing to prepare."""
+        """Do nothing."""
 
     def propose(self, state: DraftState) -> TokenTree:
         tokens = []
@@ -63,14 +65,14 @@ class Misleading:
 
 
 def random_prompts(lengths: Sequence[int], seed: int = 1) -> list[list[int]]:
-    """Prompts of these lengths, without token 0, which some models take for padding."""
+    """Return random prompts of these lengths, without token 0, because some models use it for padding."""
     generator = torch.Generator().manual_seed(seed)
     return [torch.randint(1, VOCAB, (length,), generator=generator).tolist() for length in lengths]
 
 
 @torch.inference_mode()
 def generated(model: PreTrainedModel, prompt: Sequence[int], new: int) -> list[int]:
-    """The greedy text of `model.generate` for one prompt alone."""
+    """Return the greedy text of `model.generate` for one prompt alone."""
     ids = torch.tensor([list(prompt)])
     texts = model.generate(  # type: ignore[operator]
         ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, do_sample=False, eos_token_id=None, pad_token_id=0
@@ -80,12 +82,19 @@ def generated(model: PreTrainedModel, prompt: Sequence[int], new: int) -> list[i
 
 
 def plain(target: TargetModel, prompts: Rows, new: int) -> list[list[int]]:
-    """Our greedy texts, token by token."""
+    """Return our greedy texts, decoded token by token."""
     return autoregressive(prompts, target, SamplingParams(), StopRule(new), _seeds(prompts)).texts
 
 
 def drafted(target: TargetModel, prompts: Rows, new: int, drafter: Drafter) -> list[list[int]]:
-    """Our greedy texts with a drafter."""
+    """Return our greedy texts with a drafter.
+
+    Args:
+        target: the model.
+        prompts: token ids.
+        new: tokens per text.
+        drafter: the drafter.
+    """
     verifier = TreeAttention(target)
     return (
         Decoder(drafter, verifier, Exact(), SamplingParams(), StopRule(new)).speculative(prompts, _seeds(prompts)).texts
@@ -93,7 +102,14 @@ def drafted(target: TargetModel, prompts: Rows, new: int, drafter: Drafter) -> l
 
 
 def differences(target: TargetModel, prompts: Rows, expected: Rows, new: int) -> list[str]:
-    """Which ways of decoding give another text than expected: alone, in a batch, drafted for."""
+    """Return the ways of decoding (alone, in a batch, with a drafter) whose texts differ from the expected ones.
+
+    Args:
+        target: the model.
+        prompts: token ids.
+        expected: texts of `model.generate`.
+        new: tokens per text.
+    """
     found = [
         f"alone, prompt of {len(prompt)}"
         for prompt, text in zip(prompts, expected, strict=True)
@@ -112,7 +128,7 @@ def check_family(model_type: str, runtime: str = "auto") -> Finding:
         model = tiny_model(model_type)
         prompts = random_prompts(LENGTHS)
         expected = [generated(model, prompt, NEW) for prompt in prompts]
-    except Exception as error:  # transformers' own, for its own reasons
+    except Exception as error:  # transformers itself fails, for any reason
         return Finding(NOT_BUILT, f"{type(error).__name__}: {_line(error)}")
     try:
         with warnings.catch_warnings():

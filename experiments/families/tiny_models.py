@@ -1,7 +1,7 @@
 """Build a tiny random model of any causal-LM type of transformers.
 
-A type's default config is shrunk by the names of its attributes, so that a new type needs no line here unless
-its config has constraints of its own (`SPECIAL`).
+The default config of a type is shrunk by the names of its attributes. So a new type needs no entry here unless its
+config has special constraints (`SPECIAL`).
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 VOCAB = 97
-WINDOW = 6  # of sliding windows and chunks: texts are several windows long
+WINDOW = 6  # tokens of sliding windows and chunks; texts are several windows long
 CONTEXT = 256
-GAIN, BIAS = 1.5, 0.3  # how much a matrix amplifies, and biases: attention matters, a missing bias shows
+GAIN, BIAS = 1.5, 0.3  # scale of matrices and biases, large enough that attention and every bias change the text
 
 LAYERS, HEADS, KV_HEADS, HIDDEN = 3, 4, 2, 32
-# Attributes of a config and what they become where the config has them.
+# Attributes of a config, and their values if the config has them.
 SIZES: dict[str, int] = {
     **dict.fromkeys(("vocab_size", "vocab_size_per_layer_input"), VOCAB),
     **dict.fromkeys(("hidden_size", "d_model", "n_embd", "dim", "emb_dim", "word_embed_proj_dim"), HIDDEN),
@@ -47,7 +47,7 @@ SIZES: dict[str, int] = {
     **dict.fromkeys(("sliding_window", "attention_chunk_size", "window_size", "sliding_window_size"), WINDOW),
     **dict.fromkeys(("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx", "max_sequence_length"), CONTEXT),
 }  # fmt: skip
-# What the shapes above do not reach: constraints between attributes of one config.
+# Constraints between attributes of one config, which the sizes above do not satisfy.
 _MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 1}
 _HYBRID = {"layer_types": ["linear_attention", "full_attention", "linear_attention"]}
 _MANY_HEADS = {"num_key_value_heads": HEADS}
@@ -83,18 +83,18 @@ SPECIAL: dict[str, dict[str, Any]] = {
 
 
 def causal_lm_types() -> list[str]:
-    """Model types of transformers' causal-LM mapping, in alphabetical order."""
+    """Return the model types of transformers' causal-LM mapping, in alphabetical order."""
     return sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 
 
 def tiny_config(model_type: str, **extra: Any) -> Any:
-    """The config of the type, shrunk; extra: attributes that override it."""
+    """Return the shrunk config of the type; `extra` attributes override it."""
     config_class = CONFIG_MAPPING[model_type]
     return config_class(**{**_shrunk(config_class, config_class()), **SPECIAL.get(model_type, {}), **extra})
 
 
 def _shrunk(config_class: Any, default: Any) -> dict[str, Any]:
-    """What to build a small config with, the configs inside it included."""
+    """Return the arguments of a small config, including the configs inside it."""
     known = default.to_dict()
     shrunk: dict[str, Any] = {name: size for name, size in SIZES.items() if known.get(name) is not None}
     if known.get("kv_lora_rank") is not None:
@@ -103,7 +103,7 @@ def _shrunk(config_class: Any, default: Any) -> dict[str, Any]:
         shrunk["pad_token_id"] = 0
     if "is_decoder" in known:
         shrunk["is_decoder"] = True
-    shrunk["tie_word_embeddings"] = False  # a tied model repeats what it reads
+    shrunk["tie_word_embeddings"] = False  # a tied random model only repeats its input
     for name, inner_class in config_class.sub_configs.items():
         inner = getattr(default, name, None)
         if inner is not None:
@@ -114,7 +114,7 @@ def _shrunk(config_class: Any, default: Any) -> dict[str, Any]:
 
 
 def randomise(model: PreTrainedModel, seed: int) -> None:
-    """Give every weight a value that matters: matrices and biases normal, norms and the like near what they are."""
+    """Give every weight a value that affects the text: matrices and biases normal, others close to what they were."""
     generator = torch.Generator().manual_seed(seed)
     tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     with torch.no_grad():
@@ -131,7 +131,7 @@ def randomise(model: PreTrainedModel, seed: int) -> None:
 
 
 def tiny_model(model_type: str, seed: int = 0, **extra: Any) -> PreTrainedModel:
-    """A random model of the type in fp32, in eval mode, whose generation config ends no text."""
+    """Return a random model of the type in fp32 and eval mode, whose generation config ends no text early."""
     config = tiny_config(model_type, **extra)
     with torch.random.fork_rng():
         torch.manual_seed(seed)

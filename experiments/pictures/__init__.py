@@ -1,3 +1,4 @@
-"""The pictures of runs, drawn once for the report and the dashboard. They show what `specdec.runs.read` reads and
-`specdec.metrics` defines, and compute no figure themselves.
+"""Draw the pictures of runs, for both the report and the dashboard.
+
+They show figures that `specdec.runs.read` reads and `specdec.metrics` defines. They compute none themselves.
 """

@@ -1,4 +1,4 @@
-"""Plots of acceptance rules: on the same trees of a model, and on synthetic p and q."""
+"""Plot acceptance rules: on the same trees of a model, and on synthetic p and q."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from experiments.pictures.style import COLOURS
 
 
 def acceptance_plot(results: list[dict[str, Any]]) -> go.Figure:
-    """Tokens per step over temperature, one panel per kind of trees, one line per rule."""
+    """Plot tokens per step over temperature, with one panel per kind of trees and one line per rule."""
     kinds = list(dict.fromkeys(r["trees"] for r in results))
     rules = list(dict.fromkeys(r["rule"] for r in results))
     figure = make_subplots(cols=len(kinds), subplot_titles=kinds, shared_yaxes=True)
@@ -51,7 +51,7 @@ def error_bars(points: list[dict[str, Any]]) -> dict[str, list[float]] | None:
 
 
 def study_plot(results: list[dict[str, Any]], title: str) -> go.Figure:
-    """Expected accepted tokens over the distance of q from p, one line per rule and way of drawing."""
+    """Plot expected accepted tokens over the distance of q from p, with one line per rule and way of drawing."""
     figure = go.Figure()
     rules = list(dict.fromkeys(r["rule"] for r in results))
     dashes = dict(zip(dict.fromkeys(r["siblings"] for r in results), ("solid", "dash", "dot"), strict=False))

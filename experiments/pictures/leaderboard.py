@@ -1,4 +1,4 @@
-"""One row per target, drafter, machine and prompts: its newest finished run, with what made it."""
+"""Make a leaderboard: per target, drafter, machine and prompts the newest finished run, with its command."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ COLUMNS = (
 
 
 class Entrant(NamedTuple):
-    """Two runs with the same one compete for one row."""
+    """The key of a row. Of several runs with the same key only the newest is shown."""
 
     target: str
     drafter: str
@@ -49,14 +49,19 @@ class Entrant(NamedTuple):
 
 @dataclass(frozen=True)
 class Leaderboard:
-    """table: newest first. left_out: how many runs measured nothing, or did not finish."""
+    """The leaderboard.
+
+    Args:
+        table: the rows, newest first.
+        left_out: number of runs that measured nothing or did not finish.
+    """
 
     table: Table
     left_out: int
 
     @classmethod
     def of(cls, runs: Sequence[Run]) -> Leaderboard:
-        """The newest run of every entrant."""
+        """Return the leaderboard of the newest run of every entrant."""
         entrants: dict[Entrant, list[Run]] = {}
         for run in runs:
             run.look()
@@ -69,13 +74,13 @@ class Leaderboard:
 
 
 def leaderboard_page(board: Leaderboard) -> str:
-    """One self-contained page, with a choice for each of the first columns."""
+    """Return one self-contained page, with a filter for each of the first columns."""
     choices = {name: sorted({str(row[place]) for row in board.table.rows}) for place, name in enumerate(FILTERED)}
     return render("leaderboard.html", ["leaderboard.js"], title="Leaderboard", board=board, choices=choices)
 
 
 def write_leaderboard(runs: Sequence[Run], file: Path) -> Leaderboard:
-    """Write the page, whole or not at all."""
+    """Write the page atomically. Returns the leaderboard."""
     board = Leaderboard.of(runs)
     write_text(file, leaderboard_page(board))
     return board
@@ -104,7 +109,7 @@ def _machine(run: Run) -> str:
 
 
 def _prompts(run: Run) -> str:
-    """The set and how many of it; sets of files are called by the file's name."""
+    """Return the name of the prompt set (for a file its name) and the number of prompts."""
     options = run.options
     source = options.get("prompts.path") or options.get("prompts.name")
     made_by = str(options.get("prompts._target_", "unknown"))

@@ -18,7 +18,7 @@ MOST_NODES, LABELLED_NODES = 64, 24
 
 
 def headline(run: Run) -> list[Tile]:
-    """The figures to read first; what the run does not know (yet) is left out."""
+    """Return the figures to read first. Figures that the run does not have (yet) are left out."""
     f = run.figures
     tiles = [Tile("tokens per step τ", number(f.get("tokens_per_step")), "autoregressive: 1.00")]
     if f.get("speedup") is not None:
@@ -43,7 +43,7 @@ def headline(run: Run) -> list[Tile]:
 
 
 def pictures(run: Run) -> list[Picture]:
-    """All there is to see of a run; a picture without data is left out."""
+    """Return all pictures of a run. Pictures without data are left out."""
     return list(_pictures(run))
 
 
@@ -111,14 +111,14 @@ def emitted(counts: list[int], colour: str) -> Picture:
 
 
 def busiest(uses: list[NodeUse]) -> list[NodeUse]:
-    """The nodes offered most often; a node's parent is offered at least as often, and stays."""
+    """Return the nodes offered most often. A node's parent is offered at least as often, so it is included."""
     least = sorted((use.offered for use in uses), reverse=True)[MOST_NODES - 1]
     kept = [use for use in uses if use.offered > least]
     return kept + [use for use in uses if use.offered == least][: MOST_NODES - len(kept)]
 
 
 def tree(uses: list[NodeUse], total: int) -> Picture:
-    """Root on the left, depth to the right."""
+    """Draw the tree with the root on the left and depth to the right."""
     uses = sorted(uses, key=lambda use: (len(use.place), use.place))
     heights = _heights([use.place for use in uses])
     leaves = len(set(heights) - {place[:-1] for place in heights if place})
@@ -187,7 +187,7 @@ def tree(uses: list[NodeUse], total: int) -> Picture:
 
 
 def _heights(places: list[tuple[int, ...]]) -> dict[tuple[int, ...], float]:
-    """Leaves one below the other, every other node in the middle of its children."""
+    """Return the heights of nodes: leaves one below the other, every other node in the middle of its children."""
     children: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
     for place in places:
         children.setdefault(place[:-1], []).append(place)
@@ -208,7 +208,7 @@ def _heights(places: list[tuple[int, ...]]) -> dict[tuple[int, ...], float]:
 
 
 def _place(use: NodeUse) -> str:
-    """Which child it is at each depth, counted from 1: "1.2" is the second child of the first child of the root."""
+    """Return the number of the child at each depth, from 1: "1.2" is the second child of the root's first child."""
     return ".".join(str(child + 1) for child in use.place)
 
 

@@ -1,4 +1,4 @@
-"""One self-contained HTML page of runs: no network, no file beside it."""
+"""Write one self-contained HTML page of runs: it needs no network and no other file."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ASSETS = Path(__file__).parent / "assets"
 
 @dataclass(frozen=True)
 class Contents:
-    """What a page or the dashboard shows of some runs."""
+    """The contents of a page or of the dashboard for some runs."""
 
     title: str
     head: list[str]
@@ -38,7 +38,7 @@ class Contents:
 
     @classmethod
     def of(cls, runs: Sequence[Run]) -> Contents:
-        """One run: its own figures. Several: their comparison."""
+        """Return the figures of one run, or the comparison of several."""
         if len(runs) == 1:
             return cls._one(runs[0])
         labelled = several_runs.labels(runs)
@@ -70,7 +70,7 @@ class Contents:
 
 
 def page(runs: Sequence[Run]) -> str:
-    """The report of one run, or the comparison of several."""
+    """Return the report of one run, or the comparison of several, as HTML."""
     contents = Contents.of(runs)
     return _render(
         **{name: getattr(contents, name) for name in Contents.__dataclass_fields__},
@@ -82,7 +82,7 @@ def page(runs: Sequence[Run]) -> str:
 
 
 def write_page(runs: Sequence[Run], file: Path) -> Path:
-    """Whole or not at all."""
+    """Write the page atomically. Returns the file."""
     for run in runs:
         run.refresh()
     write_text(file, page(runs))
@@ -90,7 +90,7 @@ def write_page(runs: Sequence[Run], file: Path) -> Path:
 
 
 def reader_page(run: Run) -> str:
-    """The reader alone, for a frame of the dashboard."""
+    """Return a page with only the reader, for a frame of the dashboard."""
     return _render(
         title=run.folder.name,
         framed=True,
@@ -107,7 +107,7 @@ def reader_page(run: Run) -> str:
 
 
 def render(template: str, assets: Sequence[str], **values: object) -> str:
-    """A page of a template, with these scripts and no other."""
+    """Return the page of a template that may run only these scripts."""
     return _render([_asset(name) for name in assets], template, **values)
 
 
@@ -136,12 +136,12 @@ def _template(name: str):  # type: ignore[no-untyped-def]
 
 
 def csv_link(table: Table) -> str:
-    """The table as a link that needs no file."""
+    """Return a link that contains the table as CSV, so that no file is needed."""
     return "data:text/csv;charset=utf-8," + quote(table.csv())
 
 
 def _where(run: Run) -> str:
-    """On what it ran."""
+    """Return the hardware and settings that the run used."""
     f, machine = run.figures, run.provenance.get("machine") or {}
     parts = [
         ", ".join(machine.get("gpu") or []) or machine.get("cpu"),

@@ -18,7 +18,7 @@ Cell = str | int | float | None
 
 @dataclass(frozen=True)
 class Table:
-    """Columns with their units, and rows."""
+    """A table: columns with their units, and rows."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[Cell]]
@@ -30,13 +30,17 @@ class Table:
         return out.getvalue()
 
     def shown(self) -> list[list[str]]:
-        """The rows as people read them."""
+        """Return the rows as readable text."""
         return [[shown(cell) for cell in row] for row in self.rows]
 
 
 @dataclass(frozen=True)
 class Picture:
-    """name: its id and its file's name; says: how to read it, in a sentence; wide: over the whole width."""
+    """A figure with its table.
+
+    `name` is its id and the name of its file, `says` one sentence on how to read it, and `wide` whether it takes the
+    whole width.
+    """
 
     name: str
     title: str
@@ -46,7 +50,7 @@ class Picture:
     wide: bool = False
 
     def json(self) -> dict[str, Any]:
-        """The figure as Plotly's own JSON, numbers in plain lists."""
+        """Return the figure as Plotly's JSON, with numbers in plain lists."""
         drawn: dict[str, Any] = json.loads(self.figure.to_json())
         return drawn
 
@@ -69,7 +73,7 @@ def shown(cell: Cell) -> str:
 
 
 def bars(interval: Sequence[Sequence[float] | None], values: Sequence[float]) -> dict[str, Any] | None:
-    """Error bars from 95 % intervals, where there are any."""
+    """Return error bars from 95 % intervals, or None if there are no intervals."""
     if not any(interval):
         return None
     both = list(zip([i or (v, v) for i, v in zip(interval, values, strict=True)], values, strict=True))

@@ -1,4 +1,4 @@
-"""When speculation pays, in one picture: what more nodes cost, and what is left of τ."""
+"""Show when speculation pays in one picture: the cost of more nodes, and the speedup of the best tree."""
 
 from __future__ import annotations
 
@@ -11,14 +11,23 @@ from experiments.pictures.style import GREY, PALETTE, axis, figure
 from specdec.hardware import CostCurve
 from specdec.hardware.planning import Plan
 
-COSTED = (1, 8, 32, 128)  # batches whose cost of nodes is drawn
-MOST_TIMES = 5  # what costs more than this pays for no tree
+COSTED = (1, 8, 32, 128)  # batch sizes for which the cost of nodes is drawn
+MOST_TIMES = 5  # a forward that costs more than this many decode steps pays for no tree
 NODES = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 
 
 def picture(grid: Mapping[tuple[int, int], Plan], verify: CostCurve, most: int, title: str) -> go.Figure:
-    """Left: the time of a forward over its nodes, relative to plain decoding, at the shortest context. Right: the
-    speedup of the best tree over the batch, a line for each context. most: drafted nodes."""
+    """Draw two panels.
+
+    - left: time of a forward over its nodes, relative to plain decoding, at the shortest context
+    - right: speedup of the best tree over the batch, one line per context
+
+    Args:
+        grid: the plans, by (batch, context).
+        verify: seconds of a forward.
+        most: largest number of drafted nodes.
+        title: title of the picture.
+    """
     nodes = [n for n in NODES if n <= most + 1]
     contexts = sorted({context for _, context in grid})
     batches = sorted({batch for batch, context in grid if context == contexts[0]})

@@ -1,4 +1,4 @@
-"""The texts of a run, step by step: who wrote each token. Data only; `assets/reader.js` shows it."""
+"""Collect the texts of a run step by step, with the writer of each token. `assets/reader.js` shows them."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from typing import Any
 
 from specdec.runs.read import Run, TextKey
 
-MOST_TOKENS = 30_000  # of all texts shown: a page must stay small
+MOST_TOKENS = 30_000  # in all texts together, so that a page stays small
 
 
 def reader(run: Run) -> dict[str, Any] | None:
-    """The texts whose tokens are known as text, at most `MOST_TOKENS` tokens, an even share of each category.
+    """Return the texts that can be shown token by token, or None if there are none.
 
-    A step is [accepted, emitted, drafted nodes, depth offered, whose the last token is, ms, rows]. Returns None when
-    there is none.
+    They have at most `MOST_TOKENS` tokens together, the same share of each category. A step is [accepted, emitted,
+    drafted nodes, depth offered, kind of the last token, ms, rows].
     """
     texts: dict[str, list[dict[str, Any]]] = {}
     for generation in run.generations:
         try:
             text = _text(run, generation)
-        except (KeyError, TypeError):  # of an older version
+        except (KeyError, TypeError):  # written by an older version
             continue
         if text is not None:
             texts.setdefault(generation["category"], []).append(text)
@@ -37,7 +37,7 @@ def _text(run: Run, generation: dict[str, Any]) -> dict[str, Any] | None:
     key = TextKey(str(generation["prompt"]), str(generation["category"]), generation["turn"], generation["repeat"])
     records, pieces = run.texts.get(key, []), [str(piece) for piece in generation["pieces"]]
     if len(pieces) != 1 + sum(record.emitted for record in records):
-        return None  # steps of another run, or some that are missing
+        return None  # steps are missing or belong to another run
     turn = f", turn {key.turn + 1}" if key.turn else ""
     repeat = f", repeat {key.repeat + 1}" if key.repeat else ""
     return {

@@ -11,14 +11,14 @@ from experiments.pictures.picture import Picture, Table, bars
 from experiments.pictures.style import GREY, SCALE, axis, drafter_style, figure
 from specdec.runs.read import Run
 
-UNCOMPARED = ("tracker", "hydra", "reference", "report")  # options that change no text and no speed
+UNCOMPARED = ("tracker", "hydra", "reference", "report")  # options that change neither text nor speed
 MOST_PARAMETERS = 6
 
 Labelled = Mapping[str, Run]
 
 
 def labels(runs: Sequence[Run]) -> dict[str, Run]:
-    """Runs by a short name each: the drafter, then what differs between the runs, then the folder if it must be."""
+    """Give each run a short name: the drafter, then the options that differ, then the folder if still needed."""
     differing = parameters(runs)
     names = []
     for run in runs:
@@ -31,7 +31,7 @@ def labels(runs: Sequence[Run]) -> dict[str, Run]:
 
 
 def parameters(runs: Sequence[Run]) -> list[str]:
-    """Options that differ between the runs that have them; which drafter it is, its name says."""
+    """Return the options that differ between the runs that have them, without the choice of the drafter."""
     keys = dict.fromkeys(key for run in runs for key in run.options)
     return [
         key
@@ -43,7 +43,7 @@ def parameters(runs: Sequence[Run]) -> list[str]:
 
 
 def table(labelled: Labelled) -> Table:
-    """One run a row; intervals are 95 %."""
+    """Return the table with one run per row; intervals are 95 %."""
     columns = (
         "run",
         "target",
@@ -85,7 +85,7 @@ def table(labelled: Labelled) -> Table:
 
 
 def pictures(labelled: Labelled) -> list[Picture]:
-    """All there is to compare; a picture without data is left out."""
+    """Return all pictures that compare the runs. Pictures without data are left out."""
     return list(_pictures(labelled))
 
 
@@ -112,7 +112,16 @@ def _pictures(labelled: Labelled) -> Iterator[Picture]:
 
 
 def against(name: str, title: str, says: str, axis_title: str, places: Sequence[Any], points: Labelled) -> Picture:
-    """Speedup with its interval over some figure, one mark a run."""
+    """Draw the speedup with its interval over some figure, with one mark per run.
+
+    Args:
+        name: id of the picture.
+        title: its title.
+        says: one sentence on how to read it.
+        axis_title: title of the horizontal axis.
+        places: value of the figure for each run.
+        points: the runs by name.
+    """
     drawn = figure(axis(words(axis_title)), axis("speedup (ratio)", rangemode="tozero"), height=380)
     drawn.add_hline(y=1, line={"color": GREY, "dash": "dash", "width": 1.4})
     shown = set()
@@ -142,7 +151,7 @@ def against(name: str, title: str, says: str, axis_title: str, places: Sequence[
 
 
 def over_parameter(key: str, points: Labelled) -> Picture:
-    """Numbers in their order along the axis; anything else as names."""
+    """Draw the speedup over an option: numbers in their order along the axis, anything else as names."""
     values = [run.options[key] for run in points.values()]
     numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
     places = values if numeric else [str(value) for value in values]
@@ -164,7 +173,9 @@ def heat_maps(labelled: Labelled) -> Iterator[Picture]:
         if len(categories) < 2:
             continue
         grid = [[of_run.get(name) for name in categories] for of_run in values.values()]
-        names = [words(label).replace(" ", "<br>") for label in values]  # a long one would leave a phone no room
+        names = [
+            words(label).replace(" ", "<br>") for label in values
+        ]  # broken, because a long line leaves no room on a phone
         lines = sum(1 + name.count("<br>") for name in names)
         drawn = figure(
             axis("", side="top", autotickangles=[0, -90], showgrid=False, type="category"),
@@ -196,7 +207,7 @@ def heat_maps(labelled: Labelled) -> Iterator[Picture]:
 
 
 def warnings(labelled: Labelled) -> list[str]:
-    """What makes the comparison unfair."""
+    """Return warnings about differences that make the comparison unfair."""
     out = []
     for what, of in (
         ("targets", lambda run: run.names["target"]),

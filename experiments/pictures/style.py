@@ -1,4 +1,4 @@
-"""Colours and axes of every picture. What depends on light or dark (text) is in `assets/style.css`."""
+"""Colours and axes of every picture. Colours that depend on light or dark mode (text) are in `assets/style.css`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 
 from experiments.common.entry import CONF
 
-# Okabe and Ito's palette without black and yellow: told apart by colour-blind readers, on white and on black
+# Okabe and Ito's palette without black and yellow: colour-blind readers can distinguish it, on white and on black
 BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY = PALETTE = (
     "#0072B2",
     "#D55E00",
@@ -19,10 +19,10 @@ BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY = PALETTE = (
     "#E69F00",
     "#56B4E9",
 )
-COLOURS = (*PALETTE, "#000000")  # for as many lines, on white
+COLOURS = (*PALETTE, "#000000")  # for up to seven lines, on white
 GREY = "#8A919C"
 SYMBOLS = ("circle", "diamond", "square", "triangle-up", "x", "star")
-SCALE = "Viridis"  # its order is seen by colour-blind readers, and in grey
+SCALE = "Viridis"  # colour-blind readers see its order, and it also works in grey
 PHASES = {"draft": ORANGE, "verify": BLUE, "accept": GREEN, "commit": PURPLE}
 GRID = "rgba(128,136,148,0.28)"
 CONFIG: Any = {"displayModeBar": False, "responsive": True}
@@ -34,8 +34,10 @@ def _drafters() -> tuple[str, ...]:
 
 
 def drafter_style(name: str) -> tuple[str, str]:
-    """Colour and symbol of a drafter: the same in every picture, report and dashboard. Autoregressive decoding is
-    grey; drafters that have no YAML come after those that do."""
+    """Return colour and symbol of a drafter, the same in every picture, report and dashboard.
+
+    Autoregressive decoding is grey. Drafters without a YAML come after those with one.
+    """
     if name == "none":
         return GREY, SYMBOLS[0]
     known = _drafters()
@@ -44,7 +46,7 @@ def drafter_style(name: str) -> tuple[str, str]:
 
 
 def axis(title: str, **options: Any) -> dict[str, Any]:
-    """An axis with its unit in the title."""
+    """Return an axis with its unit in the title."""
     return {
         "title": {"text": title, "standoff": 10, "font": {"size": 13}},
         "automargin": True,
@@ -56,7 +58,13 @@ def axis(title: str, **options: Any) -> dict[str, Any]:
 
 
 def figure(x: dict[str, Any], y: dict[str, Any], height: int = 340, **layout: Any) -> go.Figure:
-    """An empty figure with these axes."""
+    """Return an empty figure.
+
+    Args:
+        x, y: the axes.
+        height: in pixels.
+        layout: other options of Plotly's layout.
+    """
     return go.Figure(
         layout={
             "template": "none",

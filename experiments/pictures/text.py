@@ -1,4 +1,4 @@
-"""Tables of pictures as text."""
+"""Turn the tables of pictures into text."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from experiments.pictures.picture import Table
 
 
 def rich(table: Table, title: str) -> RichTable:
-    """Turned on its side where that makes it fit better: names of runs and of figures are long."""
+    """Return the table for the terminal, transposed if it then fits better, because names are long."""
     rows = [list(table.columns), *table.shown()]
     upright, turned = _rich(rows, title), _rich(list(zip(*rows, strict=True)), title)
     room = stdout.options.update(width=10_000)

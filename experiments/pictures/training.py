@@ -1,4 +1,4 @@
-"""The pictures of a training run: every figure of its reports over the steps."""
+"""Draw a training run: every figure of its reports over the steps."""
 
 from __future__ import annotations
 
@@ -21,12 +21,19 @@ TITLES = {
     "tokens_per_second": ("Training speed", "training tokens/s"),
     "product_share": ("Share of the machine's products", "share of the fastest product (ratio)"),
 }
-FROM_ZERO = ("learning_rate", "grad_norm", "tokens_per_second", "product_share")  # also where they stay the same
+FROM_ZERO = (
+    "learning_rate",
+    "grad_norm",
+    "tokens_per_second",
+    "product_share",
+)  # axes from 0 even if the figure hardly changes
 
 
 def pictures(labelled: Mapping[str, Run]) -> list[Picture]:
-    """One per kind of figure ("top1/head0" and "validation/top1/head0" are of one kind), those that matter most
-    first."""
+    """Return one picture per kind of figure, the most important first.
+
+    "top1/head0" and "validation/top1/head0" are of one kind.
+    """
     kinds: dict[str, dict[str, tuple[Run, list[tuple[int, float]]]]] = {}
     for label, run in labelled.items():
         for report in run.training:
@@ -48,7 +55,7 @@ def _curve(kind: str, lines: Mapping[str, tuple[Run, list[tuple[int, float]]]], 
     for name, (run, points) in lines.items():
         place = figures.index(name.replace("validation/", ""))
         points = points[:: -(-len(points) // MOST_POINTS)]
-        alone = runs > 1 and len(lines) == runs  # one line a run: the colour says whose
+        alone = runs > 1 and len(lines) == runs  # one line per run, so the colour can be that of the drafter
         colour = drafter_style(run.names["drafter"])[0] if alone else PALETTE[place % len(PALETTE)]
         steps, values = [step for step, _ in points], [value for _, value in points]
         drawn.add_scatter(

@@ -1,5 +1,8 @@
-"""Sweeps: their jobs on disk, compared.
+"""Sweeps: read their jobs from disk and compare them.
 
-callbacks.py   what Hydra calls when a sweep ends     sweep.py       a sweep as it lies on disk
-job_names.py   the shortest names that differ         report.py      its comparison, as a table and a page
+launch.py      starts an entry point, alone or as a sweep
+callbacks.py   begins a sweep on disk, and compares its jobs at the end
+sweep.py       reads and writes a sweep on disk
+job_names.py   names jobs by the options in which they differ
+report.py      compares the jobs in tables, a plot and a page
 """

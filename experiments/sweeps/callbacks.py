@@ -1,4 +1,4 @@
-"""Hydra callback of every sweep: begin it on disk, and compare its jobs when the launcher returns."""
+"""Hydra callback of every sweep: begins the sweep on disk, and compares its jobs when the launcher returns."""
 
 from __future__ import annotations
 
@@ -21,11 +21,13 @@ from experiments.common.entry import SOME_FAILED, explain, one_line_errors
 from experiments.sweeps import sweep
 from experiments.sweeps.report import show
 
-_under_way: list[tuple[Path, bool]] = []  # the sweep of this process: its folder, and whether it ends in a page
+_under_way: list[
+    tuple[Path, bool]
+] = []  # the sweep of this process: its folder, and whether to write a page at the end
 
 
 class CompareJobs(Callback):
-    """Everything is read from the folders of the jobs: they may have run anywhere."""
+    """Begin a sweep and compare its jobs. All data is read from the jobs' folders, because they may run anywhere."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         folder = Path(config.hydra.sweep.dir).absolute()
@@ -41,7 +43,7 @@ class CompareJobs(Callback):
 
 @contextmanager
 def errors_that_end() -> Iterator[None]:
-    """End the process at any error: Hydra makes a warning of what a callback raises."""
+    """End the process at any error, because Hydra turns exceptions of a callback into warnings."""
     try:
         with one_line_errors():
             yield
@@ -52,7 +54,7 @@ def errors_that_end() -> Iterator[None]:
 
 @contextmanager
 def sweep_that_ends() -> Iterator[None]:
-    """If a launcher or a sweeper dies or is interrupted, compare what the jobs left, and say how to go on."""
+    """If a launcher or sweeper dies or is interrupted, compare the jobs so far, and say how to resume."""
     try:
         yield
     except BaseException as error:
@@ -75,7 +77,7 @@ def sweep_that_ends() -> Iterator[None]:
 
 
 def finish() -> None:
-    """Compare the jobs; end the process with a status of its own if some have not finished."""
+    """Compare the jobs. Ends the process with the status `SOME_FAILED` if some have not finished."""
     folder, page = _under_way.pop()
     found = sweep.read(folder)
     show(found, page)
@@ -89,7 +91,7 @@ def finish() -> None:
 
 
 def planned(config: DictConfig) -> list[list[str]] | None:
-    """Return the overrides of each job; None if the sweeper chooses them as it goes."""
+    """Return the overrides of each job, or None if the sweeper chooses them during the sweep."""
     sweeper = config.hydra.sweeper
     if not str(sweeper.get("_target_")).endswith(".BasicSweeper"):
         return None
@@ -100,4 +102,4 @@ def planned(config: DictConfig) -> list[list[str]] | None:
         overrides = OverridesParser.create(config_loader=loader).parse_overrides(lines)
         return BasicSweeper.split_arguments(overrides, None)[0]
     except HydraException:
-        return None  # the sweeper will say what is wrong
+        return None  # the sweeper will report what is wrong

@@ -17,9 +17,9 @@ def parsed(overrides: Sequence[str]) -> dict[str, str]:
     for line in overrides:
         try:
             (override,) = OverridesParser.create().parse_overrides([line])
-        except HydraException:  # of a Hydra with another grammar: the line as it is
+        except HydraException:  # written by a Hydra with another grammar: keep the line as it is
             override = None
-        if override is None or override.is_sweep_override():  # of a Hydra with another grammar; of a whole sweep
+        if override is None or override.is_sweep_override():  # another grammar, or an override of the whole sweep
             key, _, value = line.partition("=")
         else:
             key, value = override.get_key_element(), override.get_value_element_as_str()
@@ -35,7 +35,7 @@ def differing(jobs: Sequence[Options]) -> list[str]:
 
 
 def names(jobs: Mapping[int, Sequence[str]]) -> dict[int, str]:
-    """Name each job by the options in which it differs from others, whole; equal names get the job's number.
+    """Name each job by all options in which jobs differ; equal names get the job's number.
 
     Args:
         jobs: the overrides of each job, by its number.
@@ -50,7 +50,7 @@ def names(jobs: Mapping[int, Sequence[str]]) -> dict[int, str]:
 
 
 def numbers(jobs: Mapping[int, Sequence[str]]) -> tuple[str, dict[int, float]] | None:
-    """Return the one number that jobs differ in, and its value in each; None if they differ in something else."""
+    """Return the only option in which jobs differ and its value per job, or None if it is not one numeric option."""
     options = {number: parsed(overrides) for number, overrides in jobs.items()}
     keys = differing(list(options.values()))
     if len(keys) != 1:

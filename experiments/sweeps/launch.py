@@ -13,8 +13,8 @@ from experiments.sweeps.callbacks import sweep_that_ends
 
 
 def launch(main: Callable[[], None]) -> None:
-    """Call a `hydra.main` function; what it or Hydra raises ends the process as `one_line_errors` says."""
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises, and leaves the words to us
+    """Call a `hydra.main` function. Errors of it or of Hydra end the process as in `one_line_errors`."""
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # makes Hydra raise instead of printing errors itself
     warnings.formatwarning = lambda message, *_args, **_kwargs: f"warning: {message}\n"  # one line, no source code
     ignore_schemas_of_launchers()
     with steady_output(), one_line_errors(), checked_composition(), sweep_that_ends():

@@ -1,4 +1,4 @@
-"""Tables, a plot and a page that compare the jobs of a sweep."""
+"""Compare the jobs of a sweep in tables, a plot and a page."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from experiments.sweeps.sweep import FAILED, FINISHED, Job, Sweep
 from specdec.files.durable import write_text
 from specdec.runs.read import find_runs, run_folders
 
-COMPARED = ("speedup", "by_category", "divergence", "parameters_added", "training_tokens")  # what the tables read
+COMPARED = ("speedup", "by_category", "divergence", "parameters_added", "training_tokens")  # read by the tables
 PLOT = "sweep.html"
 
 
 def show(sweep: Sweep, page: bool) -> None:
-    """Print the comparison, write `failed.jsonl`, the plot and, if asked to, the page of all runs so far."""
+    """Print the comparison, and write `failed.jsonl`, the plot and, if `page` is set, the page of all runs so far."""
     done = {sweep.names[job.number]: job.summary for job in sweep.jobs if job.summary}
     if done and all(set(COMPARED) <= set(summary) for summary in done.values()):
         short = dict(done)
@@ -42,7 +42,7 @@ def show(sweep: Sweep, page: bool) -> None:
 
 
 def unfinished(sweep: Sweep) -> Table:
-    """The jobs that have not finished, and why."""
+    """Show the jobs that have not finished, and why."""
     table = Table(title=f"{len(sweep.unfinished)} of {len(sweep.jobs)} jobs have not finished")
     for column in ("job", "name", "status", "why"):
         table.add_column(column, overflow="fold")
@@ -53,7 +53,7 @@ def unfinished(sweep: Sweep) -> Table:
 
 
 def figures(sweep: Sweep) -> Table:
-    """The objective of each job, and the numbers of its summary that are not the same in all."""
+    """Show the objective of each job, and the numbers of its summary that differ between jobs."""
     finished = [job for job in sweep.jobs if job.status == FINISHED]
     found = {job.number: _numbers(job) for job in finished}
     columns = [key for key in dict.fromkeys(k for f in found.values() for k in f) if _differs(key, found)]
@@ -67,7 +67,7 @@ def figures(sweep: Sweep) -> Table:
 
 
 def plot_over_a_number(sweep: Sweep) -> None:
-    """Write `sweep.html` if the jobs that finished differ in one number only."""
+    """Write `sweep.html` if the finished jobs differ only in one number."""
     jobs = {job.number: job for job in sweep.jobs if job.summary}
     axis = numbers({number: job.overrides for number, job in jobs.items()})
     if axis is not None:
@@ -77,7 +77,7 @@ def plot_over_a_number(sweep: Sweep) -> None:
 
 
 def plot(axis: str, summaries: Mapping[float, dict[str, Any]]) -> go.Figure:
-    """τ and tokens/s over the number, plain decoding beside them."""
+    """Plot τ and tokens/s over the number, with plain decoding for comparison."""
     figure = make_subplots(specs=[[{"secondary_y": True}]])
     curves = (
         ("tokens_per_step", "τ"),

@@ -1,6 +1,6 @@
-"""A sweep is what lies on disk: `sweep.json` in its folder, written when it begins, and the folders of its jobs.
+"""A sweep as it is on disk: `sweep.json` in its folder, written when it begins, and the folders of its jobs.
 
-Nothing here depends on who ran the jobs, where, or whether all have ended.
+Nothing here depends on which launcher ran the jobs, on which machine, or on whether all have ended.
 """
 
 from __future__ import annotations
@@ -32,8 +32,13 @@ WITHOUT_A_WORD = "its process ended without a word: killed, out of memory, or it
 
 @dataclass(frozen=True)
 class Job:
-    """One job of a sweep. folder: None if it has not started; status: finished, running, failed, interrupted, killed,
-    not started; error: why, in one line, if it ended early; value: its objective."""
+    """One job of a sweep.
+
+    - `folder` is None if the job has not started.
+    - `status` is finished, running, failed, interrupted, killed or not started.
+    - `error` is the reason in one line if it ended early.
+    - `value` is its objective.
+    """
 
     number: int
     overrides: tuple[str, ...]
@@ -44,7 +49,7 @@ class Job:
 
     @cached_property
     def summary(self) -> dict[str, Any]:
-        """Its figures; empty unless it finished."""
+        """The job's figures, empty unless it finished."""
         try:
             found = read_json(self.folder / "summary.json") if self.folder else {}
         except (OSError, ValueError):
@@ -69,11 +74,11 @@ class Sweep:
 
     @property
     def failed(self) -> list[Job]:
-        """Jobs that ended early."""
+        """The jobs that ended early."""
         return [job for job in self.unfinished if job.status not in (RUNNING, WAITING)]
 
     def write_failed(self) -> None:
-        """Write `failed.jsonl`, one line per job that ended early; remove it if there is none."""
+        """Write `failed.jsonl` with one line per job that ended early, or remove it if there is none."""
         file = self.folder / FAILED
         lines = [
             {
@@ -96,16 +101,16 @@ def is_sweep(folder: Path) -> bool:
 
 
 def begin(folder: Path, overrides: Sequence[str], jobs: Sequence[Sequence[str]] | None, resume: bool) -> None:
-    """Claim a folder for a sweep, or take up the sweep that it holds.
+    """Claim a folder for a sweep, or resume the sweep in it.
 
     Args:
-        folder: the sweep's, `hydra.sweep.dir`.
-        overrides: those of the whole sweep.
-        jobs: the overrides of each job; None if a search chooses them as it goes.
-        resume: whether the folder has to hold this sweep already.
+        folder: the folder of the sweep, `hydra.sweep.dir`.
+        overrides: overrides of the whole sweep.
+        jobs: overrides of each job; None if a search chooses them during the sweep.
+        resume: whether the folder must already contain this sweep.
 
     Raises:
-        InputError: the folder holds a sweep and it is not resumed; holds none, or another, and it is.
+        InputError: without `resume`, the folder contains a sweep; with it, the folder contains none or another.
     """
     file = folder / SWEEP
     if resume:
@@ -133,13 +138,13 @@ def begin(folder: Path, overrides: Sequence[str], jobs: Sequence[Sequence[str]] 
 
 
 def undo(folder: Path) -> None:
-    """Give the folder of a sweep back if none of its jobs began, so that the command can be corrected."""
+    """Release the folder of a sweep if none of its jobs began, so that a corrected command can use it."""
     if not any(_started(folder)):
         (folder / SWEEP).unlink(missing_ok=True)
 
 
 def read(folder: Path) -> Sweep:
-    """Read what a sweep has left so far."""
+    """Read the state of a sweep so far."""
     planned = dict(enumerate(_head(folder).get("jobs") or []))
     found = {job.number: job for job in _started(folder)}
     waiting = {n: Job(n, tuple(overrides), None, WAITING, WAITING) for n, overrides in planned.items()}
@@ -147,8 +152,11 @@ def read(folder: Path) -> Sweep:
 
 
 def label(names_of_parts: Mapping[str, str]) -> Label:
-    """Return what trackers call this process's run: a job by its own name, in the group of its sweep; any other by its
-    parts. A job of a search is named by what it has beside the search's own overrides: the others are not known yet."""
+    """Return the name and group of this process's run for trackers.
+
+    A job of a sweep has its own name, and the group of its sweep. Any other run is named by its parts. A job of a
+    search is named by its overrides that are not those of the search, because the other jobs are not known yet.
+    """
     if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
         return Label(f"{names_of_parts['drafter']} on {names_of_parts['target']}")
     hydra = HydraConfig.get()
@@ -171,7 +179,7 @@ def _started(folder: Path) -> Iterator[Job]:
 
 
 def _older_record(folder: Path, place: int) -> dict[str, Any]:
-    """The record of a job of a version that kept none: from its run's files."""
+    """Return the record of a job of an older version, which wrote none, from the files of its run."""
     run = Run(folder)
     run.look()
     try:
@@ -191,5 +199,5 @@ def _head(folder: Path) -> dict[str, Any]:
 
 
 def _of_the_jobs(options: Mapping[str, str]) -> dict[str, str]:
-    """Without the options of how the sweep is run."""
+    """Return the options without those of running the sweep."""
     return {k: v for k, v in options.items() if not k.lstrip("+").startswith("sweep.") and k != "exclusive"}

@@ -1,1 +1,1 @@
-"""A drafter and a tracker that lie outside of the clone: see docs/launching.md."""
+"""A drafter and a tracker outside of the repository: see docs/launching.md."""

@@ -1,4 +1,4 @@
-"""A drafter of one's own: it drafts the last token again."""
+"""Example of a custom drafter: it repeats the last token."""
 
 import torch
 
@@ -7,9 +7,10 @@ from specdec.trees.tree import TokenTree
 
 
 class LastToken:
-    """Propose a chain of the root's token.
+    """Propose a chain that repeats the root's token.
 
-    depth: drafted tokens per step.
+    Args:
+        depth: drafted tokens per step.
     """
 
     def __init__(self, depth: int = 2) -> None:

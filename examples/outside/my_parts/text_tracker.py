@@ -1,4 +1,4 @@
-"""A tracker of one's own: it appends a line per finished run to a text file."""
+"""Example of a custom tracker: it appends a line per finished run to a text file."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,25 +8,37 @@ from specdec.runs.log import Artifacts, Label
 
 
 class TextTracker:
-    """Note each run's name and figures.
+    """Write the name and the figures of each run to a file.
 
-    file: grows by a line per run.
+    Args:
+        file: path of the text file.
     """
 
     def __init__(self, file: str) -> None:
         self._file = Path(file)
 
     def start(self, folder: Path, config: Mapping[str, Any], label: Label) -> None:
-        """Begin a run. label: its name, and the group of its sweep."""
+        """Begin a run.
+
+        Args:
+            folder: the run folder.
+            config: the configuration of the run.
+            label: name of the run, and the group of its sweep.
+        """
         self._name = label.name
 
     def steps(self, records: Sequence[Mapping[str, Any]]) -> None:
-        """Take the lines that `steps.jsonl` gets, a generation at a time."""
+        """Receive the lines for `steps.jsonl`, one generation at a time."""
 
     def training(self, record: Mapping[str, Any]) -> None:
-        """Take a line of `train.jsonl`."""
+        """Receive a line of `train.jsonl`."""
 
     def finish(self, summary: Mapping[str, Any], artifacts: Artifacts) -> None:
-        """End the run. summary: as in `summary.json`; {"status": ...} if the run ended early."""
+        """End the run.
+
+        Args:
+            summary: as in `summary.json`, or {"status": ...} if the run ended early.
+            artifacts: files of the run.
+        """
         with self._file.open("a", encoding="utf-8") as file:
             file.write(f"{self._name}: {summary.get('tokens_per_step', summary.get('status'))}\n")
