@@ -41,7 +41,14 @@ def replay_adaptive(trace: Trace, costs: Costs, temperature: float | None = None
 
 
 def _batch(texts: Sequence[TextTrace], origin: Origin, costs: Costs, estimates: Estimates) -> np.ndarray:
-    """Return the number of drafted nodes [steps rows], -1 after the end of a text."""
+    """Return the number of drafted nodes [steps rows], -1 after the end of a text.
+
+    Args:
+        texts: the recorded texts of one batch.
+        origin: options of the recorded run.
+        costs: seconds of a verify and of drafting.
+        estimates: P(right | parent right); learns from every proposal.
+    """
     topology = None if origin.tree is None else Topology.of(origin.tree)
     most = topology.nodes if topology else 1 + max(text.nodes.shape[1] for text in texts if text.nodes is not None)
     rows, context = len(texts), max(text.prompt_tokens for text in texts)

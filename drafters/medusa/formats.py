@@ -203,7 +203,14 @@ def _output(
 
 
 def _contradictions(config: Mapping[str, Any], heads: MedusaHeads, parts: Parts, layout: str) -> list[str]:
-    """Return one note for each entry of the config that contradicts the weights."""
+    """Return one note for each entry of the config that contradicts the weights.
+
+    Args:
+        config: `config.json` beside the heads.
+        heads: the heads that were read.
+        parts: their tensors.
+        layout: a key of `LAYOUTS`.
+    """
     facts = {"medusa_num_heads": heads.heads, "medusa_num_layers": heads.layers, "num_medusa_heads": heads.heads}
     if layout == "vLLM":  # in other layouts these entries describe the base model
         facts |= {"num_heads": heads.heads, "num_hidden_layers": heads.layers, "hidden_size": heads.dim}
@@ -238,7 +245,19 @@ def _write(
     dtype: torch.dtype,
     config: Mapping[str, Any],
 ) -> Sequence[str]:
-    """Write weights and config, each atomically. Returns the keys written."""
+    """Write weights and config, each atomically. Returns the keys written.
+
+    Args:
+        folder: created if it does not exist.
+        file: name of the file of weights.
+        tensors: the tensors by key.
+        vocabulary: the draft vocabulary, None if there is none.
+        dtype: precision of the file.
+        config: content of `config.json`.
+
+    Raises:
+        InputError: weights that `dtype` cannot hold.
+    """
     whole = {key: tensor.detach().to("cpu", dtype).contiguous().clone() for key, tensor in tensors.items()}
     if vocabulary is not None:
         whole[TOKEN_MAP] = vocabulary.cpu()

@@ -153,7 +153,14 @@ class JointMedusaRecipe:
         hidden: Float[Tensor, "batch seq dim"],
         before: Float[Tensor, "batch seq dim"] | None,
     ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-        """Return L_LM summed over the positions before an answer's token, and the number of these positions."""
+        """Return L_LM summed over the positions before an answer's token, and the number of these positions.
+
+        Args:
+            target: the model that is trained.
+            batch: the texts.
+            hidden: its last hidden states.
+            before: the last hidden states without adapters, None if `backbone` is `full`.
+        """
         weight: Any = output_layer(target).weight
         follows = batch.answer[:, 1:]
         states = hidden[:, :-1][follows]

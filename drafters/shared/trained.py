@@ -100,8 +100,8 @@ def fill(
 ) -> None:
     """Copy the tensors into the module, and move it to the target's device and precision.
 
-    If the target's weights are not those the module was trained for, a warning says so: the text stays that of the
-    target, but fewer tokens may be accepted.
+    Warns if the target's weights are not those that the module was trained on: the text stays that of the target, but
+    fewer tokens may be accepted.
 
     Args:
         module: the module to fill.
