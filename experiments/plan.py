@@ -42,6 +42,8 @@ Grid = dict[tuple[int, int], Plan]  # by (batch, context); pairs that do not fit
 
 @dataclass
 class Draft:
+    """The option `draft`, as in conf/plan.yaml."""
+
     model: str | None = None
     heads: Positive | None = None
     devices: Count = 1

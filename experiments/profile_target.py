@@ -40,6 +40,8 @@ Figures = dict[str, Any]
 
 @dataclass
 class Base:
+    """The option `base`, as in conf/profile_target.yaml."""
+
     tokens: int
     prefix: int
     batch: int
@@ -47,6 +49,8 @@ class Base:
 
 @dataclass
 class Axes:
+    """The options `axes` and `grid`, as in conf/profile_target.yaml."""
+
     tokens: list[int]
     prefix: list[int]
     batch: list[int]

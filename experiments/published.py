@@ -32,6 +32,8 @@ GPT_FAST = "a100_80g"
 
 @dataclass
 class Decoding:
+    """A row of `decoding` in conf/published.yaml."""
+
     target: str
     devices: Count
     weights: str
@@ -40,6 +42,8 @@ class Decoding:
 
 @dataclass
 class Speculation:
+    """A row of `speculation` in conf/published.yaml."""
+
     method: str
     target: str
     hardware: str

@@ -44,6 +44,8 @@ REGRESSED = 1  # exit status
 
 @dataclass
 class OverBatch:
+    """The option `batch`, as in conf/ratios.yaml."""
+
     sizes: list[Count]
     max_new_tokens: Count
     rounds: Count
@@ -51,6 +53,8 @@ class OverBatch:
 
 @dataclass
 class Forwards:
+    """The option `forward`, as in conf/ratios.yaml."""
+
     prefix: Natural
     long_prefix: Natural
     verify: list[Count]

@@ -48,7 +48,14 @@ class Options(Modelled):
 
 @dataclass(frozen=True)
 class Point:
-    """One forward: `kind` is one of `KINDS`, `size` its number of nodes, rows or tokens."""
+    """One forward.
+
+    Args:
+        kind: one of `KINDS`.
+        size: number of nodes, rows or tokens, depending on the kind.
+        forward: the forward.
+        tokens: tokens that it reads.
+    """
 
     kind: str
     size: int

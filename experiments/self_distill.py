@@ -48,6 +48,8 @@ GIVE = "for more text give prompts=..., self_written.count=... or passages.count
 
 @dataclass
 class Answers:
+    """The option `answers`, as in conf/self_distill.yaml."""
+
     max_new_tokens: Count
     temperatures: list[NonNegative]
     samples: Count
@@ -57,6 +59,8 @@ class Answers:
 
 @dataclass
 class SelfWritten:
+    """The option `self_written`, as in conf/self_distill.yaml."""
+
     count: Natural
     temperature: NonNegative
     top_p: float
@@ -66,6 +70,8 @@ class SelfWritten:
 
 @dataclass
 class Passages:
+    """The option `passages`, as in conf/self_distill.yaml."""
+
     count: Natural
     longest: Count
     categories: list[str] | None
@@ -73,6 +79,8 @@ class Passages:
 
 @dataclass
 class Options:
+    """Options as in conf/self_distill.yaml."""
+
     folder: str
     import_from: str | None
     export_to: str | None

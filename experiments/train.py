@@ -57,12 +57,16 @@ FREE_TO_CHANGE = ("tracker", "folder", "keep", "data", "sweep", "exclusive", "ob
 
 @dataclass
 class Measurement:
+    """The option `measure`, as in conf/train.yaml."""
+
     prompts: Natural
     max_new_tokens: Count
 
 
 @dataclass
 class Options:
+    """Options as in conf/train.yaml."""
+
     data: str
     folder: str
     measure: Measurement

@@ -102,6 +102,12 @@ class _SoftLabels:
     """The target's distributions of the tokens that the heads guess at positions `at`.
 
     The heads of neighbouring positions guess the same tokens, so each distribution is computed once.
+
+    Args:
+        at: positions in the flattened batch, [roots].
+        heads: number of heads.
+        states: the target's last hidden states, [positions dim].
+        weight: its output layer, or the rows of a draft vocabulary, [rows dim].
     """
 
     def __init__(self, at: Tensor, heads: int, states: Tensor, weight: Tensor) -> None:

@@ -20,6 +20,8 @@ DTYPES = (
 
 @dataclass
 class Dtypes:
+    """The option `precision`, as in conf/roofline.yaml."""
+
     weights: str | None = None
     kv: str | None = None
     compute: str | None = None
@@ -31,6 +33,8 @@ class Dtypes:
 
 @dataclass
 class Reached:
+    """The option `reach`, as in conf/roofline.yaml."""
+
     memory: Positive = 1.0
     compute: Positive = 1.0
     message_us: NonNegative = 0.0

@@ -25,6 +25,8 @@ TREES = ("as_drafted", "adaptive")
 
 @dataclass
 class Generation:
+    """Options as in conf/generation/default.yaml."""
+
     max_new_tokens: int = 128
     temperature: float = 0.0
     top_k: int = 0
@@ -46,6 +48,8 @@ class References:
 
 @dataclass
 class Settings:
+    """Options as in conf/bench.yaml; `reference` as in conf/reference/."""
+
     generation: Generation = field(default_factory=Generation)
     tree: str = TREES[0]
     repeats: int = 1

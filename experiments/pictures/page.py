@@ -26,7 +26,17 @@ ASSETS = Path(__file__).parent / "assets"
 
 @dataclass(frozen=True)
 class Contents:
-    """The contents of a page or of the dashboard for some runs."""
+    """The contents of a page or of the dashboard for some runs.
+
+    Args:
+        title: title of the page.
+        head: lines below the title.
+        notes: warnings.
+        made: pairs (command, commit) of the runs.
+        pictures: the pictures.
+        tiles: the figures to read first, for a single run.
+        table: the table of the runs, for a comparison.
+    """
 
     title: str
     head: list[str]

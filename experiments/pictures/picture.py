@@ -38,8 +38,13 @@ class Table:
 class Picture:
     """A figure with its table.
 
-    `name` is its id and the name of its file, `says` one sentence on how to read it, and `wide` whether it takes the
-    whole width.
+    Args:
+        name: id of the picture, and name of its file.
+        title: its title.
+        says: one sentence on how to read it.
+        figure: the figure.
+        table: the table it was drawn from.
+        wide: whether it takes the whole width of a page.
     """
 
     name: str

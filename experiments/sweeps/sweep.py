@@ -34,10 +34,13 @@ WITHOUT_A_WORD = "its process ended without a word: killed, out of memory, or it
 class Job:
     """One job of a sweep.
 
-    - `folder` is None if the job has not started.
-    - `status` is finished, running, failed, interrupted, killed or not started.
-    - `error` is the reason in one line if it ended early.
-    - `value` is its objective.
+    Args:
+        number: number of the job.
+        overrides: its options.
+        folder: its folder, None if it has not started.
+        status: finished, running, failed, interrupted, killed or not started.
+        error: the reason in one line, if it ended early.
+        value: its objective.
     """
 
     number: int
