@@ -19,7 +19,7 @@ from torch import Tensor
 
 from drafters.shared.estimates import SILENT, Estimates, Pending, Proposal
 from specdec.decoding.grow_fixed import require_ranked
-from specdec.decoding.protocols import Drafter, DraftState, Session, Size, exit_layer_of, size_of
+from specdec.decoding.protocols import Drafter, DraftState, Session, Size, Traits, traits_of
 from specdec.errors import InputError
 from specdec.trees.tree import PAD, TokenTree
 
@@ -46,10 +46,10 @@ class Union:
 
     def __init__(self, drafters: Mapping[str, Drafter], nodes: int | None = None) -> None:
         # the nodes that the target's first layers have read must come first in the tree
-        self.drafters = sorted(drafters.values(), key=lambda drafter: exit_layer_of(drafter) is None)
+        self.drafters = sorted(drafters.values(), key=lambda drafter: traits_of(drafter).exit_layer is None)
         if len(drafters) < 2:
             raise InputError("drafter.drafters", expected="two drafters or more", got=len(drafters), fix="add one")
-        if sum(exit_layer_of(drafter) is not None for drafter in self.drafters) > 1:
+        if sum(traits_of(drafter).exit_layer is not None for drafter in self.drafters) > 1:
             expected = "at most one drafter with an exit layer"
             raise InputError("drafter.drafters", expected=expected, got="two", fix="remove one")
         if nodes is not None and nodes < 1:
@@ -61,25 +61,21 @@ class Union:
         proposed = sum(drafter.max_nodes - 1 for drafter in self.drafters)
         if self.nodes is None:
             return 1 + proposed
-        whole = self.drafters[0].max_nodes - 1 if self.exit_layer is not None else 0
+        whole = self.drafters[0].max_nodes - 1 if self.traits.exit_layer is not None else 0
         return 1 + min(proposed, whole + self.nodes)
 
     @property
-    def remembers(self) -> bool:
-        return self.nodes is not None
+    def traits(self) -> Traits:
+        return Traits(traits_of(self.drafters[0]).exit_layer, self.nodes is not None, self._size)
 
     @property
-    def exit_layer(self) -> int | None:
-        return exit_layer_of(self.drafters[0])
-
-    @property
-    def size(self) -> Size:
+    def _size(self) -> Size:
         """The sum over all drafters. Text that several were trained on counts once for each."""
-        parts = [weights for weights in map(size_of, self.drafters) if weights.parameters]
-        tokens = [weights.training_tokens for weights in parts]
+        parts = [size for size in (traits_of(drafter).size for drafter in self.drafters) if size.parameters]
+        tokens = [size.training_tokens for size in parts]
         known = [count for count in tokens if count is not None]
         whole = sum(known) if parts and len(known) == len(parts) else None
-        return Size(sum(weights.parameters for weights in parts), whole)
+        return Size(sum(size.parameters for size in parts), whole)
 
     def start(self, session: Session) -> None:
         self._vocab = session.target.vocab_size
@@ -92,7 +88,7 @@ class Union:
     def propose(self, state: DraftState) -> TokenTree:
         trees = [self._ask(i, drafter, state) for i, drafter in enumerate(self.drafters)]
         self._first = False
-        begun = trees[0].nodes if self.exit_layer is not None else 1
+        begun = trees[0].nodes if self.traits.exit_layer is not None else 1
         proposals = zip(*map(Proposal.rows, trees), strict=True)
         for row, text, parts in zip(self._rows, state.rows, proposals, strict=True):
             row.merge(parts, begun)

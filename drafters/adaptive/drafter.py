@@ -14,7 +14,7 @@ from drafters.adaptive.costs import DraftCosts, VerifyCosts
 from drafters.adaptive.depth import DepthChoice
 from drafters.shared.estimates import Estimates, Proposal
 from specdec.decoding.grow_fixed import require_ranked
-from specdec.decoding.protocols import Drafter, DraftState, Session, Size, exit_layer_of, size_of
+from specdec.decoding.protocols import Drafter, DraftState, Session, Traits, traits_of
 from specdec.errors import InputError
 from specdec.hardware import CostCurve, MeasuredCurve
 from specdec.trees.tree import PAD, TokenTree
@@ -41,8 +41,6 @@ class Adaptive:
         InputError: a number out of range, or a profile that does not exist.
     """
 
-    remembers = True
-
     def __init__(
         self,
         drafter: Drafter,
@@ -64,15 +62,11 @@ class Adaptive:
     @property
     def max_nodes(self) -> int:
         proposed = self.drafter.max_nodes
-        return proposed if self.nodes is None or self.exit_layer is not None else min(proposed, 1 + self.nodes)
+        return proposed if self.nodes is None or self.traits.exit_layer is not None else min(proposed, 1 + self.nodes)
 
     @property
-    def exit_layer(self) -> int | None:
-        return exit_layer_of(self.drafter)
-
-    @property
-    def size(self) -> Size:
-        return size_of(self.drafter)
+    def traits(self) -> Traits:
+        return replace(traits_of(self.drafter), remembers=True)
 
     def start(self, session: Session) -> None:
         self.drafter.start(session)
@@ -81,7 +75,7 @@ class Adaptive:
             self._verify.seconds(session, self.max_nodes),
             self._estimates,
             skips_padding=session.target.skips_padding,
-            whole=self.exit_layer is not None,
+            whole=self.traits.exit_layer is not None,
         )
 
     @torch.inference_mode()

@@ -21,7 +21,7 @@ from drafters.draft_model.recipe import is_student, load_student
 from drafters.shared.shipped import shipped_folder
 from specdec.decoding.grow_confident import DynamicTree
 from specdec.decoding.grow_fixed import TreeShape, already_read, level_q, level_q_among, over_all_tokens
-from specdec.decoding.protocols import DraftState, Rows, Session, Size
+from specdec.decoding.protocols import DraftState, Rows, Session, Size, Traits
 from specdec.model.load import load
 from specdec.model.runtime.quantised import STORED
 from specdec.model.students import Student
@@ -88,10 +88,7 @@ class DraftModel:
         self._vocabulary: Tensor | None = None
         self._said: set[str] = set()  # warnings already given
         self._target: TargetModel | None = None
-
-    @property
-    def size(self) -> Size:
-        return self._size
+        self.traits = Traits()
 
     @property
     def max_nodes(self) -> int:
@@ -145,14 +142,14 @@ class DraftModel:
         if self._student is None:
             self._tokens = shared_tokens(target, self.model, self._compare)
             self._vocabulary = self._tokens.ids
-            self._size = Size.of(self.model.model, None)
+            self.traits = Traits(size=Size.of(self.model.model, None))
             return
         student, tokens = self._student, None
         if isinstance(student, str):
             shipped = student == "auto"
             folder = shipped_folder(target, "draft_model", "drafter.model") if shipped else Path(student)
             student, tokens = load_student(folder, target), training_tokens(folder)
-        self._size = Size.of(student, tokens)
+        self.traits = Traits(size=Size.of(student, tokens))
         runtime = "stock" if target.runtime is None and target.device.type == "cpu" else "auto"
         kernel, self._vocabulary = target.kernel.name, student.vocabulary
         self.model = TargetModel(

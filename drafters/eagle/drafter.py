@@ -11,7 +11,7 @@ from drafters.eagle.head import DRAFTER, EagleHead, fresh_head, load_head
 from drafters.eagle.layers import EagleLayers
 from drafters.shared.shipped import shipped_folder
 from specdec.decoding.grow_confident import ConfidentTree
-from specdec.decoding.protocols import DraftState, Session, Size
+from specdec.decoding.protocols import DraftState, Session, Size, Traits
 from specdec.model.target import TargetModel
 from specdec.training.saving import training_tokens
 from specdec.trees.tree import TokenTree
@@ -44,14 +44,11 @@ class Eagle:
     ) -> None:
         self.head, self.tree, self._storage = head, ConfidentTree(depth, beam, nodes, threshold, children), storage
         self._target: TargetModel | None = None
+        self.traits = Traits()
 
     @property
     def max_nodes(self) -> int:
         return self.tree.max_nodes
-
-    @property
-    def size(self) -> Size:
-        return self._size
 
     def start(self, session: Session) -> None:
         if session.target is not self._target:  # weights are read once, not for every batch
@@ -82,5 +79,6 @@ class Eagle:
         elif isinstance(head, str):
             folder = shipped_folder(target, DRAFTER, "drafter.head") if head == "auto" else Path(head)
             head, learnt = load_head(folder, target), training_tokens(folder)
-        self._size, self._layers = Size.of(head, learnt), EagleLayers(head, target, self._storage)
+        self.traits = Traits(size=Size.of(head, learnt))
+        self._layers = EagleLayers(head, target, self._storage)
         self._target, self._vocabulary, self._vocab = target, head.vocabulary, target.vocab_size

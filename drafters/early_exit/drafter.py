@@ -11,7 +11,7 @@ from drafters.early_exit.adapter import ExitAdapter, load_adapter
 from drafters.early_exit.exits import AdaptedExit, Exit, PlainExit
 from drafters.shared.shipped import shipped_folder
 from specdec.decoding.grow_confident import ConfidentTree
-from specdec.decoding.protocols import DraftState, Session, Size
+from specdec.decoding.protocols import DraftState, Session, Size, Traits
 from specdec.model.target import TargetModel
 from specdec.training.saving import training_tokens
 from specdec.trees.tree import TokenTree
@@ -50,6 +50,7 @@ class EarlyExit:
         children: str = "top_k",
     ) -> None:
         self.exit_layer: int | None = exit_layer
+        self.traits = Traits(exit_layer)
         self.adapter, self.tree = adapter, ConfidentTree(depth, beam, nodes, threshold, children)
         self._target: TargetModel | None = None
 
@@ -58,10 +59,6 @@ class EarlyExit:
         return (
             1 + self.tree.beam * (self.tree.depth - 1) + self.tree.nodes
         )  # the root, the nodes read, and the best others
-
-    @property
-    def size(self) -> Size:
-        return self._size
 
     def start(self, session: Session) -> None:
         assert session.begin is not None, "early exit needs a verifier that lends its first layers"
@@ -88,7 +85,7 @@ class EarlyExit:
     def _made_for(self, target: TargetModel) -> Exit:
         assert self.exit_layer is not None
         target.require_layer(self.exit_layer)
-        self._size = Size()
+        self.traits = Traits(self.exit_layer)
         if self.adapter == "plain":
             return PlainExit(target)
         adapter, tokens = self.adapter, None
@@ -97,5 +94,5 @@ class EarlyExit:
             folder = shipped_folder(target, "early_exit", "drafter.adapter") if shipped else Path(adapter)
             adapter, tokens = load_adapter(folder, target), training_tokens(folder)
         adapter.require_trained_for(self.exit_layer)
-        self._size = Size.of(adapter, tokens)
+        self.traits = Traits(self.exit_layer, size=Size.of(adapter, tokens))
         return AdaptedExit(adapter, target)

@@ -15,7 +15,7 @@ from drafters.hydra_heads.heads import DRAFTER, HydraHeads, load_heads
 from drafters.medusa.heads import fresh_heads, output_layer
 from drafters.shared.shipped import shipped_folder
 from specdec.decoding.grow_confident import ConfidentTree
-from specdec.decoding.protocols import DraftState, Session, Size
+from specdec.decoding.protocols import DraftState, Session, Size, Traits
 from specdec.errors import InputError
 from specdec.model.runtime import linear
 from specdec.model.target import TargetModel
@@ -51,14 +51,11 @@ class Hydra:
     ) -> None:
         self.heads, self.tree, self._storage = heads, ConfidentTree(depth, beam, nodes, threshold, children), storage
         self._target: TargetModel | None = None
+        self.traits = Traits()
 
     @property
     def max_nodes(self) -> int:
         return self.tree.max_nodes
-
-    @property
-    def size(self) -> Size:
-        return self._size
 
     def start(self, session: Session) -> None:
         if session.target is not self._target:  # weights are read once, not for every batch
@@ -94,7 +91,8 @@ class Hydra:
         if heads.heads < self.tree.depth:
             expected, fix = f"at most {heads.heads}, as there are heads", "lower it, or train more heads"
             raise InputError("drafter.depth", expected=expected, got=self.tree.depth, fix=fix)
-        self._size, self._products = Size.of(heads, learnt), Products(heads, target, self._storage)
+        self.traits = Traits(size=Size.of(heads, learnt))
+        self._products = Products(heads, target, self._storage)
         self._prefix = None
         if heads.prefix is not None:
             self._prefix = EagleLayers(heads.prefix, target, self._storage)

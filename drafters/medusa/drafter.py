@@ -14,7 +14,7 @@ from drafters.medusa.formats import HeadsFile, read_heads
 from drafters.medusa.heads import MedusaHeads, fresh_heads, output_layer
 from drafters.shared.shipped import shipped_folder
 from specdec.decoding.grow_fixed import choose_children, require_children
-from specdec.decoding.protocols import DraftState, Rows, Session, Size
+from specdec.decoding.protocols import DraftState, Rows, Session, Size, Traits
 from specdec.decoding.sampling import Draws
 from specdec.errors import InputError
 from specdec.model.runtime import linear
@@ -55,16 +55,13 @@ class Medusa:
         self._heads = heads
         self._tree = tree if isinstance(tree, int) else read_tree(tree) if isinstance(tree, str) else Topology.of(tree)
         self._target: TargetModel | None = None
+        self.traits = Traits()
         self._every_head: Products | None = None  # made by the first call of `candidates`
         self._module: MedusaHeads
 
     @property
     def max_nodes(self) -> int:
         return self._tree + 1 if isinstance(self._tree, int) else self._tree.nodes
-
-    @property
-    def size(self) -> Size:
-        return self._size
 
     @property
     def topology(self) -> Topology:
@@ -124,7 +121,7 @@ class Medusa:
         self._products = Products(heads, target, topology)
         self._every_head = None
         self._module, self._topology, self._target = heads, topology, target
-        self._size = Size.of(heads, None if file is None else file.training_tokens)
+        self.traits = Traits(size=Size.of(heads, None if file is None else file.training_tokens))
         self._parents, self._candidates = topology.parents.to(target.device), topology.candidates.to(target.device)
         self._drawn_from = topology.drawn_from.to(target.device)
 

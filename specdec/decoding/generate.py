@@ -24,7 +24,7 @@ from specdec.decoding.protocols import (
     Session,
     Verdict,
     Verifier,
-    exit_layer_of,
+    traits_of,
 )
 from specdec.decoding.sampling import RandomStreams, SamplingParams, Streams
 from specdec.decoding.stopping import StopRule
@@ -101,7 +101,7 @@ def speculative(
     streams = seeds if isinstance(seeds, RandomStreams) else Streams(seeds, sampling, target.device)
     clock = PhaseClock(target.device)
 
-    scores = verifier.prefill(progress.rows, sampling, capacity, exit_layer_of(drafter))
+    scores = verifier.prefill(progress.rows, sampling, capacity, traits_of(drafter).exit_layer)
     first = _next_token(scores, streams, progress)
     kept = Kept(_positions(prompts, target.device), scores.hidden, scores.residual)
     progress.emit([[token] for token in first.tolist()])

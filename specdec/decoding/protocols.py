@@ -80,7 +80,8 @@ class Kept:
     Args:
         path: the nodes, root first, padded with -1, [batch kept]. After the prompts: the positions of their tokens.
         hidden: the target's last hidden states of these nodes, [batch kept dim].
-        residual: the residual stream after the exit layer of an `ExitingDrafter`, [batch kept dim]; None for others.
+        residual: the residual stream after the exit layer, [batch kept dim]. None if the drafter has no exit layer
+            (`Traits`).
     """
 
     path: Int[Tensor, "batch kept"]
@@ -106,7 +107,7 @@ class Session:
         rows: token ids of the prompts.
         sampling: how tokens are chosen.
         capacity: longest text in tokens, one tree included.
-        begin: the verifier's `begin`, for an `ExitingDrafter`.
+        begin: the verifier's `begin`, for a drafter that exits early (`Traits`).
     """
 
     target: TargetModel
@@ -159,32 +160,6 @@ class Drafter(Protocol):
         ...
 
 
-@runtime_checkable
-class RememberingDrafter(Drafter, Protocol):
-    """A drafter whose tree may depend on the fate of earlier trees, not on the text alone. It cannot be replayed."""
-
-    @property
-    def remembers(self) -> bool:
-        """Whether this instance's trees depend on the fate of earlier ones."""
-        ...
-
-
-@runtime_checkable
-class ExitingDrafter(Drafter, Protocol):
-    """A drafter that uses the target's own first layers. It runs every node that it drafts behind through
-    `session.begin`, and the verifier goes on from there."""
-
-    @property
-    def exit_layer(self) -> int | None:
-        """Number of target layers used for drafting, or None if this instance uses none."""
-        ...
-
-
-def exit_layer_of(drafter: Drafter) -> int | None:
-    """Return the number of target layers that a drafter uses, or None."""
-    return drafter.exit_layer if isinstance(drafter, ExitingDrafter) else None
-
-
 @dataclass(frozen=True)
 class Size:
     """Size of a drafter's own weights.
@@ -201,19 +176,27 @@ class Size:
         return cls(sum(parameter.numel() for parameter in module.parameters()), training_tokens)
 
 
-@runtime_checkable
-class SizedDrafter(Drafter, Protocol):
-    """A drafter with weights of its own. Its size is known once it has started."""
+@dataclass(frozen=True)
+class Traits:
+    """Facts about a drafter beside its trees, for the loop and for measurements.
 
-    @property
-    def size(self) -> Size:
-        """Size of its own weights."""
-        ...
+    Args:
+        exit_layer: number of the target's own layers that it drafts with; None if it uses none. Such a drafter runs
+            every node that it drafts behind through `session.begin`, and the verifier goes on from there.
+        remembers: whether its trees may depend on the fate of earlier trees, not on the text alone. Such a run cannot
+            be replayed.
+        size: size of its own weights, known once it has started.
+    """
+
+    exit_layer: int | None = None
+    remembers: bool = False
+    size: Size = Size()
 
 
-def size_of(drafter: Drafter) -> Size:
-    """Return the size of a drafter that has started."""
-    return drafter.size if isinstance(drafter, SizedDrafter) else Size()
+def traits_of(drafter: Drafter) -> Traits:
+    """Return a drafter's `traits`; the plain ones if it declares none."""
+    traits: Traits = getattr(drafter, "traits", Traits())
+    return traits
 
 
 @runtime_checkable

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from specdec.decoding.decoder import Decoder
 from specdec.decoding.generate import autoregressive
-from specdec.decoding.protocols import AcceptanceRule, Drafter, RememberingDrafter, Verifier, exit_layer_of
+from specdec.decoding.protocols import AcceptanceRule, Drafter, Verifier, traits_of
 from specdec.decoding.sampling import SamplingParams
 from specdec.decoding.stopping import StopRule
 from specdec.errors import InputError
@@ -94,9 +94,8 @@ class DrafterProof:
     def _reads_the_batch(self) -> bool:
         """Whether a row's tree may depend on the other rows: on their past, or because its nodes are numbered
         by them."""
-        drafter = self.make(few_tokens(self.sizes[-1][0]))
-        remembers = isinstance(drafter, RememberingDrafter) and drafter.remembers
-        return remembers or exit_layer_of(drafter) is not None
+        traits = traits_of(self.make(few_tokens(self.sizes[-1][0])))
+        return traits.remembers or traits.exit_layer is not None
 
     def _enumerated(self, what: str, sampling: SamplingParams, vocab: int, tokens: int, together: int) -> Finding:
         target = few_tokens(vocab)

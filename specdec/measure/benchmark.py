@@ -17,7 +17,7 @@ import torch
 
 from specdec.decoding.decoder import Decoder
 from specdec.decoding.generate import SHORTEN, longest_text
-from specdec.decoding.protocols import Session, size_of
+from specdec.decoding.protocols import Session, traits_of
 from specdec.exactness.rules import require_proven
 from specdec.measure.profiling import plain_read_ms
 from specdec.measure.quiet import Conditions, Watch
@@ -520,7 +520,7 @@ def speedup_over(other: str, method: str, trials: Sequence[Trial]) -> tuple[floa
 
 def describe(benchmark: Benchmark, names: Mapping[str, Any]) -> dict[str, Any]:
     """Return the head of a summary: what was run, and on what. Call it after `Benchmark.check`."""
-    decoder, target, size = benchmark.decoder, benchmark.decoder.target, size_of(benchmark.decoder.drafter)
+    decoder, target, size = benchmark.decoder, benchmark.decoder.target, traits_of(benchmark.decoder.drafter).size
     return {
         **names,
         "acceptance": decoder.rule.name,

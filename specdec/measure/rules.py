@@ -23,7 +23,7 @@ from specdec.decoding.protocols import (
     Scores,
     Session,
     Verifier,
-    exit_layer_of,
+    traits_of,
 )
 from specdec.decoding.sampling import SamplingParams, Streams
 from specdec.decoding.stopping import StopRule
@@ -93,7 +93,7 @@ class RuleComparison:
         (text,) = autoregressive([prompt], target, sampling, self.stop, seeds).texts
         capacity = longest_text([prompt], self.stop, target.context_window) + drafter.max_nodes
         streams = Streams(seeds, sampling, target.device)
-        scores = self.verifier.prefill([prompt], sampling, capacity, exit_layer_of(drafter))
+        scores = self.verifier.prefill([prompt], sampling, capacity, traits_of(drafter).exit_layer)
         drafter.start(Session(target, [prompt], sampling, capacity, self.verifier.begin))
         path = torch.arange(len(prompt), device=target.device)[None]
         for i in range(len(text)):

@@ -19,10 +19,8 @@ from specdec.decoding.protocols import (
     Drafter,
     DraftState,
     Kept,
-    RememberingDrafter,
     Session,
-    exit_layer_of,
-    size_of,
+    traits_of,
 )
 from specdec.decoding.sampling import SamplingParams, Streams
 from specdec.decoding.stopping import StopRule
@@ -85,10 +83,10 @@ class Recorder:
         if not 1 <= ranks <= target.vocab_size:
             expected = f"1 to {target.vocab_size} candidates"
             raise InputError("record_ranks", expected=expected, got=ranks, fix="16 are enough for most trees")
-        if exit_layer_of(drafter) is not None:
+        if traits_of(drafter).exit_layer is not None:
             expected, got = "a drafter with layers of its own", "one that drafts with the target's"
             raise InputError("record", expected=expected, got=got, fix="record another, or use record=false")
-        if isinstance(drafter, RememberingDrafter) and drafter.remembers:
+        if traits_of(drafter).remembers:
             expected = "a drafter whose tree depends on the text alone"
             got, fix = f"{type(drafter).__name__}, which learns from its trees", "record what it drafts with"
             raise InputError("record", expected=expected, got=got, fix=fix)
@@ -160,7 +158,7 @@ class Recorder:
                 depths=ranking.depths if ranking else 0,
                 ranks=self._ranks,
                 tree=[list(path) for path in ranking.topology.paths] if ranking else None,
-                parameters=size_of(drafter).parameters if ranking else 0,
+                parameters=traits_of(drafter).size.parameters if ranking else 0,
             ),
             self._texts,
         )

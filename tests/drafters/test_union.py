@@ -16,7 +16,7 @@ from drafters.ngram import Ngram
 from drafters.none import NoDrafter
 from drafters.union import Union
 from specdec.decoding.generate import autoregressive, speculative
-from specdec.decoding.protocols import Drafter, DraftState, ExitingDrafter, Session
+from specdec.decoding.protocols import Drafter, DraftState, Session, Traits, traits_of
 from specdec.decoding.sampling import SamplingParams, Streams
 from specdec.decoding.stopping import StopRule
 from specdec.errors import InputError
@@ -171,7 +171,7 @@ def test_a_budget_turns_with_the_text(tiny: TargetModel) -> None:
 
 
 class Exits(Fixed):
-    exit_layer = 1
+    traits = Traits(exit_layer=1)
 
 
 def test_what_the_target_has_begun_to_read_stays_as_it_is(tiny: TargetModel) -> None:
@@ -203,13 +203,12 @@ def makers() -> dict[str, Callable[[TargetModel], Drafter]]:
 @pytest.mark.parametrize("name", makers())
 def test_text_is_the_targets_own_and_a_rows_what_it_would_be_alone(tiny: TargetModel, name: str) -> None:
     union = makers()[name](tiny)
-    assert isinstance(union, ExitingDrafter)
-    assert union.exit_layer == (1 if "early" in name else None)
+    assert traits_of(union).exit_layer == (1 if "early" in name else None)
     for sampling in (GREEDY, SAMPLED):
         parts = (TreeAttention(tiny), Exact(), sampling, StopRule(24, tiny.eos))
         done = speculative(PROMPTS, union, *parts, SEEDS)
         alone = [speculative([p], union, *parts, [seed]) for p, seed in zip(PROMPTS, SEEDS, strict=True)]
-        if sampling.greedy or union.exit_layer is None:  # see EarlyExit
+        if sampling.greedy or traits_of(union).exit_layer is None:  # see EarlyExit
             assert done.texts == [generation.texts[0] for generation in alone]
             nodes = [[record.nodes for record in done.steps if record.row == row] for row in range(len(PROMPTS))]
             assert nodes == [[record.nodes for record in generation.steps] for generation in alone]

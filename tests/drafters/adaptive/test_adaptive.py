@@ -24,7 +24,7 @@ from drafters.ngram import Ngram
 from drafters.union import Union
 from experiments import bench
 from specdec.decoding.generate import Generation, autoregressive, speculative
-from specdec.decoding.protocols import Drafter, DraftState, Session, exit_layer_of
+from specdec.decoding.protocols import Drafter, DraftState, Session, traits_of
 from specdec.decoding.sampling import SamplingParams, Streams
 from specdec.decoding.stopping import StopRule
 from specdec.errors import InputError
@@ -80,7 +80,7 @@ def makers() -> dict[str, Callable[[TargetModel], Drafter]]:
 @pytest.mark.parametrize("costs", [Linear(1, 0.02), Linear(1, 0.4), "auto"], ids=["cheap", "dear", "timed"])
 def test_text_is_the_targets_own(tiny: TargetModel, name: str, costs: Linear | str) -> None:
     adaptive = Adaptive(makers()[name](tiny), costs)
-    assert exit_layer_of(adaptive) == (1 if name == "early exit" else None)
+    assert traits_of(adaptive).exit_layer == (1 if name == "early exit" else None)
     done = generated(adaptive, tiny)
     assert done.texts == autoregressive(PROMPTS, tiny, GREEDY, StopRule(40, frozenset()), SEEDS).texts
     assert max(record.nodes for record in done.steps) < adaptive.max_nodes

@@ -15,7 +15,7 @@ from drafters.early_exit import EarlyExit
 from drafters.early_exit.adapter import ExitAdapter, fresh_adapter, load_adapter, save_adapter
 from specdec.decoding.generate import autoregressive, speculative
 from specdec.decoding.grow_fixed import TreeShape
-from specdec.decoding.protocols import ExitingDrafter
+from specdec.decoding.protocols import traits_of
 from specdec.decoding.sampling import Draws, SamplingParams
 from specdec.decoding.stopping import StopRule
 from specdec.errors import InputError
@@ -67,7 +67,7 @@ def test_greedy_text_is_the_targets_own(target: TargetModel, exit_: str, shape: 
     stop = StopRule(NEW)
     expected = autoregressive(PROMPTS, target, GREEDY, stop, SEEDS).texts
     drafter = EarlyExit(1, EXITS[exit_](target), **shape)
-    assert isinstance(drafter, ExitingDrafter)
+    assert traits_of(drafter).exit_layer is not None
     done = speculative(PROMPTS, drafter, TreeAttention(target), Exact(), GREEDY, stop, SEEDS)
     assert done.texts == expected
     metrics = StepMetrics.of(done.steps)

@@ -18,7 +18,7 @@ from drafters.medusa.heads import fresh_heads
 from drafters.ngram import Ngram
 from drafters.shared import shipped
 from drafters.union import Union
-from specdec.decoding.protocols import Drafter, Session, Size, size_of
+from specdec.decoding.protocols import Drafter, Session, Size, traits_of
 from specdec.decoding.sampling import SamplingParams
 from specdec.errors import InputError
 from specdec.model.target import TargetModel
@@ -32,7 +32,7 @@ BLOCK = DIM * DIM + DIM
 
 def weights(drafter: Drafter, target: TargetModel) -> Size:
     drafter.start(Session(target, [[1, 2, 3]], SamplingParams(), 40, TreeAttention(target).begin))
-    return size_of(drafter)
+    return traits_of(drafter).size
 
 
 def adapter(target: TargetModel, folder: Path) -> EarlyExit:
