@@ -144,8 +144,8 @@ def test_what_is_not_used_of_a_generation_config_is_said(
 def test_a_bench_that_validates_names_the_broken_tree(
     run: Callable[..., Done], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "code" / "my_drafters").mkdir(parents=True)
-    (tmp_path / "code" / "my_drafters" / "__init__.py").write_text(
+    (tmp_path / "code" / "my_breaking_drafters").mkdir(parents=True)
+    (tmp_path / "code" / "my_breaking_drafters" / "__init__.py").write_text(
         "from tests.specdec.decoding.test_validation import CASES, Broken\n"
         "class Mine(Broken):\n"
         "    def __init__(self, breaks: str = 'nothing'):\n"
@@ -153,8 +153,10 @@ def test_a_bench_that_validates_names_the_broken_tree(
     )  # fmt: skip
     monkeypatch.syspath_prepend(str(tmp_path / "code"))
     (tmp_path / "conf" / "drafter").mkdir(parents=True)
-    (tmp_path / "conf" / "drafter" / "mine.yaml").write_text("_target_: my_drafters.Mine\nbreaks: nothing\n", "utf-8")
-    words = [*TINY, "tracker=none", "report=false", "drafter=mine", "allow_targets=[my_drafters.]"]
+    (tmp_path / "conf" / "drafter" / "mine.yaml").write_text(
+        "_target_: my_breaking_drafters.Mine\nbreaks: nothing\n", "utf-8"
+    )
+    words = [*TINY, "tracker=none", "report=false", "drafter=mine", "allow_targets=[my_breaking_drafters.]"]
     good = run(bench.main, *words, "validate=true", conf=tmp_path / "conf")
     assert good.status == 0, good.err
     bad = run(bench.main, *words, "validate=true", "drafter.breaks=impossible", conf=tmp_path / "conf")

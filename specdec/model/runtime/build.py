@@ -135,13 +135,14 @@ def _require_ours(folder: Path) -> None:
 
 
 def _loaded_openmp() -> list[str]:
-    """Return the OpenMP runtimes in this process (torch brings one)."""
+    """Return the OpenMP runtimes in this process, torch's own first: other libraries may have brought theirs."""
     try:
         lines = Path("/proc/self/maps").read_text().splitlines()
     except OSError:
         return []
     paths = {line.split(None, 5)[-1] for line in lines}
-    return sorted(p for p in paths if Path(p).name.startswith(("libgomp", "libiomp", "libomp")))
+    found = [p for p in paths if Path(p).name.startswith(("libgomp", "libiomp", "libomp"))]
+    return sorted(found, key=lambda path: ("torch" not in Path(path).parts, path))
 
 
 def _cpu() -> str:

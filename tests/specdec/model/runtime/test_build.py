@@ -108,6 +108,14 @@ def test_a_kill_while_compiling_leaves_no_compiler_and_the_next_start_cleans_up(
     assert len(inside) == 2, inside  # the library's folder and its lock
 
 
+def test_torchs_own_openmp_is_linked_whatever_else_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    maps = [
+        f"7f00-7f01 r-xp 0000 08:01 1 /lib/{name}" for name in ("a.libs/libgomp-1.so", "torch/lib/libgomp.so.1", "c.so")
+    ]
+    monkeypatch.setattr(Path, "read_text", lambda *_: "\n".join(maps))
+    assert build._loaded_openmp() == ["/lib/torch/lib/libgomp.so.1", "/lib/a.libs/libgomp-1.so"]
+
+
 def until(done: object, seconds: float = 120.0) -> None:
     end = time.monotonic() + seconds
     while not done():  # type: ignore[operator]
