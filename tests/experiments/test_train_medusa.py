@@ -81,6 +81,6 @@ def test_heads_and_backbone_are_trained_by_the_command(tmp_path: Path, trained: 
     assert reports[-1]["validation/backbone"] < 0.5  # the new text stays near the old
     folder = tmp_path / "run" / "drafter"
     assert sorted(file.name for file in folder.iterdir()) == [
-        "backbone", "config.json", "medusa_lm_head.safetensors", "training.json"
+        "README.md", "backbone", "config.json", "medusa_lm_head.safetensors", "training.json"
     ]  # fmt: skip
     assert (folder / "backbone" / "adapter_config.json").exists()
