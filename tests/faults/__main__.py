@@ -14,7 +14,15 @@ OPTIONS = ["-o", "addopts=-q --strict-markers -p no:dash", "-p", "no:cacheprovid
 
 HERE = Path(__file__).parent
 # of the ordinary tests, those that count too: files and configs from somebody else
-BESIDE = [str(HERE.parent / f"test_{name}.py") for name in ("checked_files", "checked_weights", "run_records", "trust")]
+BESIDE = [
+    str(HERE.parent / file)
+    for file in (
+        "specdec/files/test_checked.py",
+        "specdec/files/test_weights.py",
+        "specdec/runs/test_records.py",
+        "experiments/common/test_trust.py",
+    )
+]
 
 if __name__ == "__main__":
     sys.exit(pytest.main([*OPTIONS, "-m", "fault", str(HERE), *BESIDE, *sys.argv[1:]]))
