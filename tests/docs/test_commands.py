@@ -14,9 +14,11 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from experiments.__main__ import commands
+from experiments.common.components import check_options
 from experiments.common.entry import CONF, ignore_schemas_of_launchers
 from tests.support.places import ROOT
 
@@ -53,7 +55,8 @@ def printed(text: str, variables: str = "") -> Iterator[tuple[str, list[str]]]:
 
 
 def all_commands() -> list[tuple[str, str, tuple[str, ...]]]:
-    found: dict[tuple[str, str, tuple[str, ...]], None] = {}
+    """Each command once, with the first page that prints it."""
+    found: dict[tuple[str, tuple[str, ...]], str] = {}
     for page in PAGES:
         text = page.read_text("utf-8")
         if page.suffix == ".py":
@@ -62,8 +65,8 @@ def all_commands() -> list[tuple[str, str, tuple[str, ...]]]:
             text = "\n".join(filter(None, map(ast.get_docstring, nodes)))
         above = page.parent.parent / page.name
         for name, words in printed(text, above.read_text("utf-8") if above in PAGES else ""):
-            found[str(page.relative_to(ROOT)), name, tuple(words)] = None
-    return list(found)
+            found.setdefault((name, tuple(words)), str(page.relative_to(ROOT)))
+    return [(page, *command) for command, page in found.items()]
 
 
 def config_name(name: str) -> str | None:
@@ -77,7 +80,9 @@ def config_name(name: str) -> str | None:
     all_commands(),
     ids=lambda value: value if isinstance(value, str) else " ".join(value)[:80],
 )
-def test_a_printed_command_is_composed(page: str, name: str, words: tuple[str, ...], tmp_path: Path) -> None:
+def test_a_printed_command_is_composed(
+    page: str, name: str, words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert name in commands(), f"{page}: there is no such command"
     if (config := config_name(name)) is None:
         parse(name, words)
@@ -95,8 +100,12 @@ def test_a_printed_command_is_composed(page: str, name: str, words: tuple[str, .
     ignore_schemas_of_launchers()
     with initialize_config_dir(CONF, version_base="1.3"):
         parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
-        for job in BasicSweeper.split_arguments(parser.parse_overrides(overrides), None)[0]:
-            compose(config, overrides=job, return_hydra_config=any(o.startswith("hydra") for o in job))
+        jobs = BasicSweeper.split_arguments(parser.parse_overrides(overrides), None)[0]
+        for job in (jobs[0], jobs[-1])[: len(jobs)]:
+            cfg = compose(config, overrides=job, return_hydra_config=True)
+            monkeypatch.setattr(HydraConfig.instance(), "cfg", cfg.copy())  # some options name the job's choices
+            cfg.hydra = {}
+            check_options(cfg)
 
 
 def plugins() -> bool:
@@ -124,7 +133,7 @@ def parse(name: str, words: tuple[str, ...]) -> None:
 
 
 def test_there_are_commands_to_check() -> None:
-    assert len(all_commands()) > 80
+    assert len(all_commands()) > 100
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if p.suffix == ".md"], ids=lambda p: str(p.relative_to(ROOT)))
