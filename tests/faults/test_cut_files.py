@@ -30,12 +30,13 @@ def test_kernels_are_compiled_again(part: float, inputs: Path, folder: Path) -> 
     for library in (cache_folder() / "kernels").glob("*-*"):
         if library.is_dir():
             shutil.copytree(library, home / "kernels" / library.name)
-    (found,) = (home / "kernels").glob("decoder-*/library.so")
-    cut(found, part)
-    size = found.stat().st_size
+    found = list((home / "kernels").glob("decoder-*/library.so"))  # of this version, and of others that ran here
+    for library in found:
+        cut(library, part)
+    sizes = [library.stat().st_size for library in found]
     done = run("bench", SCENARIOS["bench"].arguments(folder, inputs), folder, environment={"SPECDEC_HOME": str(home)})
     assert done.status == 0, done.err
-    assert found.stat().st_size > size
+    assert any(library.stat().st_size > size for library, size in zip(found, sizes, strict=True))
 
 
 @pytest.mark.fault("cached file cut")

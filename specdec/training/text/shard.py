@@ -84,7 +84,8 @@ class Shard:
         assert text.shard == self.number
         assert len(ids) == text.tokens
         for name in features:
-            assert self._size(file_suffix(name)) == self._row_bytes * self.end, "complete() comes before append()"
+            size = self._path(file_suffix(name)).stat().st_size if self.end else 0  # an OSError if the file vanished
+            assert size == self._row_bytes * self.end, "complete() comes before append()"
         self._write("tokens", text, np.asarray(ids, dtype="<i4").tobytes())
         for name, values in features.items():
             self.append_feature(text, name, values)
