@@ -12,7 +12,7 @@ FAST := tests/specdec/trees tests/specdec/decoding tests/specdec/model/test_cach
 # the oldest and the newest transformers that pyproject.toml allows
 ENDS   := 5.21.0 5.24.0
 
-.PHONY: help setup demo test test-fast test-families test-faults test-launchers test-transformers browser check ratios bench \
+.PHONY: help setup demo test test-fast test-families test-faults test-launchers test-pages test-transformers browser check ratios bench \
 	format clean
 
 help:  ## this list
@@ -36,7 +36,7 @@ $(READY): pyproject.toml constraints.txt requirements-embedded.txt Makefile
 demo: $(READY)  ## a real model, decoded faster with the same text; ends with the report it wrote
 	$(BIN)/python -m experiments.bench -m experiment=demo drafter=ngram,medusa,hydra_heads,union
 
-test: $(READY)  ## all tests
+test: $(READY)  ## the tests, on a CPU, without a network; further suites below
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n auto
 
 test-fast: $(READY)  ## the core's tests without the embedded model and subprocesses, in two minutes
@@ -47,6 +47,9 @@ test-faults: $(READY)  ## kills, full disks, signals and cut files in every entr
 
 test-families: $(READY)  ## every causal-LM family of transformers against model.generate (10 minutes)
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest family_tests -n 2
+
+test-pages: $(READY)  ## reports, dashboard and leaderboard in a real browser (make browser)
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -o addopts="-q --strict-markers -p no:dash" -n 2 tests/pages
 
 test-transformers: $(READY)  ## a few tests with the oldest and the newest transformers
 	for version in $(ENDS); do \
