@@ -14,7 +14,7 @@ from typing import Any
 
 from specdec.errors import InputError
 from specdec.files.checked import read_yaml
-from specdec.options import UNSET, require_known
+from specdec.options import UNSET, advice, require_known
 
 ROOT = Path(__file__).resolve().parents[1]
 CONF = ROOT / "conf"
@@ -46,7 +46,9 @@ def described(group: str, choice: str) -> dict[str, Any]:
     """
     files = {file.stem: file for file in sorted((CONF / group).glob("*.yaml"))}
     if choice not in files:
-        raise InputError(group, expected=f"one of {', '.join(files)}", got=repr(choice), fix="check the spelling")
+        raise InputError(
+            group, expected=f"one of {', '.join(files)}", got=repr(choice), fix=advice(choice, list(files))
+        )
     own: dict[str, Any] = read_yaml(files[choice])
     config: dict[str, Any] = {}
     for entry in own.pop("defaults", []):

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from inspect import signature
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -25,9 +26,10 @@ from specdec.decoding.stopping import stop_rule
 from specdec.errors import InputError
 from specdec.metrics import StepMetrics, StepRecord
 from specdec.model.load import load as load_target
-from specdec.model.load import load_embedded
+from specdec.model.load import load_embedded, load_hub, load_tiny
 from specdec.model.target import TargetModel
 from specdec.notes import note
+from specdec.options import require_known
 from specdec.prompts.sets import UNFINISHED, PromptEncoder
 
 EMBEDDED_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"  # hub id of the embedded model
@@ -49,7 +51,7 @@ class Text:
     text: str
     tokens: list[int]
     pieces: list[str]
-    steps: list[StepRecord]
+    steps: list[StepRecord] = field(repr=False)
 
     def __str__(self) -> str:
         return self.text
@@ -125,11 +127,11 @@ class SpeculativeLM:
             on_text: called with (index of the prompt, new piece of its text) during generation.
 
         Raises:
-            InputError: there is no prompt, a prompt is empty or too long, or a value is out of range.
+            InputError: there is no prompt, a prompt has no tokens or too many, or a value is out of range.
         """
-        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-        if not prompts:
-            raise InputError("prompts", expected="at least one text", got="an empty list", fix="pass one")
+        prompts = require_texts(prompts)
+        if type(seed) is not int or seed < 0:
+            raise InputError("seed", expected="an integer >= 0", got=repr(seed), fix="pass one")
         encoder = PromptEncoder.of(self.target)
         tokenizer = encoder.tokenizer
         rows = [encoder.encode([p], []) if chat else list(tokenizer.encode(p)) for p in prompts]
@@ -145,6 +147,23 @@ class SpeculativeLM:
         return [
             Text(encoder.decode(ids), ids, encoder.pieces(ids), own) for ids, own in zip(done.texts, steps, strict=True)
         ]
+
+
+def require_texts(prompts: object) -> list[str]:
+    """Return the prompts as a list.
+
+    Raises:
+        InputError: they are not one text or a list of texts, or there is none.
+    """
+    fix = "pass texts; apply the chat template to messages first, with chat=False"
+    texts = [prompts] if isinstance(prompts, str) else prompts
+    if not isinstance(texts, list | tuple):
+        raise InputError("prompts", expected="a text or a list of texts", got=type(prompts).__name__, fix=fix)
+    if wrong := next((type(text).__name__ for text in texts if not isinstance(text, str)), None):
+        raise InputError("prompts", expected="a text or a list of texts", got=f"a list with a {wrong}", fix=fix)
+    if not texts:
+        raise InputError("prompts", expected="at least one text", got="an empty list", fix="pass one")
+    return list(texts)
 
 
 def load(
@@ -175,22 +194,37 @@ def load(
     if not isinstance(drafter, str) and drafter_options:
         fix = "pass options to the object itself"
         raise InputError("drafter_options", expected="the name of a drafter", got="an object", fix=fix)
-    made: Drafter = build("drafter", drafter, drafter_options) if isinstance(drafter, str) else drafter
-    judge: Verifier = build("verifier", verifier, target=target) if isinstance(verifier, str) else verifier
-    rule: AcceptanceRule = build("acceptance", acceptance) if isinstance(acceptance, str) else acceptance
+    made = build("drafter", drafter, drafter_options) if isinstance(drafter, str) else drafter
+    judge = build("verifier", verifier, target=target) if isinstance(verifier, str) else verifier
+    rule = build("acceptance", acceptance) if isinstance(acceptance, str) else acceptance
+    kinds = (("drafter", made, Drafter), ("verifier", judge, Verifier), ("acceptance", rule, AcceptanceRule))
+    for option, part, kind in kinds:
+        if isinstance(part, type) or not isinstance(part, kind):
+            expected, fix = f"a name in conf/{option}/ or a {kind.__name__} object", "drafter='none' drafts nothing"
+            raise InputError(option, expected=expected, got=repr(part), fix=fix if option == "drafter" else "pass one")
     return SpeculativeLM(made, judge, rule)
 
 
 def _target(
     model: str | PreTrainedModel | TargetModel, tokenizer: PreTrainedTokenizerBase | None, options: Mapping[str, Any]
 ) -> TargetModel:
+    if not isinstance(model, str | TargetModel | PreTrainedModel):
+        expected = "a hub id, a folder, smollm2_135m, tiny, or a loaded causal LM"
+        raise InputError("model", expected=expected, got=type(model).__name__, fix="pass one")
+    if isinstance(model, TargetModel):
+        if options or tokenizer is not None:
+            given = ", ".join([*options, *(["tokenizer"] if tokenizer is not None else [])])
+            fix = "pass them when it is made"
+            raise InputError("model", expected="no options beside a TargetModel", got=given, fix=fix)
+        return model
+    loads = load_tiny if model == "tiny" else load_hub if isinstance(model, str) else TargetModel.__init__
+    known = [name for name in signature(loads).parameters if name not in ("self", "model", "name", "option")]
+    require_known(list(options), known, "specdec.load")
     if model == EMBEDDED_ID and not _to_be_had(EMBEDDED_ID):
         note(f"{model}: the hub cannot be reached; the embedded copy stands in, made from a 4-bit file")
         return load_embedded(**options)
     if isinstance(model, str):
         return load_target(model, **options)
-    if isinstance(model, TargetModel):
-        return model
     name = getattr(model.config, "_name_or_path", "") or type(model).__name__
     return TargetModel(model, name=name, tokenizer=tokenizer, **options)
 

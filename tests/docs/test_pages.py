@@ -9,11 +9,14 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
+from specdec.decoding.sampling import SamplingParams, Streams
 from specdec.exactness.drafters import DrafterProof
 from specdec.exactness.rules import prove_rule
 from specdec.runs.log import RunLog, TrainLog, WandbTracker
+from specdec.trees.tree import TokenTree
 from verifiers.acceptance.traversal import Traversal
 from verifiers.tree_attention import TreeAttention
 
@@ -38,6 +41,17 @@ def test_the_rule_is_proven_and_its_yaml_names_it() -> None:
         assert finding.passed, finding.failure
     config = yaml.safe_load(blocks("adding-a-rule.md", "yaml")["my_conf/acceptance/chain.yaml"])
     assert config == {"_target_": "my_rules.chain.Chain"}
+
+
+def test_a_tree_of_the_root_alone_is_judged() -> None:
+    """A text that is about to end has no room for a drafted node, whatever trees the rule is declared for."""
+    rule = module("adding-a-rule.md", "my_rules/chain.py")["Chain"]()
+    tree = TokenTree.from_rows([[3]], [[-1]], torch.device("cpu"))
+    probs = torch.tensor([[[0.0, 1.0, 0.0, 0.0]]], dtype=torch.float64)
+    verdict = rule.accept(
+        tree, probs, Streams([[0]], SamplingParams(temperature=1.0), torch.device("cpu")).draws([1], Streams.ACCEPT, 1)
+    )
+    assert (verdict.path.tolist(), verdict.next_token.tolist()) == ([[0]], [1])
 
 
 @pytest.mark.parametrize(

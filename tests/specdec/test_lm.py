@@ -65,9 +65,13 @@ def test_every_yaml_of_a_drafter_is_read_as_hydra_reads_it(file: object) -> None
 @pytest.mark.parametrize(
     ("call", "line"),
     [
-        (lambda t: specdec.load(t, drafter="ngrm"), "drafter: expected one of draft_model, "),
+        (lambda t: specdec.load(t, drafter="ngrm"), "got 'ngrm'; did you mean ngram?"),
         (lambda t: specdec.load(t, drafter_options={"depht": 3}), "got 'depht'; did you mean depth?"),
         (lambda t: specdec.load(t, acceptance="lucky"), "acceptance: expected one of block, exact, "),
+        (lambda t: specdec.load(t, drafter=specdec.Drafter), "or a Drafter object, got <class"),
+        (lambda t: specdec.load(t, dtype="float32"), "expected no options beside a TargetModel, got dtype"),
+        (lambda _: specdec.load("tiny", weights="int8"), "got 'weights'; it is called storage now"),
+        (lambda t: specdec.load(t).generate("x", seed=-1), "seed: expected an integer >= 0, got -1"),
         (lambda t: specdec.load(t).generate([]), "prompts: expected at least one text, got an empty list"),
         (lambda t: specdec.load(t).generate("", chat=False), "expected at least one token"),
         (lambda t: specdec.load(t).generate("x", 0), "generation.max_new_tokens: expected an integer >= 1"),
@@ -88,3 +92,28 @@ def test_the_front_door_is_cheap_and_complete() -> None:
     assert done.stdout.split() == ["False", "True"]
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = specdec.nothing
+
+
+def test_values_of_other_types_are_one_clear_line() -> None:
+    """In a process of its own, without the run-time type checker of the tests."""
+    code = """
+import specdec
+lm = specdec.load("tiny", device="cpu")
+for call in (lambda: specdec.load("tiny", drafter=None), lambda: specdec.load(3), lambda: lm.generate(None),
+             lambda: lm.generate([{"role": "user"}]), lambda: lm.generate(["a", 1])):
+    try:
+        call()
+    except specdec.InputError as error:
+        print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    lines = done.stdout.splitlines()
+    expected = (
+        "drafter: expected a name in conf/drafter/ or a Drafter object, got None; drafter='none' drafts nothing",
+        "model: expected a hub id, a folder, smollm2_135m, tiny, or a loaded causal LM, got int; pass one",
+        "prompts: expected a text or a list of texts, got NoneType; ",
+        "prompts: expected a text or a list of texts, got a list with a dict; ",
+        "prompts: expected a text or a list of texts, got a list with a int; ",
+    )
+    assert len(lines) == len(expected)
+    assert all(line.startswith(words) for line, words in zip(lines, expected, strict=True))

@@ -30,6 +30,8 @@ def require_exact_for(rule: LosslessRule, tree: TokenTree) -> None:
         InputError: children chosen in an undeclared way, siblings if only chains are declared, or no q for children
             that were drawn.
     """
+    if tree.nodes == 1:
+        return  # only the root: nothing was drafted, and there is nothing to judge
     declared, children = rule.exact_for, _how_chosen(tree)
     if children not in declared.children:
         expected = f"siblings {' or '.join(HOW[how] for how in declared.children)}"
