@@ -17,8 +17,8 @@ from werkzeug.serving import make_server
 
 from experiments import dashboard
 from specdec.metrics import StepMetrics
-from tests.experiments.test_leaderboard import run as scored
-from tests.experiments.test_leaderboard import works
+from tests.pages.test_leaderboard import run as scored
+from tests.pages.test_leaderboard import works
 from tests.support.browser import keep_screenshot, nothing_is_cut_off, whole_view
 from tests.support.runs_on_disk import add_reports, add_text, begin, begin_training, finished, training
 
