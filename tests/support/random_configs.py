@@ -24,7 +24,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     **{name: {} for name in ("llama", "qwen2", "qwen3", "mistral", "starcoder2", "granite", "olmo2", "cohere")},
     **{name: {} for name in ("gemma2", "gpt_oss", "mixtral", "qwen3_moe", "doge")},
     "opt": {"ropes": ("default",)},  # learned positions
-    # they rotate a part of each head: the other two kinds divide by too few dimensions, or want as many factors as these
+    # they rotate a part of each head, which has too few dimensions for the other two kinds
     **{name: {"ropes": ("default", "linear", "yarn", "llama3")} for name in ("gpt_neox", "glm4")},
     "phi3": {"ropes": ("default", "longrope")},  # the kinds that its config takes
     "deepseek_v3": {"head_dims": [8], "groups": False},  # of its rotary part; every head has keys of its own
