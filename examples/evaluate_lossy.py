@@ -9,6 +9,7 @@ harness measures how much, compared with the lossless rule on the same questions
 from __future__ import annotations
 
 import sys
+from itertools import groupby
 from typing import Any
 
 from lm_eval import simple_evaluate
@@ -34,18 +35,18 @@ class SpeculativeModel(LM):
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         texts = []
-        for first in range(0, len(requests), self._batch_size):
-            batch = requests[first : first + self._batch_size]
-            options = batch[0].args[1]
+        for options, same in groupby(requests, key=lambda request: request.args[1]):  # a batch has one set of options
+            prompts = [request.args[0] for request in same]
             stop = [options["until"]] if isinstance(options.get("until"), str) else options.get("until", [])
-            made = self._lm.generate(
-                [request.args[0] for request in batch],
-                options.get("max_gen_toks", 256),
-                temperature=float(options.get("temperature") or 0.0),
-                stop=stop,
-                chat=False,
-            )
-            texts += [cut(text.text, stop) for text in made]
+            for first in range(0, len(prompts), self._batch_size):
+                made = self._lm.generate(
+                    prompts[first : first + self._batch_size],
+                    options.get("max_gen_toks", 256),
+                    temperature=float(options.get("temperature") or 0.0),
+                    stop=stop,
+                    chat=False,
+                )
+                texts += [cut(text.text, stop) for text in made]
         return texts
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:

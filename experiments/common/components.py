@@ -17,13 +17,13 @@ import importlib
 import inspect
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, get_type_hints
 
 import hydra.utils
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from transformers import LogitsProcessor
 
+from specdec.components import CONF, OURS
 from specdec.decoding.protocols import AcceptanceRule, Drafter, Verifier
 from specdec.errors import InputError
 from specdec.measure.rivals import Reference
@@ -33,8 +33,6 @@ from specdec.training.recipe import Recipe
 
 ALLOW, TARGET = "allow_targets", "_target_"
 KEYWORDS = (TARGET, "_args_", "_partial_", "_recursive_", "_convert_")
-CONF = Path(__file__).resolve().parents[2] / "conf"
-OURS = ("drafters", "verifiers", "specdec")
 KINDS = (Drafter, Verifier, AcceptanceRule, Recipe, Tracker, Reference)
 LOADERS = (
     "specdec.model.load.load_hub",

@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
-from pathlib import Path
 
 import torch
 from hydra.errors import (
@@ -22,12 +21,13 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandat
 from experiments.common.escape import SafeConsole, visible
 from experiments.common.faults import explain_fault
 from experiments.common.signals import exit_status, stopping
+from specdec import components
 from specdec.errors import InputError
 from specdec.options import advice
 
 BAD_INPUT, SOME_FAILED = 2, 3
 LONGEST = 2000  # characters of an error message
-CONF = str(Path(__file__).resolve().parents[2] / "conf")
+CONF = str(components.CONF)
 MERGING = "Error merging override"
 stderr = SafeConsole(stderr=True)
 
