@@ -18,7 +18,7 @@ from unittest.mock import patch
 import torch
 from torch import nn
 
-from specdec.metrics import median_interval
+from specdec.intervals import median_interval
 from specdec.model.runtime import vocabulary
 from specdec.model.runtime.few_rows import FewRowLinear
 from specdec.model.runtime.quantised import QuantisedLinear

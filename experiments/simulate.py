@@ -31,7 +31,7 @@ from specdec.errors import InputError
 from specdec.files.durable import write_json
 from specdec.hardware import DraftCost, MeasuredCurve, ModelShape, Roofline, load_config
 from specdec.hardware.acceptance import counted
-from specdec.metrics import Interval
+from specdec.intervals import Interval
 from specdec.options import Count, NonNegative
 from specdec.replay.replay import Costs, Fixed, Replay, batches, by_category, replay, right_ranks, times
 from specdec.replay.trace import Trace

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from specdec.decoding.checks import require_finite
+from specdec.decoding.clock import PhaseClock
 from specdec.decoding.protocols import (
     AcceptanceRule,
     Drafter,
@@ -30,7 +31,7 @@ from specdec.decoding.sampling import RandomStreams, SamplingParams, Streams
 from specdec.decoding.stopping import StopRule
 from specdec.decoding.validation import require_valid
 from specdec.errors import InputError
-from specdec.metrics import PhaseClock, StepRecord
+from specdec.metrics import StepRecord
 from specdec.model.runtime.graphs import captures_postponed
 from specdec.model.target import TargetModel, TargetOutput
 from specdec.trees.tree import PAD, TokenTree

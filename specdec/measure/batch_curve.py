@@ -13,7 +13,8 @@ from specdec.decoding.decoder import Decoder
 from specdec.decoding.generate import Generation, longest_text
 from specdec.decoding.protocols import Rows
 from specdec.errors import InputError
-from specdec.metrics import Interval, StepMetrics, StepRecord, median_interval
+from specdec.intervals import Interval, median_interval
+from specdec.metrics import StepMetrics, StepRecord
 
 
 @dataclass

@@ -19,11 +19,12 @@ from specdec.decoding.decoder import Decoder
 from specdec.decoding.generate import SHORTEN, longest_text
 from specdec.decoding.protocols import Session, traits_of
 from specdec.exactness.rules import require_proven
+from specdec.intervals import Interval, bootstrap_speedup
 from specdec.measure.profiling import plain_read_ms
 from specdec.measure.quiet import Conditions, Watch
 from specdec.measure.rivals import Reference
 from specdec.measure.worth import Sample, figures
-from specdec.metrics import Interval, StepMetrics, StepRecord, bandwidth_share, bootstrap_speedup
+from specdec.metrics import StepMetrics, StepRecord, bandwidth_share
 from specdec.prompts.sets import Prompt, PromptEncoder, PromptSet, Skipped
 from specdec.runs.log import RunLog
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from specdec.errors import InputError
-from specdec.metrics import Interval, resampled
+from specdec.intervals import Interval, resampled
 from specdec.runs.read import Run, TextKey
 
 RESAMPLES = 4000

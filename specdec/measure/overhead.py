@@ -11,7 +11,7 @@ import torch
 
 from specdec.decoding.decoder import Decoder
 from specdec.decoding.protocols import Rows
-from specdec.metrics import Interval, bootstrap
+from specdec.intervals import Interval, bootstrap
 from specdec.model.target import TargetModel
 
 FORWARDS = ("forward", "lower", "upper", "read_out")  # none of these methods calls another

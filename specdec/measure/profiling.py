@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from specdec.decoding.clock import PhaseClock
 from specdec.errors import InputError
-from specdec.metrics import PhaseClock, median_interval
+from specdec.intervals import median_interval
 from specdec.model.cache import TreeCache
 from specdec.model.runtime.quantised import QuantisedLinear
 from specdec.model.target import TargetModel

@@ -14,7 +14,7 @@ from typing import Any
 
 from specdec.errors import InputError
 from specdec.files.checked import read_json
-from specdec.metrics import Interval
+from specdec.intervals import Interval
 
 BOUNDS = ("at_least", "at_most")
 SIDES = " / "  # separates the two methods in the name of a ratio

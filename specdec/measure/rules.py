@@ -28,7 +28,8 @@ from specdec.decoding.protocols import (
 from specdec.decoding.sampling import SamplingParams, Streams
 from specdec.decoding.stopping import StopRule
 from specdec.exactness.rules import require_greedy
-from specdec.metrics import StepMetrics, StepRecord, bootstrap_tau
+from specdec.intervals import bootstrap_tau
+from specdec.metrics import StepMetrics, StepRecord
 from specdec.trees.tree import TokenTree
 
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from specdec.decoding.decoder import Decoder
-from specdec.metrics import Interval, bootstrap, bootstrap_speedup, bootstrap_tau
+from specdec.intervals import Interval, bootstrap, bootstrap_speedup, bootstrap_tau
 
 FIGURES = ("speedup", "tokens_per_step", "tokens_per_second")
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from specdec.errors import InputError
 from specdec.hardware.curves import CostCurve, DraftCost
-from specdec.metrics import Interval, bootstrap_speedup, bootstrap_tau
+from specdec.intervals import Interval, bootstrap_speedup, bootstrap_tau
 from specdec.replay.trace import NOTHING, Array, TextTrace, Trace
 from specdec.trees.topology import Topology
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
-from specdec.metrics import NodeUse, PhaseClock, StepMetrics, StepRecord, along_text, bootstrap_speedup, tree_use
+from specdec.metrics import NodeUse, StepMetrics, StepRecord, along_text, tree_use
 
 
 def record(offered: int, accepted: int, emitted: int, nodes: int, live: int = 1, verify: float = 10.0) -> StepRecord:
@@ -83,28 +82,3 @@ def test_no_records_no_figures() -> None:
 def test_a_batch_step_counts_its_time_once() -> None:
     batch_step = [record(1, 0, 1, 1, live=2, verify=30.0)] * 2
     assert StepMetrics.of([*batch_step, record(1, 0, 1, 1, verify=10.0)]).phase_ms["verify"] == pytest.approx(20.0)
-
-
-def test_speedup_is_the_ratio_of_totals_with_an_interval_around_it() -> None:
-    ratio, interval = bootstrap_speedup([10, 30], [1, 2], [10, 30], [2, 6])
-    assert ratio == pytest.approx((40 / 3) / (40 / 8))
-    assert interval is not None
-    assert interval == pytest.approx((2.0, 3.0))  # of two prompts with 2x and 3x, the extremes resample alone
-    assert bootstrap_speedup([10], [1], [10], [2]) == (2.0, None)
-
-
-def test_equal_methods_have_speedup_one() -> None:
-    ratio, interval = bootstrap_speedup([5, 6, 7], [1, 2, 3], [5, 6, 7], [1, 2, 3])
-    assert (ratio, interval) == (1.0, (1.0, 1.0))
-
-
-def test_the_clock_adds_laps_to_phases() -> None:
-    clock = PhaseClock(torch.device("cpu"))
-    clock.start()
-    clock.lap("draft")
-    clock.lap("verify")
-    first = clock.take()
-    clock.lap("draft")
-    assert set(first) == {"draft", "verify"}
-    assert set(clock.take()) == {"draft"}
-    assert all(ms >= 0 for ms in first.values())

@@ -10,8 +10,8 @@ from specdec.decoding.decoder import Decoder
 from specdec.decoding.sampling import SamplingParams
 from specdec.decoding.stopping import StopRule
 from specdec.errors import InputError
+from specdec.intervals import bootstrap_speedup
 from specdec.measure.worth import FIGURES, Sample, figures, samples
-from specdec.metrics import bootstrap_speedup
 from specdec.model.target import TargetModel
 from verifiers.acceptance.exact import Exact
 from verifiers.tree_attention import TreeAttention
