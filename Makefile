@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+CPP    := specdec/model/runtime/kernels/*
 READY  := $(VENV)/.ready
 FLASH  := $(VENV)/flash-attn-sources
 
@@ -73,6 +74,7 @@ browser:  ## a Chromium for the tests of pages, where there is none; they skip w
 check: $(READY)  ## what CI runs
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/clang-format --dry-run -Werror $(CPP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(MAKE) test
@@ -83,9 +85,10 @@ ratios: $(READY)  ## ours beside transformers and llama.cpp; ARGS="check=benchma
 bench:
 	@echo "make bench: expected make ratios, its new name" >&2; exit 2
 
-format: $(READY)  ## ruff
+format: $(READY)  ## ruff and clang-format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+	$(BIN)/clang-format -i $(CPP)
 
 clean:  ## remove .venv and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

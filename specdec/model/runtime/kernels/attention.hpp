@@ -17,16 +17,16 @@ struct Heads {
   float scale;
 };
 
-struct Texts {               // the texts that the nodes of this forward see
+struct Texts {                  // the texts that the nodes of this forward see
   int64_t batch, block, nodes;  // texts; nodes of the whole block; new nodes, the last ones of the block
-  const int64_t* lengths;    // [batch] committed positions
-  const uint8_t* mask;       // [batch, nodes, block] the block nodes that a node sees; null: all up to itself
-  int64_t capacity;          // slots of a row of the cache
-  int64_t rows;              // computed nodes, of the batch * nodes new ones; the others are padding
-  const int64_t* at;         // [rows] the computed nodes in order, each as text * nodes + node
+  const int64_t* lengths;       // [batch] committed positions
+  const uint8_t* mask;          // [batch, nodes, block] the block nodes that a node sees; null: all up to itself
+  int64_t capacity;             // slots of a row of the cache
+  int64_t rows;                 // computed nodes, of the batch * nodes new ones; the others are padding
+  const int64_t* at;            // [rows] the computed nodes in order, each as text * nodes + node
 
   int64_t text(int64_t row) const { return at[row] / nodes; }
-  int64_t place(int64_t row) const { return block - nodes + at[row] % nodes; }  // index in the block
+  int64_t in_block(int64_t row) const { return block - nodes + at[row] % nodes; }
 
   int64_t pieces(int64_t text) const { return (lengths[text] + block + PIECE - 1) / PIECE; }
   int64_t most_pieces() const {
@@ -63,84 +63,133 @@ INLINE void weigh(const float* weights, int64_t stride, const float* values, int
   for (; d < dim; d += LANES) part(std::integral_constant<int, 1>{}, d);
 }
 
-// Attend to one piece of a text, for `size` of its nodes (rows from `first` on) and the query heads of KV head `g`.
-// q [rows, heads, dim]; keys, values [batch, kv_heads, capacity, dim]; states [rows, heads, pieces, size].
-static void attend(const Heads& h, const Texts& t, const float* q, const float* keys, const float* values, int64_t g,
-                   int64_t piece, int64_t pieces, int64_t first, int64_t size, float* states) {
-  const int64_t group = h.heads / h.kv_heads, rows = size * group, begin = piece * PIECE;
-  const int64_t text = t.text(first), prefix = t.lengths[text];
-  const float* k = keys + (text * h.kv_heads + g) * t.capacity * h.dim;
-  const float* v = values + (text * h.kv_heads + g) * t.capacity * h.dim;
+struct Attention {  // the inputs and outputs of one layer's attention
+  const Heads& heads;
+  const Texts& texts;
+  const float* q;              // [rows, heads, dim]
+  const float *keys, *values;  // [batch, kv_heads, capacity, dim]
+  int64_t pieces;              // of the longest text
+  float* states;               // [rows, heads, pieces, state_size]
+};
+
+struct Unit {              // the work of one thread at a time
+  Share nodes;             // rows of one text
+  int64_t kv_head, piece;  // their query heads of this KV head attend to this piece of the text
+
+  int64_t size() const { return nodes.end - nodes.begin; }
+  int64_t begin() const { return piece * PIECE; }  // first position
+};
+
+struct Visible {         // what one node sees of a piece
+  int64_t contiguous;    // positions that are contiguous in the cache: the prefix, and all of a causal block
+  int64_t single;        // nodes of the block that it sees one by one, after these
+  const int64_t* nodes;  // [single]
+
+  int64_t count() const { return contiguous + single; }
+};
+
+struct Scratch {  // memory of one thread; it only grows
+  std::vector<Visible> visible;
+  std::vector<int64_t> nodes;
+  std::vector<float> queries, scores;  // [query heads of all nodes, dim], [query heads of all nodes, PIECE]
+
+  void grow(int64_t size, int64_t group, int64_t block, int64_t dim) {
+    if (int64_t(visible.size()) < size) visible.resize(size);
+    if (int64_t(nodes.size()) < size * block) nodes.resize(size * block);
+    if (int64_t(queries.size()) < size * group * dim) queries.resize(size * group * dim);
+    if (int64_t(scores.size()) < size * group * PIECE) scores.resize(size * group * PIECE);
+  }
+};
+
+// Find what each node of the unit sees.
+static void look(const Texts& t, const Unit& u, Scratch& scratch) {
+  const int64_t prefix = t.lengths[t.text(u.nodes.begin)], begin = u.begin();
   auto clip = [](int64_t n) { return n < 0 ? 0 : n < PIECE ? n : int64_t(PIECE); };
+  for (int64_t i = 0; i < u.size(); i++) {
+    const int64_t row = u.nodes.begin + i;
+    int64_t *nodes = &scratch.nodes[i * t.block], position = prefix, single = 0;
+    for (int64_t j = 0; t.mask && j < t.block; j++)
+      if (t.sees(row, j)) {
+        if (position >= begin && position < begin + PIECE) nodes[single++] = j;
+        position++;
+      }
+    scratch.visible[i] = {clip((t.mask ? prefix : prefix + t.in_block(row) + 1) - begin), single, nodes};
+  }
+}
 
-  // For each node, its text in this piece, as [contiguous, single, nodes...]:
-  //   contiguous   number of positions that are contiguous in the cache: the prefix, and all of a causal block
-  //   single       number of block nodes that it sees one by one, followed by these nodes
-  thread_local std::vector<int64_t> places;
-  const int64_t width = t.block + 2;
-  if (int64_t(places.size()) < size * width) places.resize(size * width);
+// Turn scores [count] into the weights of a softmax that is not yet divided by their sum; see `state_size`.
+INLINE void weights_of(float* scores, int64_t count, const Heads& h, float* state) {
+  for (int64_t j = count; j < PIECE; j++) scores[j] = -INFINITY;
+  Vec most = all(-INFINITY), total{};
+  for (int64_t j = 0; j < count; j += LANES) {
+    const Vec scaled = load(scores + j) * all(h.scale);
+    store(scores + j, scaled);
+    most = max(scaled, most);
+  }
+  const float m = largest(most);
+  for (int64_t j = 0; j < count; j += LANES) {
+    const Vec e = exp(load(scores + j) - all(m));
+    store(scores + j, e);
+    total += e;
+  }
+  memset(state, 0, h.dim * sizeof(float));
+  state[h.dim] = m;
+  state[h.dim + 1] = sum(total);
+}
+
+// Compute the scores of all the unit's query heads with the positions that their nodes see.
+static void score(const Attention& a, const Unit& u, const Matrix& slots, Scratch& scratch) {
+  const Heads& h = a.heads;
+  const int64_t group = h.heads / h.kv_heads, rows = u.size() * group, begin = u.begin();
+  const int64_t prefix = a.texts.lengths[a.texts.text(u.nodes.begin)];
+  float *queries = scratch.queries.data(), *scores = scratch.scores.data();
   int64_t longest = 0;
-  for (int64_t i = 0; i < size; i++) {
-    int64_t *place = &places[i * width], position = prefix, single = 0;
-    if (t.mask) {
-      for (int64_t j = 0; j < t.block; j++)
-        if (t.sees(first + i, j)) {
-          if (position >= begin && position < begin + PIECE) place[2 + single++] = j;
-          position++;
-        }
-    }
-    place[0] = clip((t.mask ? prefix : prefix + t.place(first + i) + 1) - begin);
-    place[1] = single;
-    longest = place[0] > longest ? place[0] : longest;
+  for (int64_t i = 0; i < u.size(); i++) {  // a group's heads are neighbours
+    const float* q = a.q + ((u.nodes.begin + i) * h.heads + u.kv_head * group) * h.dim;
+    memcpy(queries + i * group * h.dim, q, group * h.dim * sizeof(float));
+    longest = scratch.visible[i].contiguous > longest ? scratch.visible[i].contiguous : longest;
   }
-
-  thread_local std::vector<float> scratch;
-  if (int64_t(scratch.size()) < rows * (h.dim + PIECE)) scratch.resize(rows * (h.dim + PIECE));
-  float *queries = scratch.data(), *scores = queries + rows * h.dim;
-  for (int64_t i = 0; i < size; i++)  // a group's heads are neighbours
-    memcpy(queries + i * group * h.dim, q + ((first + i) * h.heads + g * group) * h.dim, group * h.dim * sizeof(float));
-  const Matrix slots{k, nullptr, nullptr, t.capacity, FLOAT32};
   outputs(queries, rows, h.dim, slots, scores - begin, PIECE, begin, begin + longest);
-  auto state = [&](int64_t r) {
-    return states + (((first + r / group) * h.heads + g * group + r % group) * pieces + piece) * state_size(h);
-  };
   for (int64_t r = 0; r < rows; r++) {
-    const int64_t *place = &places[r / group * width], count = place[0] + place[1];
-    float *s = scores + r * PIECE, *to = state(r);
-    for (int64_t j = 0; j < place[1]; j++)
-      tile<Float32, 1, 1>(queries + r * h.dim, h.dim, slots, prefix + place[2 + j], 0,
-                          s + place[0] + j - (prefix + place[2 + j]), 1, nullptr, 0);
-    for (int64_t j = count; j < PIECE; j++) s[j] = -INFINITY;
-    Vec most = all(-INFINITY), total{};
-    for (int64_t j = 0; j < count; j += LANES) {
-      const Vec scaled = load(s + j) * all(h.scale);
-      store(s + j, scaled);
-      most = max(scaled, most);
+    const Visible& seen = scratch.visible[r / group];
+    float* to = scores + r * PIECE + seen.contiguous;
+    for (int64_t j = 0; j < seen.single; j++) {
+      const int64_t slot = prefix + seen.nodes[j];
+      tile<Float32, 1, 1>(queries + r * h.dim, h.dim, slots, slot, 0, to + j - slot, 1, nullptr, 0);
     }
-    const float m = largest(most);
-    for (int64_t j = 0; j < count; j += LANES) {
-      const Vec e = exp(load(s + j) - all(m));
-      store(s + j, e);
-      total += e;
-    }
-    memset(to, 0, h.dim * sizeof(float));
-    to[h.dim] = m;
-    to[h.dim + 1] = sum(total);
   }
+}
+
+// Attend with the unit's nodes and heads to its piece, and write their states.
+static void attend(const Attention& a, const Unit& u) {
   enum { TOGETHER = 3 };  // heads that are computed in one pass over the values
-  for (int64_t r = 0; r < rows;) {
-    const int64_t* place = &places[r / group * width];
-    float* to[TOGETHER] = {state(r)};
-    const float* s = scores + r * PIECE;
-    const bool together = r + TOGETHER <= rows && r / group == (r + TOGETHER - 1) / group;
-    for (int i = 1; together && i < TOGETHER; i++) to[i] = state(r + i);
-    auto add = [&](const float* weights, int64_t at, int64_t count) {
-      if (together) weigh<TOGETHER>(weights, PIECE, v + at * h.dim, count, h.dim, to);
-      else weigh<1>(weights, PIECE, v + at * h.dim, count, h.dim, to);
+  thread_local Scratch own;
+  Scratch& scratch = own;
+  const Heads& h = a.heads;
+  const Texts& t = a.texts;
+  const int64_t group = h.heads / h.kv_heads, rows = u.size() * group, text = t.text(u.nodes.begin);
+  const int64_t before = (text * h.kv_heads + u.kv_head) * t.capacity * h.dim;  // the text's keys of this head
+  scratch.grow(u.size(), group, t.block, h.dim);
+  look(t, u, scratch);
+  score(a, u, {a.keys + before, nullptr, nullptr, t.capacity, FLOAT32}, scratch);
+  auto state = [&](int64_t r) {
+    const int64_t head = (u.nodes.begin + r / group) * h.heads + u.kv_head * group + r % group;
+    return a.states + (head * a.pieces + u.piece) * state_size(h);
+  };
+  float* scores = scratch.scores.data();
+  for (int64_t r = 0; r < rows; r++) weights_of(scores + r * PIECE, scratch.visible[r / group].count(), h, state(r));
+  for (int64_t r = 0, step; r < rows; r += step) {
+    const Visible& seen = scratch.visible[r / group];
+    step = r + TOGETHER <= rows && r / group == (r + TOGETHER - 1) / group ? int(TOGETHER) : 1;
+    float *weights = scores + r * PIECE, *to[TOGETHER];
+    for (int64_t i = 0; i < step; i++) to[i] = state(r + i);
+    auto add = [&](const float* of, int64_t slot, int64_t count) {
+      const float* values = a.values + before + slot * h.dim;
+      if (step == TOGETHER) weigh<TOGETHER>(of, PIECE, values, count, h.dim, to);
+      else weigh<1>(of, PIECE, values, count, h.dim, to);
     };
-    if (place[0]) add(s, begin, place[0]);
-    for (int64_t j = 0; j < place[1]; j++) add(s + place[0] + j, prefix + place[2 + j], 1);
-    r += together ? TOGETHER : 1;
+    if (seen.contiguous) add(weights, u.begin(), seen.contiguous);
+    for (int64_t j = 0; j < seen.single; j++) add(weights + seen.contiguous + j, t.lengths[text] + seen.nodes[j], 1);
   }
 }
 

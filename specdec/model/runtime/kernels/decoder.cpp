@@ -5,10 +5,7 @@
 //
 // Weights, cache and activations stay in PyTorch's memory; decoder.py fills in the structs. No sum depends on the
 // number of rows or threads, so results are the same bit for bit.
-#ifdef _OPENMP
-#include <omp.h>
-#endif
-#include <type_traits>
+#include <utility>
 
 #include "attention.hpp"
 
@@ -33,14 +30,14 @@ struct Decoder {
 
 struct Forward {
   Texts texts;
-  int64_t first, last;       // layers [first, last)
-  float* x;                  // [rows, dim] the residual stream, updated in place
-  const float *cos, *sin;    // [rows, rotary]
-  float* const* cache;       // keys and values of each layer, [batch, kv_heads, capacity, dim] each
-  float* hidden;             // [rows, dim] after the final norm; null: stop before it
-  int64_t kept;              // number of rows to compute logits for
-  const int64_t* keep;       // [kept] these rows
-  float* logits;             // [kept, vocabulary]
+  int64_t first, last;     // layers [first, last)
+  float* x;                // [rows, dim] the residual stream, updated in place
+  const float *cos, *sin;  // [rows, rotary]
+  float* const* cache;     // keys and values of each layer, [batch, kv_heads, capacity, dim] each
+  float* hidden;           // [rows, dim] after the final norm; null: stop before it
+  int64_t kept;            // number of rows to compute logits for
+  const int64_t* keep;     // [kept] these rows
+  float* logits;           // [kept, vocabulary]
 };
 
 static void normalise(const Norm& norm, const float* x, int64_t n, float* y) {
@@ -65,134 +62,168 @@ static void rotate(float* head, int64_t rotary, const float* cos, const float* s
 
 INLINE Vec silu(Vec x) { return x / (all(1.f) + exp(Vec{} - x)); }
 
+// The memory of one forward. It only grows, so that nothing is allocated in steady state.
+struct Workspace {
+  std::vector<float> floats;  // all of the following
+  float *q, *attended;        // [rows, heads, dim]
+  float *k, *v;               // [rows, kv_heads, dim]
+  float* added;               // [rows, dim] what a product adds to the residual stream
+  float *gate, *up;           // [rows, inner]
+  float* states;              // [rows, heads, pieces, state_size]
+  float* chosen;              // [kept, dim] the hidden states that logits are computed for
+  int64_t pieces;             // of the longest text
+  std::vector<Share> blocks;  // rows that one thread processes at a time
+
+  void prepare(const Decoder& model, const Forward& forward) {
+    const Heads& h = model.heads;
+    const int64_t rows = forward.texts.rows;
+    pieces = forward.texts.most_pieces();
+    const std::pair<float**, int64_t> parts[] = {
+        {&q, rows * h.heads * h.dim},       {&attended, rows * h.heads * h.dim},
+        {&k, rows * h.kv_heads * h.dim},    {&v, rows * h.kv_heads * h.dim},
+        {&added, rows * model.dim},         {&gate, rows * model.inner},
+        {&up, rows * model.inner},          {&states, rows * h.heads * pieces * state_size(h)},
+        {&chosen, forward.kept * model.dim}};
+    int64_t needed = 0;
+    for (const auto& [part, size] : parts) needed += size;
+    if (int64_t(floats.size()) < needed) floats.resize(needed);
+    float* next = floats.data();
+    for (const auto& [part, size] : parts) *part = next, next += size;
+    cut(forward.texts);
+  }
+
+  // A block holds rows of one text, so that its keys and values are read once.
+  void cut(const Texts& t) {
+    blocks.clear();
+    for (int64_t r = 0; r < t.rows; r++)
+      if (r && t.text(r) == t.text(r - 1) && r - blocks.back().begin < NODES) blocks.back().end++;
+      else blocks.push_back({r, r + 1});
+  }
+};
+
+// The work of one thread in a forward. A phase reads what other threads wrote in the phase before, so all wait between.
+struct Worker {
+  const Decoder& m;
+  const Forward& f;
+  const Workspace& w;
+  const Thread thread;
+
+  void run(int64_t l) const {
+    const Layer& layer = m.layers[l];
+    const int64_t rows = f.texts.rows;
+    float* qkv[3] = {w.q, w.k, w.v};
+    products(normalised(layer.before), rows, m.dim, qkv, layer.qkv, 3, thread);
+    thread.wait();
+    rotate_and_store(layer, f.cache[2 * l], f.cache[2 * l + 1]);
+    thread.wait();
+    attend_to_pieces({m.heads, f.texts, w.q, f.cache[2 * l], f.cache[2 * l + 1], w.pieces, w.states});
+    thread.wait();
+    combine_pieces();
+    thread.wait();
+    add_product(w.attended, m.heads.heads * m.heads.dim, layer.o);
+    thread.wait();
+    gate_and_up(layer);
+    thread.wait();
+    add_product(w.gate, m.inner, layer.down);
+    thread.wait();
+  }
+
+  // Return norm(x) of all rows. Every thread computes it for itself, which is cheaper than waiting.
+  const float* normalised(const Norm& norm) const {
+    thread_local std::vector<float> normed;
+    const int64_t rows = f.texts.rows;
+    if (int64_t(normed.size()) < rows * m.dim) normed.resize(rows * m.dim);
+    for (int64_t r = 0; r < rows; r++) normalise(norm, f.x + r * m.dim, m.dim, &normed[r * m.dim]);
+    return normed.data();
+  }
+
+  // Norm and rotate the heads of q and k, and write k and v to the cache.
+  void rotate_and_store(const Layer& layer, float* keys, float* values) const {
+    const Texts& t = f.texts;
+    const Heads& h = m.heads;
+    const int64_t all_heads = h.heads + h.kv_heads;
+    const Share mine = thread.share(t.rows * all_heads);
+    for (int64_t u = mine.begin; u < mine.end; u++) {
+      const int64_t r = u / all_heads, n = u % all_heads, g = n - h.heads;  // a query head, or KV head g >= 0
+      float* head = g < 0 ? w.q + (r * h.heads + n) * h.dim : w.k + (r * h.kv_heads + g) * h.dim;
+      const Norm& own = g < 0 ? layer.q_norm : layer.k_norm;
+      if (own.weight) normalise(own, head, h.dim, head);
+      if (layer.rotates) rotate(head, m.rotary, f.cos + r * m.rotary, f.sin + r * m.rotary);
+      if (g < 0) continue;
+      const int64_t b = t.text(r), slot = t.lengths[b] + t.in_block(r);
+      const int64_t at = ((b * h.kv_heads + g) * t.capacity + slot) * h.dim;
+      memcpy(keys + at, head, h.dim * sizeof(float));
+      memcpy(values + at, w.v + (r * h.kv_heads + g) * h.dim, h.dim * sizeof(float));
+    }
+  }
+
+  // Threads take units in turn, because late pieces of a causal block are seen by few nodes.
+  void attend_to_pieces(const Attention& attention) const {
+    const int64_t blocks = w.blocks.size();
+    for (int64_t u = thread.id; u < m.heads.kv_heads * w.pieces * blocks; u += thread.count)
+      attend(attention, {w.blocks[u % blocks], u / (blocks * w.pieces), u / blocks % w.pieces});
+  }
+
+  void combine_pieces() const {
+    const Heads& h = m.heads;
+    const Share mine = thread.share(f.texts.rows * h.heads);
+    for (int64_t u = mine.begin; u < mine.end; u++)
+      combine(h, w.states + u * w.pieces * state_size(h), w.pieces, w.attended + u * h.dim);
+  }
+
+  // x += matrix(in), for this thread's outputs
+  void add_product(const float* in, int64_t k, const Matrix& matrix) const {
+    const int64_t rows = f.texts.rows;
+    products(in, rows, k, &w.added, &matrix, 1, thread);
+    const Share mine = thread.share(m.dim);
+    for (int64_t r = 0; r < rows; r++)
+      for (int64_t i = mine.begin; i < mine.end; i++) f.x[r * m.dim + i] += w.added[r * m.dim + i];
+  }
+
+  // gate = silu(gate(n)) * up(n). A thread computes the same outputs of both, so it multiplies them without waiting.
+  void gate_and_up(const Layer& layer) const {
+    const int64_t rows = f.texts.rows;
+    const Share mine = thread.share(m.inner);
+    const float* n = normalised(layer.between);
+    outputs(n, rows, m.dim, layer.gate_up[0], w.gate, m.inner, mine.begin, mine.end);
+    outputs(n, rows, m.dim, layer.gate_up[1], w.up, m.inner, mine.begin, mine.end);
+    for (int64_t r = 0; r < rows; r++)
+      for (int64_t i = mine.begin; i < mine.end; i += LANES) {
+        float *a = w.gate + r * m.inner + i, *b = w.up + r * m.inner + i;
+        const int64_t left = mine.end - i;
+        if (left >= LANES) store(a, silu(load(a)) * load(b));
+        else
+          for (int64_t j = 0; j < left; j++) a[j] = first(silu(all(a[j])) * all(b[j]));
+      }
+  }
+
+  // Apply the final norm to all rows and the output layer to the kept ones.
+  void read_out() const {
+    if (thread.id == 0) {
+      for (int64_t r = 0; r < f.texts.rows; r++) normalise(m.final, f.x + r * m.dim, m.dim, f.hidden + r * m.dim);
+      for (int64_t i = 0; i < f.kept; i++)
+        memcpy(w.chosen + i * m.dim, f.hidden + f.keep[i] * m.dim, m.dim * sizeof(float));
+    }
+    thread.wait();
+    products(w.chosen, f.kept, m.dim, &f.logits, &m.output, 1, thread);
+  }
+};
+
 extern "C" int64_t lanes() { return LANES; }
 
 extern "C" void few_rows(const float* x, int64_t rows, int64_t k, float* y, const Matrix* matrix) {
 #pragma omp parallel if (matrix->n * k >= 1 << 15)
-  {
-    int64_t id = 0, threads = 1;
-#ifdef _OPENMP
-    id = omp_get_thread_num(), threads = omp_get_num_threads();
-#endif
-    products(x, rows, k, &y, matrix, 1, id, threads);
-  }
+  products(x, rows, k, &y, matrix, 1, Thread());
 }
 
 extern "C" void decode(const Decoder* model, const Forward* forward) {
-  const Decoder& m = *model;
-  const Forward& f = *forward;
-  const Texts& t = f.texts;
-  const Heads& h = m.heads;
-  const int64_t rows = t.rows, wide = h.heads * h.dim, narrow = h.kv_heads * h.dim;
-  const int64_t pieces = t.most_pieces();
-  // This thread's workspace. It only grows, so that nothing is allocated in steady state.
-  thread_local std::vector<float> workspace;
-  const int64_t sizes[] = {rows * wide, rows * narrow, rows * narrow, rows * wide, rows * m.dim, rows * m.inner,
-                           rows * m.inner, rows * h.heads * pieces * state_size(h), f.kept * m.dim};
-  int64_t needed = 0;
-  for (int64_t size : sizes) needed += size;
-  if (int64_t(workspace.size()) < needed) workspace.resize(needed);
-  float* parts[sizeof sizes / sizeof *sizes];
-  for (size_t i = 0, at = 0; i < sizeof sizes / sizeof *sizes; at += sizes[i++]) parts[i] = workspace.data() + at;
-  float *q = parts[0], *k = parts[1], *v = parts[2], *attended = parts[3], *added = parts[4], *gate = parts[5],
-        *up = parts[6], *states = parts[7], *chosen = parts[8];
-
-  // Blocks of rows that one thread processes at a time: rows of one text, so that its keys and values are read once.
-  thread_local std::vector<Share> cut;
-  cut.clear();
-  for (int64_t r = 0; r < rows; r++)
-    if (r && t.text(r) == t.text(r - 1) && r - cut.back().begin < NODES) cut.back().end++;
-    else cut.push_back({r, r + 1});
-  const Share* blocks = cut.data();
-  const int64_t count = cut.size();
-
+  thread_local Workspace own;
+  Workspace& workspace = own;  // the calling thread's, for all threads
+  workspace.prepare(*model, *forward);
 #pragma omp parallel
   {
-    int64_t id = 0, threads = 1;
-#ifdef _OPENMP
-    id = omp_get_thread_num(), threads = omp_get_num_threads();
-#endif
-    auto wait = [] {
-#ifdef _OPENMP
-#pragma omp barrier
-#endif
-    };
-    thread_local std::vector<float> normed;  // every thread normalises all rows, which is cheaper than waiting
-    if (int64_t(normed.size()) < rows * m.dim) normed.resize(rows * m.dim);
-    auto norm = [&](const Norm& n) {
-      for (int64_t r = 0; r < rows; r++) normalise(n, f.x + r * m.dim, m.dim, &normed[r * m.dim]);
-    };
-    auto add_product = [&](const float* in, int64_t k, const Matrix& w) {  // x += w(in), this thread's outputs
-      products(in, rows, k, &added, &w, 1, id, threads);
-      const Share mine = share(m.dim, id, threads);
-      for (int64_t r = 0; r < rows; r++)
-        for (int64_t i = mine.begin; i < mine.end; i++) f.x[r * m.dim + i] += added[r * m.dim + i];
-    };
-
-    for (int64_t l = f.first; l < f.last; l++) {
-      const Layer& layer = m.layers[l];
-      float *keys = f.cache[2 * l], *values = f.cache[2 * l + 1];
-      norm(layer.before);
-      float* qkv[3] = {q, k, v};
-      products(normed.data(), rows, m.dim, qkv, layer.qkv, 3, id, threads);
-      wait();
-
-      const Share heads = share(rows * (h.heads + h.kv_heads), id, threads);
-      for (int64_t u = heads.begin; u < heads.end; u++) {
-        const int64_t r = u / (h.heads + h.kv_heads), n = u % (h.heads + h.kv_heads), g = n - h.heads;
-        float* head = g < 0 ? q + r * wide + n * h.dim : k + r * narrow + g * h.dim;
-        const Norm& own = g < 0 ? layer.q_norm : layer.k_norm;
-        if (own.weight) normalise(own, head, h.dim, head);
-        if (layer.rotates) rotate(head, m.rotary, f.cos + r * m.rotary, f.sin + r * m.rotary);
-        if (g < 0) continue;
-        const int64_t b = t.text(r), slot = t.lengths[b] + t.place(r);
-        const int64_t at = ((b * h.kv_heads + g) * t.capacity + slot) * h.dim;
-        memcpy(keys + at, head, h.dim * sizeof(float));
-        memcpy(values + at, v + r * narrow + g * h.dim, h.dim * sizeof(float));
-      }
-      wait();
-
-      // Distributed to the threads in turn, because late pieces of a causal block are seen by few nodes.
-      for (int64_t u = id; u < h.kv_heads * pieces * count; u += threads) {
-        const Share block = blocks[u % count];
-        attend(h, t, q, keys, values, u / (count * pieces), u / count % pieces, pieces, block.begin,
-               block.end - block.begin, states);
-      }
-      wait();
-
-      const Share outs = share(rows * h.heads, id, threads);
-      for (int64_t u = outs.begin; u < outs.end; u++)
-        combine(h, states + u * pieces * state_size(h), pieces, attended + u * h.dim);
-      wait();
-
-      add_product(attended, wide, layer.o);
-      wait();
-
-      norm(layer.between);
-      // A thread computes the same outputs of gate and up, so it can multiply them without waiting.
-      const Share inner = share(m.inner, id, threads);
-      outputs(normed.data(), rows, m.dim, layer.gate_up[0], gate, m.inner, inner.begin, inner.end);
-      outputs(normed.data(), rows, m.dim, layer.gate_up[1], up, m.inner, inner.begin, inner.end);
-      for (int64_t r = 0; r < rows; r++)
-        for (int64_t i = inner.begin; i < inner.end; i += LANES) {
-          float *a = gate + r * m.inner + i, *b = up + r * m.inner + i;
-          const int64_t left = inner.end - i;
-          if (left >= LANES) store(a, silu(load(a)) * load(b));
-          else
-            for (int64_t j = 0; j < left; j++) a[j] = first(silu(all(a[j])) * all(b[j]));
-        }
-      wait();
-
-      add_product(gate, m.inner, layer.down);
-      wait();
-    }
-    if (f.hidden) {
-      if (id == 0) {
-        for (int64_t r = 0; r < rows; r++) normalise(m.final, f.x + r * m.dim, m.dim, f.hidden + r * m.dim);
-        for (int64_t i = 0; i < f.kept; i++) memcpy(chosen + i * m.dim, f.hidden + f.keep[i] * m.dim, m.dim * sizeof(float));
-      }
-      wait();
-      products(chosen, f.kept, m.dim, &f.logits, &m.output, 1, id, threads);
-    }
+    const Worker worker{*model, *forward, workspace, Thread()};
+    for (int64_t l = forward->first; l < forward->last; l++) worker.run(l);
+    if (forward->hidden) worker.read_out();
   }
 }

@@ -9,6 +9,9 @@
 // and thread count only choose WHICH pairs are computed together. So a row's result is bit for bit the
 // same, however many rows are computed together.
 #pragma once
+#ifdef _OPENMP
+#include <omp.h>
+#endif
 #include <array>
 #include <type_traits>
 #include <utility>
@@ -42,12 +45,15 @@ struct BFloat16 {  // the upper half of a float
   Vec at(int64_t i) const { return (Vec)(widen(w + i) << 16); }
   float one(int64_t i) const {
     const uint32_t bits = uint32_t(w[i]) << 16;
-    float f; memcpy(&f, &bits, sizeof f); return f;
+    float f;
+    memcpy(&f, &bits, sizeof f);
+    return f;
   }
   float finish(float sum) const { return sum; }
 };
 struct Int8 {
-  const int8_t* w; float scale;
+  const int8_t* w;
+  float scale;
   Int8(const Matrix& m, int64_t k, int64_t o) : w((const int8_t*)m.w + o * k), scale(m.scale[o]) {}
   static int64_t bytes(int64_t k) { return k; }
   Vec at(int64_t i) const { return __builtin_convertvector(widen(w + i), Vec); }
@@ -55,8 +61,10 @@ struct Int8 {
   float finish(float sum) const { return sum * scale; }
 };
 struct Int4 {
-  const uint8_t* w; const float* scale;
-  Int4(const Matrix& m, int64_t k, int64_t o) : w((const uint8_t*)m.w + o * bytes(k)), scale(m.scale + o * (bytes(k) / HALF)) {}
+  const uint8_t* w;
+  const float* scale;
+  Int4(const Matrix& m, int64_t k, int64_t o)
+      : w((const uint8_t*)m.w + o * bytes(k)), scale(m.scale + o * (bytes(k) / HALF)) {}
   static int64_t bytes(int64_t k) { return (k + GROUP - 1) / GROUP * HALF; }
   Vec at(int64_t i) const {
     const Ints codes = widen(w + i / GROUP * HALF + i % HALF) >> (i & HALF ? 4 : 0) & 15;
@@ -80,8 +88,8 @@ INLINE std::array<W, sizeof...(c)> rows_of(const Matrix& m, int64_t k, int64_t o
 // registers. Each step along k also prefetches a line for each of the C weight rows: for the first at `ahead`, which
 // advances by `pace` bytes per step. A function of its own, or the compiler runs out of registers.
 template <class W, int R, int C>
-__attribute__((noinline)) static void tile(const float* x, int64_t k, const Matrix& m, int64_t o, int64_t apart, float* y, int64_t stride,
-                 const char* ahead, size_t pace) {
+__attribute__((noinline)) static void tile(const float* x, int64_t k, const Matrix& m, int64_t o, int64_t apart,
+                                           float* y, int64_t stride, const char* ahead, size_t pace) {
   Vec acc[R][C];
   UNROLL for (int r = 0; r < R; r++) UNROLL for (int c = 0; c < C; c++) acc[r][c] = Vec{};
   auto w = rows_of<W>(m, k, o, apart, std::make_integer_sequence<int, C>{});
@@ -89,7 +97,10 @@ __attribute__((noinline)) static void tile(const float* x, int64_t k, const Matr
   for (int64_t i = 0; i < whole; i += LANES, ahead += pace) {  // not unrolled, which would spill registers
     if (R > 1) UNROLL for (int c = 0; c < C; c++) __builtin_prefetch(ahead + c * between);
     Vec wv[C];
-    UNROLL for (int c = 0; c < C; c++) { wv[c] = w[c].at(i); KEEP(wv[c]); }
+    UNROLL for (int c = 0; c < C; c++) {
+      wv[c] = w[c].at(i);
+      KEEP(wv[c]);
+    }
     UNROLL for (int r = 0; r < R; r++) {
       Vec xv = load(x + r * k + i);
       KEEP(xv);
@@ -99,7 +110,8 @@ __attribute__((noinline)) static void tile(const float* x, int64_t k, const Matr
   if (part) {  // the last values of each row, padded with zeros
     float xp[R][LANES] = {}, wp[C][LANES] = {};
     for (int r = 0; r < R; r++) memcpy(xp[r], x + r * k + whole, part * sizeof(float));
-    for (int c = 0; c < C; c++) for (int64_t i = 0; i < part; i++) wp[c][i] = w[c].one(whole + i);
+    for (int c = 0; c < C; c++)
+      for (int64_t i = 0; i < part; i++) wp[c][i] = w[c].one(whole + i);
     UNROLL for (int r = 0; r < R; r++) UNROLL for (int c = 0; c < C; c++) fma(acc[r][c], load(xp[r]), load(wp[c]));
   }
   enum { TOGETHER = R % 4 ? 1 : 4 };  // rows whose lanes are summed at the same time
@@ -119,7 +131,8 @@ __attribute__((noinline)) static void tile(const float* x, int64_t k, const Matr
 template <class W, int R, int C>
 INLINE void tiles(int r, const float* x, int64_t k, const Matrix& m, int64_t o, int64_t apart, float* y, int64_t stride,
                   const char* ahead, size_t pace) {
-  if constexpr (R > 1) if (r < R) return tiles<W, R - 1, C>(r, x, k, m, o, apart, y, stride, ahead, pace);
+  if constexpr (R > 1)
+    if (r < R) return tiles<W, R - 1, C>(r, x, k, m, o, apart, y, stride, ahead, pace);
   tile<W, R, C>(x, k, m, o, apart, y, stride, ahead, pace);
 }
 
@@ -162,19 +175,33 @@ static void outputs(const float* x, int64_t rows, int64_t k, const Matrix& m, fl
   else outputs<Int4>(x, rows, k, m, y, stride, begin, end);
 }
 
-struct Share { int64_t begin, end; };  // the part of a range that one thread computes
+struct Share {  // a part of a range
+  int64_t begin, end;
+};
 
-INLINE Share share(int64_t total, int64_t id, int64_t threads) {
-  return {total * id / threads, total * (id + 1) / threads};
-}
+struct Thread {  // this thread of a parallel region, or the only one
+  int64_t id = 0, count = 1;
+
+  Thread() {
+#ifdef _OPENMP
+    id = omp_get_thread_num(), count = omp_get_num_threads();
+#endif
+  }
+  Share share(int64_t total) const { return {total * id / count, total * (id + 1) / count}; }
+  void wait() const {  // until all threads are here
+#ifdef _OPENMP
+#pragma omp barrier
+#endif
+  }
+};
 
 // Compute one thread's share of several products of the same x [rows, k]. The outputs of all products together are
 // divided among the threads; ys[i] receives the product [rows, n] of matrix i.
 INLINE void products(const float* x, int64_t rows, int64_t k, float* const* ys, const Matrix* ms, int count,
-                     int64_t id, int64_t threads) {
+                     const Thread& thread) {
   int64_t total = 0;
   for (int i = 0; i < count; i++) total += ms[i].n;
-  Share mine = share(total, id, threads);
+  Share mine = thread.share(total);
   for (int i = 0; i < count; mine.begin -= ms[i].n, mine.end -= ms[i].n, i++) {
     const int64_t b = mine.begin > 0 ? mine.begin : 0, e = mine.end < ms[i].n ? mine.end : ms[i].n;
     outputs(x, rows, k, ms[i], ys[i], ms[i].n, b, e);

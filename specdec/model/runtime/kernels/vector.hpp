@@ -37,7 +37,11 @@ INLINE void fma(Vec& a, Vec b, Vec c) { a += b * c; }
 typedef int32_t Ints __attribute__((vector_size(LANES * 4)));
 
 INLINE Vec all(float x) { return Vec{} + x; }
-INLINE Vec load(const float* p) { Vec v; memcpy(&v, p, sizeof v); return v; }
+INLINE Vec load(const float* p) {
+  Vec v;
+  memcpy(&v, p, sizeof v);
+  return v;
+}
 INLINE void store(float* p, Vec v) { memcpy(p, &v, sizeof v); }
 
 // Widen LANES small integers to 32 bits.
@@ -50,10 +54,17 @@ INLINE Ints widen(const uint16_t* p) { return (Ints)_mm256_cvtepu16_epi32(_mm_lo
 INLINE Ints widen(const int8_t* p) { return (Ints)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p)); }
 INLINE Ints widen(const uint8_t* p) { return (Ints)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p)); }
 #else
-template <class T> INLINE Ints widen(const T* p) { return Ints{p[0], p[1], p[2], p[3]}; }
+template <class T>
+INLINE Ints widen(const T* p) {
+  return Ints{p[0], p[1], p[2], p[3]};
+}
 #endif
 
-INLINE float first(Vec v) { float f; memcpy(&f, &v, sizeof f); return f; }
+INLINE float first(Vec v) {
+  float f;
+  memcpy(&f, &v, sizeof f);
+  return f;
+}
 INLINE Vec max(Vec a, Vec b) { return a > b ? a : b; }
 
 // Add up the lanes by a fixed tree: add the two halves until one number is left.
@@ -65,8 +76,7 @@ INLINE float sum(Vec v) {
 #else
   float t[LANES];
   store(t, v);
-  UNROLL for (int n = LANES / 2; n; n /= 2)
-    UNROLL for (int i = 0; i < n; i++) t[i] += t[i + n];
+  UNROLL for (int n = LANES / 2; n; n /= 2) UNROLL for (int i = 0; i < n; i++) t[i] += t[i + n];
   return t[0];
 #endif
 }
@@ -74,7 +84,9 @@ INLINE float sum(Vec v) {
 // Add up each of four vectors by the same tree.
 INLINE void sums(const Vec* v, float* to) {
 #if defined(__AVX2__) && defined(__FMA__) && !defined(__AVX512F__)
-  const auto halves = [](Vec a, Vec b) { return _mm256_permute2f128_ps(a, b, 0x20) + _mm256_permute2f128_ps(a, b, 0x31); };
+  const auto halves = [](Vec a, Vec b) {
+    return _mm256_permute2f128_ps(a, b, 0x20) + _mm256_permute2f128_ps(a, b, 0x31);
+  };
   const __m256d ab = (__m256d)halves(v[0], v[1]), cd = (__m256d)halves(v[2], v[3]);
   const Vec pairs = (Vec)_mm256_unpacklo_pd(ab, cd) + (Vec)_mm256_unpackhi_pd(ab, cd);  // a a c c, b b d d
   const __m128 ac = _mm256_castps256_ps128(pairs), bd = _mm256_extractf128_ps(pairs, 1);
@@ -93,6 +105,14 @@ INLINE float largest(Vec v) {
   return m;
 }
 
+// The polynomial with these coefficients, the highest power first.
+template <class... Floats>
+INLINE Vec horner(Vec x, float highest, Floats... rest) {
+  Vec p = all(highest), q;
+  ((q = all(rest), fma(q, p, x), p = q), ...);
+  return p;
+}
+
 // e^x to about 2 units in the last place; 0 below -87, the end of normal floats, and capped above 88. e^0 is exactly 1.
 INLINE Vec exp(Vec x) {
   const Vec low = all(-87.f), high = all(88.f), in = x < low ? low : x > high ? high : x;
@@ -102,13 +122,9 @@ INLINE Vec exp(Vec x) {
   Vec r = in;
   fma(r, n, all(-0.693359375f));  // ln 2 in two parts
   fma(r, n, all(2.12194440e-4f));
-  Vec p = all(1.9875691500e-4f), q;
-  q = all(1.3981999507e-3f); fma(q, p, r);
-  p = all(8.3334519073e-3f); fma(p, q, r);
-  q = all(4.1665795894e-2f); fma(q, p, r);
-  p = all(1.6666665459e-1f); fma(p, q, r);
-  q = all(5.0000001201e-1f); fma(q, p, r);
-  p = all(1.f) + r;
+  const Vec q = horner(r, 1.9875691500e-4f, 1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f,
+                       5.0000001201e-1f);
+  Vec p = all(1.f) + r;
   fma(p, q, r * r);
   const Vec y = p * (Vec)(((Ints)t - (0x4B400000 - 127)) << 23);
   return x < low ? Vec{} : y;

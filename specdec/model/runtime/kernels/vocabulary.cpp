@@ -38,15 +38,8 @@ INLINE Vec log(Vec x) {
   const Ints bits = (Ints)x - 0x3F3504F3;
   const Ints e = bits >> 23;
   const Vec m = (Vec)((bits & 0x7FFFFF) + 0x3F3504F3) - all(1.f), z = m * m;
-  Vec p = all(7.0376836292e-2f), q;
-  q = all(-1.1514610310e-1f); fma(q, p, m);
-  p = all(1.1676998740e-1f); fma(p, q, m);
-  q = all(-1.2420140846e-1f); fma(q, p, m);
-  p = all(1.4249322787e-1f); fma(p, q, m);
-  q = all(-1.6668057665e-1f); fma(q, p, m);
-  p = all(2.0000714765e-1f); fma(p, q, m);
-  q = all(-2.4999993993e-1f); fma(q, p, m);
-  p = all(3.3333331174e-1f); fma(p, q, m);
+  const Vec p = horner(m, 7.0376836292e-2f, -1.1514610310e-1f, 1.1676998740e-1f, -1.2420140846e-1f, 1.4249322787e-1f,
+                       -1.6668057665e-1f, 2.0000714765e-1f, -2.4999993993e-1f, 3.3333331174e-1f);
   const Vec n = __builtin_convertvector(e, Vec);
   Vec y = p * m * z;
   fma(y, n, all(-2.12194440e-4f));  // ln 2 in two parts
@@ -57,15 +50,15 @@ INLINE Vec log(Vec x) {
 }
 
 // The sum over x of relu(p[x] - times * q[x]), leaving out the `count` tokens of `without`. A null q: the sum of p.
-extern "C" double mass(int64_t vocab, const float* p, const float* q, double times, const int64_t* without, int64_t count) {
+extern "C" double mass(int64_t vocab, const float* p, const float* q, double times, const int64_t* without,
+                       int64_t count) {
   const Vec c = all(float(-times));
   double total = 0;
   for (int64_t begin = 0, end; begin < vocab; begin = end + 1) {
     end = vocab;
     for (int64_t k = 0; k < count; k++)
       if (without[k] >= begin && without[k] < end) end = without[k];
-    if (!q)
-      total += add_up(begin, end, [&](int64_t i, int64_t n) { return load(p + i, n); });
+    if (!q) total += add_up(begin, end, [&](int64_t i, int64_t n) { return load(p + i, n); });
     else
       total += add_up(begin, end, [&](int64_t i, int64_t n) {
         Vec left = load(p + i, n);
