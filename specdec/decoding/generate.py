@@ -99,7 +99,8 @@ def speculative(
     target.require_one_rope(prompts, stop.max_new_tokens)
     progress = Progress(prompts, stop, on_blocks)
     sampling = sampling.bound(target.model, prompts, stop)
-    streams = seeds if isinstance(seeds, RandomStreams) else Streams(seeds, sampling, target.device)
+    random = None if rule.lossless else True  # a lossy rule may draw at temperature 0 too
+    streams = seeds if isinstance(seeds, RandomStreams) else Streams(seeds, sampling, target.device, random)
     clock = PhaseClock(target.device)
 
     scores = verifier.prefill(progress.rows, sampling, capacity, traits_of(drafter).exit_layer)
@@ -107,7 +108,7 @@ def speculative(
     kept = Kept(_positions(prompts, target.device), scores.hidden, scores.residual)
     progress.emit([[token] for token in first.tolist()])
     prefill_seconds = time.perf_counter() - begun
-    drafter.start(Session(target, prompts, sampling, capacity, verifier.begin))
+    drafter.start(Session(target, prompts, sampling, capacity, verifier.begin, stop))
 
     clock.start()
     while any(progress.room):

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from specdec.decoding.grow_fixed import CHILDREN
 from specdec.decoding.sampling import Draws, RandomStreams, SamplingParams, Streams
+from specdec.decoding.stopping import StopRule
 from specdec.errors import InputError
 from specdec.model.runtime.vocabulary import argmaxes
 from specdec.model.target import TargetModel
@@ -108,6 +109,7 @@ class Session:
         sampling: how tokens are chosen.
         capacity: longest text in tokens, one tree included.
         begin: the verifier's `begin`, for a drafter that exits early (`Traits`).
+        stop: when a text ends; None if unknown.
     """
 
     target: TargetModel
@@ -115,6 +117,7 @@ class Session:
     sampling: SamplingParams
     capacity: int
     begin: Begin | None = None
+    stop: StopRule | None = None
 
 
 @dataclass(frozen=True)
@@ -186,17 +189,31 @@ class Traits:
         remembers: whether its trees may depend on the fate of earlier trees, not on the text alone. Such a run cannot
             be replayed.
         size: size of its own weights, known once it has started.
+        greedy_only: whether it drafts at temperature 0 only. Its `start` refuses other temperatures.
     """
 
     exit_layer: int | None = None
     remembers: bool = False
     size: Size = Size()
+    greedy_only: bool = False
 
 
 def traits_of(drafter: Drafter) -> Traits:
     """Return a drafter's `traits`; the plain ones if it declares none."""
     traits: Traits = getattr(drafter, "traits", Traits())
     return traits
+
+
+@runtime_checkable
+class Preparing(Protocol):
+    """A drafter with work of its own that is no part of drafting, such as recording texts."""
+
+    def prepare(self, target: TargetModel, rows: Rows, sampling: SamplingParams, stop: StopRule) -> None:
+        """Prepare for a batch. A benchmark calls it before it starts its clock; `start` must not depend on it.
+
+        Arguments as in `specdec.decoding.generate.speculative`.
+        """
+        ...
 
 
 @runtime_checkable

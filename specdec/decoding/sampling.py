@@ -296,14 +296,28 @@ class Streams:
 
     DRAFT, ACCEPT = 0, 1
 
-    def __init__(self, seeds: Sequence[Sequence[int]], sampling: SamplingParams, device: torch.device) -> None:
+    def __init__(
+        self,
+        seeds: Sequence[Sequence[int]],
+        sampling: SamplingParams,
+        device: torch.device,
+        random: bool | None = None,
+    ) -> None:
+        """Begin the streams.
+
+        Args:
+            seeds: a sequence of integers per row.
+            sampling: how tokens are chosen.
+            device: where draws are made.
+            random: whether draws are random; None: at a temperature above 0.
+        """
         self._keys = [np.random.SeedSequence(list(seed)).generate_state(2, np.uint64) for seed in seeds]
-        self._greedy = sampling.greedy
+        self._random = not sampling.greedy if random is None else random
         self._device = device
 
     def draws(self, lengths: Sequence[int], phase: int, slots: int) -> Draws:
         """Return the draws of `phase` in the step in which rows have `lengths` committed tokens."""
-        if self._greedy:
+        if not self._random:
             return GreedyDraws()
         rows = [
             np.random.Generator(np.random.Philox(key=key, counter=[0, 0, phase, length])).random(slots)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from specdec.decoding.decoder import Decoder
 from specdec.decoding.generate import autoregressive
-from specdec.decoding.protocols import AcceptanceRule, Drafter, Verifier, traits_of
+from specdec.decoding.protocols import AcceptanceRule, Drafter, Session, Verifier, traits_of
 from specdec.decoding.sampling import SamplingParams
 from specdec.decoding.stopping import StopRule
 from specdec.errors import InputError
@@ -46,8 +46,23 @@ class DrafterProof:
     most: int = MOST
 
     def findings(self) -> list[Finding]:
-        """Check greedy text, then the distribution of sampled text without and with logits processors."""
+        """Check greedy text, then the distribution of sampled text without and with logits processors.
+
+        A drafter for temperature 0 only must refuse to sample.
+        """
+        if traits_of(self.make(few_tokens(self.sizes[-1][0]))).greedy_only:
+            return [self._greedy(), self._refuses_to_sample()]
         return [self._greedy(), self._sampled("temperature 1", PLAIN), self._sampled("all processors", PROCESSED)]
+
+    def _refuses_to_sample(self) -> Finding:
+        what, target = "refuses a temperature above 0, as it declares", few_tokens(self.sizes[-1][0])
+        try:
+            self.make(target).start(Session(target, PROMPTS, PLAIN, 64))
+        except InputError:
+            return Finding(what, 1)
+        except Exception as error:
+            return Finding(what, 1, failure=in_words(error))
+        return Finding(what, 1, failure="it starts; declare Traits(greedy_only=False), or refuse")
 
     def _greedy(self) -> Finding:
         """Compare greedy text with plain decoding, in a ragged batch and alone."""

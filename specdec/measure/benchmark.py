@@ -17,7 +17,7 @@ import torch
 
 from specdec.decoding.decoder import Decoder
 from specdec.decoding.generate import SHORTEN, longest_text
-from specdec.decoding.protocols import Session, traits_of
+from specdec.decoding.protocols import Preparing, Session, traits_of
 from specdec.exactness.rules import require_proven
 from specdec.intervals import Interval, bootstrap_speedup
 from specdec.measure.profiling import plain_read_ms
@@ -152,7 +152,8 @@ class Benchmark:
         # `start` raises if the drafter cannot serve this target
         capacity = longest + self.decoder.drafter.max_nodes
         sampling = self.decoder.sampling.bound(target.model, [row], self.decoder.stop)
-        self.decoder.drafter.start(Session(target, [row], sampling, capacity, self.decoder.verifier.begin))
+        begin, stop = self.decoder.verifier.begin, self.decoder.stop
+        self.decoder.drafter.start(Session(target, [row], sampling, capacity, begin, stop))
 
     def run(self, log: RunLog, on_trial: Callable[[Trial], None] = lambda _: None) -> dict[str, Any]:
         """Run everything and return the summary.
@@ -279,6 +280,8 @@ class Benchmark:
             number: index of the round; the method that goes first rotates with it.
             steps: takes the step records of the drafter's method.
         """
+        if isinstance(self.decoder.drafter, Preparing):
+            self.decoder.drafter.prepare(self.decoder.target, ids, self.decoder.sampling, self.decoder.stop)
         methods = self._methods(ids, seeds, steps)
         names, device = list(methods), self.decoder.target.device
         first = number % len(names)

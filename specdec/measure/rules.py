@@ -95,7 +95,7 @@ class RuleComparison:
         capacity = longest_text([prompt], self.stop, target.context_window) + drafter.max_nodes
         streams = Streams(seeds, sampling, target.device)
         scores = self.verifier.prefill([prompt], sampling, capacity, traits_of(drafter).exit_layer)
-        drafter.start(Session(target, [prompt], sampling, capacity, self.verifier.begin))
+        drafter.start(Session(target, [prompt], sampling, capacity, self.verifier.begin, self.stop))
         path = torch.arange(len(prompt), device=target.device)[None]
         for i in range(len(text)):
             row = [*prompt, *text[: i + 1]]
@@ -116,7 +116,7 @@ class RuleComparison:
         place: tuple[int, int],
     ) -> list[StepRecord]:
         records = []
-        streams = Streams([[self.seed, *place]], sampling, probs.device)
+        streams = Streams([[self.seed, *place]], sampling, probs.device, None if rule.lossless else True)
         for repeat in range(self.draws):
             draws = streams.draws([repeat], Streams.ACCEPT, tree.nodes)
             begun = time.perf_counter()

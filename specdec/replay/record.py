@@ -212,7 +212,7 @@ class Recorder:
         """
         drafter, target, prompt = self._drafter, self._target, row[: roots.start]
         longest = len(prompt) + self._stop.max_new_tokens + drafter.max_nodes
-        drafter.start(Session(target, [prompt], sampling, longest))
+        drafter.start(Session(target, [prompt], sampling, longest, stop=self._stop))
         streams = Streams([[0]], sampling, target.device)
         path = torch.arange(len(prompt), device=target.device)[None]
         trees: list[TokenTree] = []

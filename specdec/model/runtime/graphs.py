@@ -36,8 +36,12 @@ def captures_postponed() -> Iterator[None]:
     """Capture nothing in the body. A forward of a new shape runs uncaptured, and is captured after the body.
 
     A capture takes longer than hundreds of forwards, so it must not be part of the time that the body measures. The
-    contents of the caches are lost at the end, because a capture writes to them.
+    contents of the caches are lost at the end, because a capture writes to them. Within another such body, captures
+    wait for the end of the outer one.
     """
+    if _postponed.get() is not None:
+        yield
+        return
     waiting: list[Callable[[], None]] = []
     token = _postponed.set(waiting)
     try:
