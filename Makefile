@@ -13,7 +13,7 @@ FAST := tests/specdec/trees tests/specdec/decoding tests/specdec/model/test_cach
 # the oldest and the newest transformers that pyproject.toml allows
 ENDS   := 5.21.0 5.24.0
 
-.PHONY: help setup demo test test-fast test-families test-faults test-launchers test-pages test-transformers browser check ratios bench \
+.PHONY: help setup demo test test-fast test-families test-faults test-gpu-proofs test-launchers test-pages test-transformers browser check ratios bench \
 	format clean
 
 help:  ## this list
@@ -45,6 +45,12 @@ test-fast: $(READY)  ## the core's tests without the embedded model and subproce
 
 test-faults: $(READY)  ## kills, full disks, signals and cut files in every entry point; prints the table of docs/reliability.md
 	$(BIN)/python -m tests.faults
+
+test-gpu-proofs: $(READY)  ## what a CPU can prove of the GPU's kernels; installs Triton (286 MB) where none is
+	$(BIN)/python -c "import triton" 2>/dev/null || $(BIN)/pip install -q triton==3.9.0 \
+		|| echo "Triton could not be had; the tests that need it will skip"
+	OMP_NUM_THREADS=1 UNTYPED=1 TRITON_INTERPRET=1 $(BIN)/python -m pytest -o addopts="-q --strict-markers -p no:dash" \
+		-n 2 tests/gpu_proofs
 
 test-families: $(READY)  ## every causal-LM family of transformers against model.generate (10 minutes)
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest family_tests -n 2

@@ -1,13 +1,15 @@
 """Tree attention on unmodified `transformers` models, one file per kernel.
 
-flash-attn has no mask argument, so attention over "committed prefix + tree" is computed exactly in two parts, which are
-merged by their log-sum-exp (`tree_attention.py`):
+On CUDA one launch of our Triton kernel computes a layer (`tree_flash`, a `protocol.TreeKernel`).
+
+Library kernels (`protocol.PrefixKernel`) have no mask argument. With them, attention over "committed prefix + tree" is
+computed exactly in two parts, which are merged by their log-sum-exp (`two_parts.py`):
 
     prefix   every node sees all of it: no mask, any flash kernel
     block    the new nodes among themselves: a tiny masked product, or a causal one for a prompt
 
-A kernel (`protocol.PrefixKernel`) is one file: `aten_flash` (CPU), `flash_attn` (CUDA), `dense`. The last is the
-reference, and serves everything that flash cannot do: fp32 on CUDA, sliding windows, soft caps, sinks.
+A kernel is one file: `aten_flash` (CPU), `tree_flash` and `flash_attn` (CUDA), `dense`. The last is the reference, and
+computes what a kernel does not support (`supports`): for flash-attn fp32, sliding windows, soft caps and sinks.
 """
 
 from specdec.model.attention.context import AttentionContext

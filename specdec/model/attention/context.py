@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from specdec.model.attention.protocol import PrefixKernel
+    from specdec.model.attention.protocol import Kernel
     from specdec.model.cache import TreeCache
 
 
@@ -41,9 +41,12 @@ class AttentionContext:
         new: number of new nodes.
         mask: [batch new block], which block nodes a new node sees; None for causal (then new == block).
         prefix: False only if no row has any committed token (the start of a prompt).
+        intervals: masks given to layers of this forward that hide only the first slots of the prefix from a node (a
+            sliding window, chunks).
+        scratch: what a kernel computes once per forward for a mask of a layer.
     """
 
-    kernel: PrefixKernel
+    kernel: Kernel
     cache: TreeCache
     lengths: Int[Tensor, " batch"]
     host_lengths: Sequence[int]
@@ -51,6 +54,8 @@ class AttentionContext:
     new: int
     mask: Bool[Tensor, "batch new block"] | None
     prefix: bool = True
+    intervals: list[Tensor] = field(default_factory=list, repr=False)
+    scratch: list[tuple[Tensor | None, Any]] = field(default_factory=list, repr=False)
     _visible: Tensor | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -95,6 +100,15 @@ class AttentionContext:
             of_block = self.block_mask().gather(2, spread) & ((in_block >= 0) & (in_block < self.block))[:, None]
             self._visible = of_block | (in_block < 0)[:, None]
         return self._visible
+
+    def is_interval(self, mask: Tensor) -> bool:
+        """Whether a layer's mask is one of `intervals`, unchanged."""
+        return any(mask is known for known in self.intervals)
+
+    def in_block(self, mask: Bool[Tensor, "batch new slots"]) -> Bool[Tensor, "batch new block"]:
+        """Return the columns of the block's slots."""
+        slots = self.lengths[:, None] + torch.arange(self.block, device=self.lengths.device)
+        return mask.gather(2, slots[:, None].expand(-1, mask.shape[1], -1))
 
     @property
     def offsets(self) -> Int[Tensor, "batch block"]:

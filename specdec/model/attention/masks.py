@@ -46,7 +46,12 @@ def tree_mask(
     tree = q_offset
     everything = mask_function is causal_mask_function or (local_size is not None and local_size >= tree.cache.capacity)
     if not tree.cache.hands_out:
-        return None if everything else _both(tree, mask_function)
+        if everything:
+            return None
+        mask = _both(tree, mask_function)
+        if local_size is not None:
+            tree.intervals.append(mask)
+        return mask
     mask = tree.visible()[:, None] if everything else _both(tree, mask_function)
     return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
 

@@ -58,6 +58,49 @@ class PrefixKernel(Protocol):
         ...
 
 
+@runtime_checkable
+class TreeKernel(Protocol):
+    """Attention to the committed prefix and to the block's ancestors at once."""
+
+    name: str
+    on_host: bool
+
+    def supports(self, query: Query, keys: Keys, values: Values) -> bool:
+        """See `PrefixKernel`."""
+        ...
+
+    def attend(
+        self,
+        query: Query,
+        keys: Keys,
+        values: Values,
+        context: AttentionContext,
+        scale: float,
+        mask: Tensor | None = None,
+        softcap: float | None = None,
+        sinks: Tensor | None = None,
+    ) -> Out | None:
+        """Compute attention of the new nodes to all slots that they see.
+
+        Args:
+            query: of the new nodes.
+            keys: all slots; those of the block are written.
+            values: likewise.
+            context: the forward's context.
+            scale: factor of the scores.
+            mask: the layer's own mask, from `tree_mask` or changed by the model; None for all that the tree allows.
+            softcap: see `masked_attention`.
+            sinks: likewise.
+
+        Returns:
+            None if the kernel cannot read this mask; `dense` computes the layer then.
+        """
+        ...
+
+
+Kernel = PrefixKernel | TreeKernel
+
+
 def fold_heads(query: Query, kv_heads: int) -> Float[Tensor, "batch kv_heads rows dim"]:
     """Turn the query heads that share a KV head into rows of one query: grouped-query attention without a copy of K and
     V.

@@ -14,7 +14,8 @@ from specdec.model.attention.context import AttentionContext
 from specdec.model.attention.dense import masked_attention
 from specdec.model.attention.masks import tree_mask
 from specdec.model.attention.positions import at_own_positions
-from specdec.model.attention.protocol import BlockKeys, BlockValues, Keys, Out, Query, Values, merge
+from specdec.model.attention.protocol import BlockKeys, BlockValues, Query, TreeKernel
+from specdec.model.attention.two_parts import prefix_and_block
 
 ATTENTION_NAME = "specdec_tree"
 
@@ -57,29 +58,19 @@ def tree_attention(
         keys, values = key, value
     else:
         keys, values = stored
-        flash_can = mask is None and softcap is None and s_aux is None
-        if flash_can and tree.kernel.supports(query, keys, values):
-            out = _prefix_and_block(tree, query, key, value, scale, keys, values)
+        out = None
+        plain = mask is None and softcap is None and s_aux is None
+        if not tree.kernel.supports(query, keys, values):
+            pass
+        elif isinstance(tree.kernel, TreeKernel):
+            out = tree.kernel.attend(query, keys, values, tree, scale, mask, softcap, s_aux)
+        elif plain:
+            out = prefix_and_block(tree.kernel, tree, query, keys, values, scale, (key, value))
+        if out is not None:
             return out.to(query.dtype).transpose(1, 2).contiguous(), None
         keys, values = keys[:, :, : tree.slots], values[:, :, : tree.slots]
     out, _ = masked_attention(query, keys, values, tree.visible() if mask is None else mask, scale, softcap, s_aux)
     return out.to(query.dtype).transpose(1, 2).contiguous(), None
-
-
-def _prefix_and_block(
-    tree: AttentionContext, query: Query, key: BlockKeys, value: BlockValues, scale: float, keys: Keys, values: Values
-) -> Out:
-    if tree.block == 1:
-        return tree.kernel.prefix(query, keys, values, tree, scale)[0]
-    if tree.block > tree.new:  # an earlier forward has cached part of the block
-        key, value = tree.cache.block_of(keys, tree.block), tree.cache.block_of(values, tree.block)
-    if tree.mask is None:
-        out, lse = tree.kernel.causal(query, key, value, scale)
-    else:
-        out, lse = masked_attention(query, key, value, tree.mask, scale)
-    if not tree.prefix:
-        return out
-    return merge(*tree.kernel.prefix(query, keys, values, tree, scale), out, lse)
 
 
 AttentionInterface.register(ATTENTION_NAME, tree_attention)

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from specdec.errors import InputError
 from specdec.model.attention.dense import Dense
+from specdec.model.attention.registry import slower
 from specdec.model.cache import cache_argument
 from specdec.model.proof import memory
 from specdec.model.proof.difference import LARGEST, MEDIAN, shares
@@ -118,8 +119,8 @@ def _paths(target: TargetModel, kernel: str, runtime: str) -> list[Path]:
     """Return the path that `target` is on, then slower ones, the slowest last."""
     fastest = target.path
     kernels = [fastest.kernel]
-    if kernel == "auto" and fastest.kernel != Dense.name:
-        kernels.append(Dense.name)
+    if kernel == "auto":
+        kernels += slower(fastest.kernel)
     paths = [fastest]
     paths += [Path(False, fastest.fast, name) for name in kernels]
     if runtime == "auto":

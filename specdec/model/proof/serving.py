@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from specdec.model.attention import ATTENTION_NAME
+from specdec.model.attention.protocol import Kernel, PrefixKernel, TreeKernel
 from specdec.model.attention.tree_attention import tree_attention
 from specdec.model.runtime.few_rows import FewRowLinear
 from specdec.model.runtime.quantised import QuantisedLinear
@@ -57,7 +58,7 @@ def served(target: TargetModel) -> list[Serving]:
 
     AttentionInterface.register(_OBSERVER, observe)
     AttentionMaskInterface.register(_OBSERVER, AttentionMaskInterface()[ATTENTION_NAME])
-    target.kernel, target.graphs = _Watched(kernel, calls), None  # a replayed graph would call nothing
+    target.kernel, target.graphs = _watched(kernel, calls), None  # a replayed graph would call nothing
     target.model.set_attn_implementation(_OBSERVER)
     try:
         cache = target.new_cache(1, 8)
@@ -72,10 +73,26 @@ def served(target: TargetModel) -> list[Serving]:
     return [Serving(layer, *seen[layer][:1], products, seen[layer][1]) for layer in sorted(seen)]
 
 
-class _Watched:
-    """A kernel that records its calls."""
+def _watched(kernel: Kernel, calls: list[str]) -> Kernel:
+    """Return a kernel that records its calls."""
+    return _WatchedTree(kernel, calls) if isinstance(kernel, TreeKernel) else _WatchedPrefix(kernel, calls)
 
-    def __init__(self, kernel: Any, calls: list[str]) -> None:
+
+class _WatchedTree:
+    def __init__(self, kernel: TreeKernel, calls: list[str]) -> None:
+        self._kernel, self._calls, self.name, self.on_host = kernel, calls, kernel.name, kernel.on_host
+
+    def supports(self, *args: Any) -> bool:
+        return bool(self._kernel.supports(*args))
+
+    def attend(self, *args: Any) -> Any:
+        out = self._kernel.attend(*args)
+        self._calls.extend([self.name] if out is not None else [])
+        return out
+
+
+class _WatchedPrefix:
+    def __init__(self, kernel: PrefixKernel, calls: list[str]) -> None:
         self._kernel, self._calls, self.name, self.on_host = kernel, calls, kernel.name, kernel.on_host
 
     def supports(self, *args: Any) -> bool:

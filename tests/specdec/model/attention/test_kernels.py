@@ -16,6 +16,7 @@ from transformers.masking_utils import (
 )
 
 from specdec.errors import InputError
+from specdec.model.attention import registry, tree_flash
 from specdec.model.attention.aten_flash import AtenFlash
 from specdec.model.attention.context import AttentionContext
 from specdec.model.attention.dense import Dense, masked_attention
@@ -23,6 +24,7 @@ from specdec.model.attention.flash_attn import FlashAttn
 from specdec.model.attention.masks import MaskFunction, tree_mask
 from specdec.model.attention.protocol import PrefixKernel, merge
 from specdec.model.attention.registry import choose_kernel
+from specdec.model.attention.tree_flash import TreeFlash
 from specdec.model.cache import TreeCache
 
 TOLERANCE = 2e-6  # fp32 sums of a few dozen terms of order one
@@ -141,12 +143,49 @@ def two_rows() -> AttentionContext:
 def test_unknown_and_absent_kernels_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = torch.device("cpu")
     with pytest.raises(
-        InputError, match=r"target.kernel: expected one of auto, aten_flash, flash_attn, dense, got 'x'"
+        InputError, match=r"target.kernel: expected one of auto, aten_flash, tree_flash, flash_attn, dense, got 'x'"
     ):
         choose_kernel("x", cpu)
     monkeypatch.setitem(sys.modules, "flash_attn", None)  # as if it were not installed
     with pytest.raises(InputError, match=r"expected flash-attn to be installed for kernel=flash_attn.*\[gpu\]"):
         choose_kernel("flash_attn", cpu)
+
+
+@pytest.mark.parametrize(
+    ("installed", "got"),
+    [(None, "got no triton;"), ("3.5.1", "got triton 3.5.1;"), ("2.0", "got triton 2.0;")],
+    ids=str,
+)
+def test_a_missing_or_old_triton_is_named(monkeypatch: pytest.MonkeyPatch, installed: str | None, got: str) -> None:
+    monkeypatch.setattr(tree_flash, "installed_version", lambda: installed)
+    with pytest.raises(InputError, match=r"expected triton 3\.6 or newer for kernel=tree_flash, " + got) as error:
+        choose_kernel("tree_flash", torch.device("cpu"))
+    assert str(error.value).endswith('pip install -e ".[triton]", or use kernel=auto')
+    assert registry.by_speed()[-1] == "dense"
+    assert "tree_flash" not in registry.by_speed()
+
+
+def test_on_cuda_the_tree_kernel_comes_first_and_a_failing_one_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for a GPU machine: both packages are there, and Triton finds no C compiler."""
+
+    class Failing(TreeFlash):
+        def __init__(self) -> None:
+            pass
+
+        def require_running(self, device: torch.device) -> None:
+            raise InputError("target.kernel", expected="a Triton that works", got=f"none on {device}", fix="x")
+
+    monkeypatch.setattr(tree_flash, "installed_version", lambda: "3.6.0")
+    monkeypatch.setattr(registry, "find_spec", lambda name: name)
+    assert registry.by_speed() == ["tree_flash", "flash_attn", "dense"]
+    assert registry.slower("tree_flash") == ["flash_attn", "dense"]
+    assert registry.slower("flash_attn") == ["dense"]
+    assert registry.slower("aten_flash") == ["dense"]
+    assert registry.slower("dense") == []
+    monkeypatch.setitem(registry.KERNELS, "tree_flash", Failing)
+    monkeypatch.setitem(registry.KERNELS, "flash_attn", Dense)
+    with pytest.warns(UserWarning, match="got none on cuda.*trying the next kernel"):
+        assert isinstance(choose_kernel("auto", torch.device("cuda")), Dense)
 
 
 @pytest.fixture
