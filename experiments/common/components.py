@@ -38,6 +38,7 @@ LOADERS = (
     "specdec.model.load.load_hub",
     "specdec.model.load.load_embedded",
     "specdec.model.load.load_tiny",
+    "specdec.hardware.random_weights.load_random",
     "specdec.prompts.sets.builtin",
     "specdec.prompts.sets.jsonl",
     "specdec.prompts.sets.dataset",

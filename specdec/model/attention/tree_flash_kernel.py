@@ -198,7 +198,7 @@ def merge_shares(
     GROUPS: tl.constexpr, SPLITS: tl.constexpr, LEAST: tl.constexpr, WINDOW: tl.constexpr, SINKS: tl.constexpr,
     M: tl.constexpr, N: tl.constexpr, D: tl.constexpr,
 ):  # fmt: skip
-    """Merge the shares that `tree_attention` left with MERGE false; arguments as there."""
+    """Merge the shares that `tree_attention` left with MERGE false. Arguments as in `tree_attention`."""
     tile, group = tl.program_id(0), tl.program_id(1)
     batch, _, head, node, real = _where(tile, group, kv_heads, new, GROUPS, M)
     length = tl.load(lengths + batch).to(tl.int32)
@@ -216,7 +216,17 @@ def merge_shares(
 
 @triton.jit
 def pack_bits(mask, bits, block, m_b, m_n, new, WORDS: tl.constexpr):
-    """Write the rows of a boolean mask [batch new block] as words of 64 bits, int64 [batch new WORDS]."""
+    """Write the rows of a boolean mask as words of 64 bits.
+
+    Args:
+        mask: [batch new block].
+        bits: int64 [batch new WORDS].
+        block: columns of the mask.
+        m_b: stride of the mask by batch row.
+        m_n: stride by node.
+        new: nodes per batch row.
+        WORDS: words per node.
+    """
     row, word = tl.program_id(0), tl.program_id(1)
     place = word * 64 + tl.arange(0, 64)
     at = mask + (row // new) * m_b + (row % new) * m_n + place

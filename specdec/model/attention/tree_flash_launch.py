@@ -220,7 +220,7 @@ def launched(
     sinks: Tensor | None,
     merge_in_launch: bool,
 ) -> Out:
-    """Call `attend`, as an operator if a compiler traces the model; arguments as there."""
+    """Call `attend`, as an operator if a compiler traces the model. Arguments as in `attend`."""
     if not torch.compiler.is_compiling():
         return attend(query, keys, values, seen, scale, softcap=softcap, sinks=sinks, merge_in_launch=merge_in_launch)
     read = seen.lengths, seen.block, seen.bits, seen.first
