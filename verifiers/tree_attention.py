@@ -10,8 +10,9 @@ from torch import Tensor
 
 from specdec.decoding.protocols import Rows, Scores
 from specdec.decoding.sampling import SamplingParams
+from specdec.model.block import Block, TargetOutput
 from specdec.model.cache import TreeCache
-from specdec.model.target import TargetModel, TargetOutput
+from specdec.model.target import TargetModel
 from specdec.trees.tree import TokenTree
 
 
@@ -32,8 +33,8 @@ class TreeAttention:
     def begin(self, tree: TokenTree, rows: Rows, new: int) -> Float[Tensor, "batch new dim"]:
         assert self._cache is not None, "prefill() begins a batch"
         assert self._exit_layer is not None, "the batch was begun without an exit layer"
-        positions, mask = self._cache.lengths[:, None] + tree.depth, tree.ancestor_mask[:, -new:]
-        self._begun.append(self.target.lower(self._cache, tree.tokens[:, -new:], positions, mask, self._exit_layer))
+        block = Block.of_tree(self._cache, tree, new)
+        self._begun.append(self.target.halves.lower(self._cache, block, self._exit_layer))
         return self._begun[-1]
 
     def verify(self, tree: TokenTree, rows: Rows) -> Scores:
@@ -45,12 +46,11 @@ class TreeAttention:
         """Run all nodes from the exit layer on. Nodes not read yet go through the first layers before."""
         assert self._cache is not None
         assert self._exit_layer is not None
-        if left := tree.nodes - sum(stream.shape[1] for stream in self._begun):
+        if left := tree.nodes - sum(residual.shape[1] for residual in self._begun):
             self.begin(tree, rows, left)
-        stream, self._begun = torch.cat(self._begun, 1), []
-        positions = self._cache.lengths[:, None] + tree.depth
-        out = self.target.upper(self._cache, tree.tokens, stream, positions, tree.ancestor_mask, self._exit_layer)
-        return TargetOutput(out.logits, out.hidden, stream)
+        residual, self._begun = torch.cat(self._begun, 1), []
+        out = self.target.halves.upper(self._cache, Block.of_tree(self._cache, tree), residual, self._exit_layer)
+        return TargetOutput(out.logits, out.hidden, residual)
 
     def commit(self, path: Int[Tensor, "batch kept"], counts: Sequence[int]) -> None:
         assert self._cache is not None

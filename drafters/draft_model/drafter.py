@@ -22,6 +22,7 @@ from drafters.shared.shipped import shipped_folder
 from specdec.decoding.grow_confident import DynamicTree
 from specdec.decoding.grow_fixed import TreeShape, already_read, level_q, level_q_among, over_all_tokens
 from specdec.decoding.protocols import DraftState, Rows, Session, Size, Traits
+from specdec.model.block import Block
 from specdec.model.load import load
 from specdec.model.runtime.quantised import STORED
 from specdec.model.students import Student
@@ -185,14 +186,8 @@ class DraftModel:
             warnings.warn(message, stacklevel=3)
 
     def _read_level(self, known: TokenTree, level: int) -> Tensor:
-        """Return logits [batch level vocab] after the nodes of the last level; earlier levels are cached.
-
-        The root is committed, so the block begins with the nodes of depth 1. Padding is read too, but no node attends
-        to it.
-        """
-        positions = self._cache.lengths[:, None] + (known.depth[:, 1:] - 1).clamp(min=0)
-        mask = known.ancestor_mask[:, -level:, 1:]
-        return self.model.forward(self._cache, known.tokens[:, -level:], positions, mask).logits
+        """Return logits [batch level vocab] after the nodes of the last level; earlier levels are cached."""
+        return self.model.forward(self._cache, Block.below_root(self._cache, known, level)).logits
 
     def _keep_accepted(self, state: DraftState) -> None:
         """Commit the accepted nodes that the model has read: not the last level, and no node of another drafter."""

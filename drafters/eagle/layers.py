@@ -8,9 +8,10 @@ from torch import Tensor
 
 from drafters.eagle.head import EagleHead
 from specdec.decoding.protocols import DraftState, Session
+from specdec.model.block import Block, TargetOutput
 from specdec.model.runtime import linear
 from specdec.model.runtime.quantised import STORED
-from specdec.model.target import PREFILL_CHUNK, TargetModel, TargetOutput
+from specdec.model.target import PREFILL_CHUNK, TargetModel
 from specdec.trees.tree import PAD, TokenTree
 
 
@@ -63,9 +64,9 @@ class EagleLayers:
             inside = torch.tensor([min(max(count - begin, 0), part.shape[1]) for count in counts], device=device)
             ends = (inside[:, None] - 1).clamp(min=0)
             order = torch.arange(part.shape[1], device=device)
-            positions = self._cache.lengths[:, None] + order
             there = order < inside[:, None].clamp(min=1)  # a row without entries here reads one that is not kept
-            out = self._layers.upper(self._cache, torch.where(there, 0, PAD), part, positions, None, 0, ends)
+            block = Block.chain(self._cache, torch.where(there, 0, PAD), ends)
+            out = self._layers.halves.upper(self._cache, block, part, 0)
             self._cache.advance(inside.tolist())
             reached = torch.ones_like(ends, dtype=torch.bool) if begin == 0 else inside[:, None] > 0
             at_end = out.hidden.gather(1, ends[..., None].expand(-1, -1, out.hidden.shape[-1]))
@@ -75,9 +76,6 @@ class EagleLayers:
     def read_level(self, known: TokenTree, level: int, hidden: Float[Tensor, "batch read dim"]) -> TargetOutput:
         """Read the nodes of the last level, each joined with the stand-in after its parent.
 
-        The root is committed, so the block begins with the nodes of depth 1. Padding is read too, but no node attends
-        to it.
-
         Args:
             known: the tree so far.
             level: number of nodes in the last level.
@@ -85,9 +83,7 @@ class EagleLayers:
         """
         parents = known.parents[:, -level:].clamp(min=0)[..., None].expand(-1, -1, hidden.shape[-1])
         entering = self._entries(known.tokens[:, -level:], hidden.gather(1, parents))
-        positions = self._cache.lengths[:, None] + (known.depth[:, 1:] - 1).clamp(min=0)
-        tokens, mask = known.tokens[:, -level:], known.ancestor_mask[:, -level:, 1:]
-        return self._layers.upper(self._cache, tokens, entering, positions, mask, 0)
+        return self._layers.halves.upper(self._cache, Block.below_root(self._cache, known, level), entering, 0)
 
     def _entries(self, tokens: Tensor, before: Float[Tensor, "batch new dim"]) -> Float[Tensor, "batch new dim"]:
         joined: Tensor = self._join(torch.cat([self._embed(tokens.clamp(min=0)), before], -1))

@@ -110,7 +110,7 @@ def fresh_adapter(
     Raises:
         InputError: an exit layer out of range, or the target does not have such layers.
     """
-    target.require_layer(exit_layer, "recipe.exit_layer")
+    target.halves.require_layer(exit_layer, "recipe.exit_layer")
     return ExitAdapter(exit_layer, new_student(target, layers, vocabulary), blocks)
 
 

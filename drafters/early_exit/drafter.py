@@ -84,7 +84,7 @@ class EarlyExit:
 
     def _made_for(self, target: TargetModel) -> Exit:
         assert self.exit_layer is not None
-        target.require_layer(self.exit_layer)
+        target.halves.require_layer(self.exit_layer)
         self.traits = Traits(self.exit_layer)
         if self.adapter == "plain":
             return PlainExit(target)

@@ -11,6 +11,7 @@ from torch import Tensor
 from drafters.early_exit.adapter import ExitAdapter
 from specdec.decoding.grow_fixed import already_read
 from specdec.decoding.protocols import Kept
+from specdec.model.block import Block
 from specdec.model.runtime import linear
 from specdec.model.students import output_rows
 from specdec.model.target import PREFILL_CHUNK, TargetModel
@@ -34,12 +35,12 @@ class Exit(Protocol):
         """Read the nodes that the step before kept, or the prompt."""
         ...
 
-    def logits(self, known: TokenTree, stream: Float[Tensor, "batch level dim"]) -> Float[Tensor, "batch level rows"]:
+    def logits(self, known: TokenTree, residual: Float[Tensor, "batch level dim"]) -> Float[Tensor, "batch level rows"]:
         """Return logits after the nodes of the last level.
 
         Args:
             known: the tree read so far.
-            stream: residual stream of the last level at the exit layer.
+            residual: residual stream of the last level at the exit layer.
         """
         ...
 
@@ -62,8 +63,10 @@ class PlainExit:
     def catch_up(self, kept: Kept) -> None:
         """Nothing to remember."""
 
-    def logits(self, known: TokenTree, stream: Float[Tensor, "batch level dim"]) -> Float[Tensor, "batch level vocab"]:
-        return self._target.read_out(stream)
+    def logits(
+        self, known: TokenTree, residual: Float[Tensor, "batch level dim"]
+    ) -> Float[Tensor, "batch level vocab"]:
+        return self._target.halves.read_out(residual)
 
     def remember(self, read: Int[Tensor, "batch nodes"]) -> None:
         """Nothing to remember."""
@@ -107,26 +110,23 @@ class AdaptedExit:
         width, order = max(missing), torch.arange(max(missing), device=self._device)
         at = torch.tensor(had, device=self._device)[:, None] + order
         at = at.clamp(max=kept.residual.shape[1] - 1)[..., None].expand(-1, -1, kept.residual.shape[-1])
-        stream = kept.residual.gather(1, at)
+        residual = kept.residual.gather(1, at)
         for begin in range(0, width, PREFILL_CHUNK):
-            part = stream[:, begin : begin + PREFILL_CHUNK]
-            positions = self._cache.lengths[:, None] + order[: part.shape[1]]
+            part = residual[:, begin : begin + PREFILL_CHUNK]
             none = torch.zeros(len(part), 0, dtype=torch.long, device=self._device)  # no logits are needed
             new = [min(max(count - begin, 0), part.shape[1]) for count in missing]
             there = order[: part.shape[1]] < torch.tensor(new, device=self._device)[:, None]
-            tokens = torch.where(there, 0, PAD)  # only marks padding: the stream replaces the embeddings
-            self._layers.upper(self._cache, tokens, part, positions, None, 0, none)
+            tokens = torch.where(there, 0, PAD)  # only marks padding: the residual stream replaces the embeddings
+            self._layers.halves.upper(self._cache, Block.chain(self._cache, tokens, none), part, 0)
             self._cache.advance(new)
 
     @torch.inference_mode()
-    def logits(self, known: TokenTree, stream: Float[Tensor, "batch level dim"]) -> Float[Tensor, "batch level rows"]:
-        level = stream.shape[1]
+    def logits(self, known: TokenTree, residual: Float[Tensor, "batch level dim"]) -> Float[Tensor, "batch level rows"]:
+        level = residual.shape[1]
         if self._layers is None:
-            logits: Tensor = self._output(self._adapter(stream))
+            logits: Tensor = self._output(self._adapter(residual))
             return logits
-        positions = self._cache.lengths[:, None] + known.depth
-        tokens, mask = known.tokens[:, -level:], known.ancestor_mask[:, -level:]
-        return self._layers.upper(self._cache, tokens, stream, positions, mask, 0).logits
+        return self._layers.halves.upper(self._cache, Block.of_tree(self._cache, known, level), residual, 0).logits
 
     def remember(self, read: Int[Tensor, "batch nodes"]) -> None:
         self._read = read

@@ -32,8 +32,9 @@ from specdec.decoding.stopping import StopRule
 from specdec.decoding.validation import require_valid
 from specdec.errors import InputError
 from specdec.metrics import StepRecord
+from specdec.model.block import Block, TargetOutput
 from specdec.model.runtime.graphs import captures_postponed
-from specdec.model.target import TargetModel, TargetOutput
+from specdec.model.target import TargetModel
 from specdec.trees.tree import PAD, TokenTree
 
 Blocks = Sequence[Sequence[int]]  # per row, the tokens that a step appended
@@ -96,7 +97,7 @@ def speculative(
     target, begun = verifier.target, time.perf_counter()
     steps = [] if steps is None else steps
     capacity = longest_text(prompts, stop, target.context_window) + drafter.max_nodes
-    target.require_one_rope(prompts, stop.max_new_tokens)
+    target.rope.require_one_side(prompts, stop.max_new_tokens, target.name)
     progress = Progress(prompts, stop, on_blocks)
     sampling = sampling.bound(target.model, prompts, stop)
     random = None if rule.lossless else True  # a lossy rule may draw at temperature 0 too
@@ -148,7 +149,7 @@ def autoregressive(
     Arguments as in `speculative`.
     """
     begun = time.perf_counter()
-    target.require_one_rope(prompts, stop.max_new_tokens)
+    target.rope.require_one_side(prompts, stop.max_new_tokens, target.name)
     progress = Progress(prompts, stop)
     sampling = sampling.bound(target.model, prompts, stop)
     streams = Streams(seeds, sampling, target.device)
@@ -162,7 +163,7 @@ def autoregressive(
     progress.emit([[t] for t in token.tolist()])
     prefill_seconds = time.perf_counter() - begun
     while any(progress.room):
-        token = sample(target.forward(cache, token[:, None], cache.lengths[:, None], mask=None))
+        token = sample(target.forward(cache, Block.chain(cache, token[:, None])))
         cache.advance([1 if room else 0 for room in progress.room])
         progress.emit([[t] for t in token.tolist()])
     return Generation(progress.texts, time.perf_counter() - begun, prefill_seconds, [])

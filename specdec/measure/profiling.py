@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from specdec.decoding.clock import PhaseClock
 from specdec.errors import InputError
 from specdec.intervals import median_interval
+from specdec.model.block import Block
 from specdec.model.cache import TreeCache
 from specdec.model.runtime.quantised import QuantisedLinear
 from specdec.model.target import TargetModel
@@ -221,7 +222,7 @@ def profile(
     if rounds < 1:
         raise InputError("rounds", expected="an integer >= 1", got=rounds, fix="ask for one")
     if exit_layer is not None:
-        target.require_layer(exit_layer, "exit_layer")
+        target.halves.require_layer(exit_layer, "exit_layer")
     exits = [None] if exit_layer is None else [None, exit_layer]
     probe = Probe(target.device, target.dtype, buffer_mib, matrix)
     caches = {
@@ -262,8 +263,7 @@ def forward_ms(target: TargetModel, cache: TreeCache, point: Point, exit_layer: 
     parents = [range(-1, point.tokens - 1)] * point.batch
     tree = TokenTree.from_rows([[0] * point.tokens] * point.batch, parents, target.device)
     if exit_layer is not None:
-        positions = cache.lengths[:, None] + tree.depth
-        stream = target.lower(cache, tree.tokens, positions, tree.ancestor_mask, exit_layer)
+        residual = target.halves.lower(cache, Block.of_tree(cache, tree), exit_layer)
     clock = PhaseClock(target.device)
     if target.device.type == "cuda":
         torch.cuda.synchronize()
@@ -271,8 +271,7 @@ def forward_ms(target: TargetModel, cache: TreeCache, point: Point, exit_layer: 
     if exit_layer is None:
         target.forward_tree(cache, tree)
     else:
-        positions = cache.lengths[:, None] + tree.depth
-        target.upper(cache, tree.tokens, stream, positions, tree.ancestor_mask, exit_layer)
+        target.halves.upper(cache, Block.of_tree(cache, tree), residual, exit_layer)
     clock.lap("forward")
     taken = clock.take()
     clock.finish()

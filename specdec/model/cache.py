@@ -89,6 +89,11 @@ class TreeCache(Cache):
         return max(self.host_lengths) + block <= self.capacity
 
     @property
+    def empty(self) -> bool:
+        """Whether no row has any committed token."""
+        return not any(self.host_lengths)
+
+    @property
     def depth(self) -> int:
         """Number of layers."""
         return len(self._layers)

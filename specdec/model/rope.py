@@ -15,12 +15,15 @@ compute the embeddings, once for each length that makes a difference.
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+
+from specdec.errors import InputError
 
 KINDS = ("longrope", "dynamic")
 _ENDLESS = 2**30  # a length in tokens that stands for every text read with the long factors of longrope
@@ -100,6 +103,26 @@ class RopeRuntime:
         """Set the prompt lengths for the rows of the next forward."""
         for *_, ours in self._places:
             ours.prompts = prompts
+
+    def require_one_side(self, prompts: Sequence[Sequence[int]], new: int, name: str) -> None:
+        """Refuse texts that begin within the short factors of longrope and would grow past the length where the long
+        ones begin, because transformers then reads the whole text again.
+
+        `name`: name of the model in error messages.
+
+        Raises:
+            InputError: names the first such prompt's length.
+        """
+        switch = self.switch
+        for length in map(len, prompts):
+            if switch is not None and length <= switch < length + new - 1:
+                raise InputError(
+                    "prompt",
+                    expected=f"prompt and new tokens on one side of {switch} tokens, where the rotary factors of "
+                    f"{name} switch (longrope) and its whole text would have to be read again",
+                    got=f"{length} + {new}",
+                    fix=f"lower generation.max_new_tokens to {switch + 1 - length} or lengthen the prompt",
+                )
 
     @property
     def switch(self) -> int | None:

@@ -25,6 +25,7 @@ from specdec.decoding.protocols import (
 from specdec.decoding.sampling import SamplingParams, Streams
 from specdec.decoding.stopping import StopRule
 from specdec.errors import InputError
+from specdec.model.block import Block
 from specdec.model.target import TargetModel
 from specdec.replay.trace import NOTHING, Origin, TextTrace, Trace, bytes_per_position, token_type
 from specdec.trees.topology import Topology
@@ -177,8 +178,7 @@ class Recorder:
         best = []
         for first in range(roots.start, roots.stop, CHUNK):
             tokens = row[first : min(first + CHUNK, roots.stop)]
-            at = cache.lengths[:, None] + torch.arange(len(tokens), device=target.device)
-            out = target.forward(cache, torch.tensor([tokens], device=target.device), at, mask=None)
+            out = target.forward(cache, Block.chain(cache, torch.tensor([tokens], device=target.device)))
             cache.advance([len(tokens)])
             histories = [row[: first + i + 1] for i in range(len(tokens))] if sampling.needs_history else None
             scores = sampling.scores(out.logits[0], histories)

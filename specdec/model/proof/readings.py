@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from specdec.model.block import Block
 from specdec.model.layers import last_hidden_states
 from specdec.trees.tree import TokenTree, histories
 
@@ -131,7 +132,7 @@ class _Reader:
     def _forward(self, stage: str, tree: TokenTree, depth: Tensor, mask: Tensor | None) -> None:
         positions = self._script.first_position + self._cache.lengths[:, None] + depth
         last_first = torch.arange(tree.nodes - 1, -1, -1, device=self._target.device).expand_as(tree.tokens)
-        out = self._target.forward(self._cache, tree.tokens, positions, mask, last_first)
+        out = self._target.forward(self._cache, Block(tree.tokens, positions, mask, last_first))
         logits, hidden = out.logits.flip(1).flatten(0, 1), out.hidden.flatten(0, 1).clone()
         texts = histories(
             tree, [[*row, token] for row, token in zip(self._rows, tree.tokens[:, 0].tolist(), strict=True)]

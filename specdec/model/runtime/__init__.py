@@ -4,6 +4,7 @@
 speed: a verify step of 8 tokens then costs about as much as a decode step. On CUDA, captured graphs are replayed.
 
     decoder.py     Llama-like models on a CPU: all layers in one call
+    structure.py   read such a model as the kernel's structs
     few_rows.py    other models on a CPU: each `nn.Linear` by itself
     experts.py     mixtures of experts: each expert by itself
     quantised.py   weights in bf16, int8 or int4, for both

@@ -7,6 +7,7 @@ cache and are deleted with it. While time is measured nothing is captured (`capt
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from specdec.model.block import Block
 from specdec.model.cache import TreeCache
 
 MAX_CHAIN = 16  # trees have few shapes, chains of prompt tokens have many: only chains up to this length are captured
@@ -67,7 +69,7 @@ def cuda_graph(forward: Callable[[], Outputs]) -> tuple[Callable[[], Any], Outpu
 
 
 class CapturedForwards:
-    """Calls `forward(cache, *tensors)` through one capture per cache and shape of the tensors.
+    """Calls `forward(cache, block, *tensors)` through one capture per cache and shape of the tensors.
 
     `forward` must read nothing but the tensors and the cache's storage and lengths on the device, and write nothing but
     the cache's storage. Then running it several times, as a capture does, changes nothing. Its outputs are overwritten
@@ -80,16 +82,19 @@ class CapturedForwards:
     """
 
     def __init__(self, forward: Callable[..., Outputs], capture: Capture = cuda_graph) -> None:
-        self._forward, self.capture = forward, capture
+        fields = len(dataclasses.fields(Block))
+        self._forward = lambda cache, *flat: forward(cache, Block(*flat[:fields]), *flat[fields:])
+        self.capture = capture
         self._replays: WeakKeyDictionary[TreeCache, dict[Any, _Replay]] = WeakKeyDictionary()
         self._met: WeakKeyDictionary[TreeCache, set[Any]] = WeakKeyDictionary()  # shapes whose capture is postponed
         self._impossible = False
 
-    def covers(self, tokens: Tensor, mask: Tensor | None) -> bool:
+    def covers(self, block: Block) -> bool:
         """Whether a forward of this shape is worth capturing."""
-        return mask is not None or tokens.shape[1] <= MAX_CHAIN
+        return block.mask is not None or block.new <= MAX_CHAIN
 
-    def __call__(self, cache: TreeCache, *tensors: Tensor | None) -> Outputs:
+    def __call__(self, cache: TreeCache, block: Block, *more: Tensor) -> Outputs:
+        tensors = (*block.tensors, *more)
         if self._impossible:
             return self._forward(cache, *tensors)
         replays = self._replays.setdefault(cache, {})

@@ -17,6 +17,7 @@ from torch import Tensor
 from specdec.decoding.generate import longest_text
 from specdec.decoding.sampling import SamplingParams, Streams
 from specdec.decoding.stopping import StopRule
+from specdec.model.block import Block
 from specdec.model.target import TargetModel
 
 
@@ -179,7 +180,7 @@ class Refill:
         tokens = torch.full((len(self._places), 1), -1)  # free slots are padding
         tokens[list(live), 0] = torch.tensor([text.answer[-1] for text in texts])
         lengths = self._cache.lengths
-        out = self._target.forward(self._cache, tokens.to(lengths.device), lengths[:, None], mask=None)
+        out = self._target.forward(self._cache, Block.chain(self._cache, tokens.to(lengths.device)))
         if self._hidden.shape[-1]:
             every = torch.arange(len(self._places), device=lengths.device)
             self._hidden[every, lengths] = out.hidden[:, 0].to(self._hidden.dtype)

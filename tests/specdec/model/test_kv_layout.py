@@ -11,6 +11,7 @@ import torch
 from experiments.families.family_check import NEW, differences, generated, random_prompts
 from experiments.families.tiny_models import tiny_model
 from specdec.errors import InputError
+from specdec.model.block import Block
 from specdec.model.target import TargetModel
 
 KEEPS = (
@@ -62,7 +63,7 @@ def test_a_model_that_gives_all_logits_gives_those_that_are_asked_for() -> None:
     expected = [generated(copy.deepcopy(model), prompt, NEW) for prompt in prompts]
     target = TargetModel(model, name="whisper")
     cache, order = target.new_cache(1, 8), torch.tensor([[2, 0]])
-    tokens, at = torch.tensor([[5, 6, 7]]), torch.arange(3)[None]
-    every = target.forward(cache, tokens, at, None).logits
-    assert torch.equal(target.forward(cache, tokens, at, None, order).logits, every[:, [2, 0]])
+    tokens = torch.tensor([[5, 6, 7]])
+    every = target.forward(cache, Block.chain(cache, tokens)).logits
+    assert torch.equal(target.forward(cache, Block.chain(cache, tokens, order)).logits, every[:, [2, 0]])
     assert differences(target, prompts, expected, NEW) == []

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from specdec.errors import InputError
+from specdec.model.block import Block
 from specdec.model.layers import DecoderLayers, base_of
 from specdec.model.load import load_tiny
 from specdec.model.target import TargetModel
@@ -45,12 +46,13 @@ def test_two_halves_are_a_whole_forward(family: str, runtime: str) -> None:
         again = target.prefill(halves, ROWS, exit_layer=layers)
         torch.testing.assert_close(again.logits, begun.logits, **near)
         torch.testing.assert_close(again.hidden[0], begun.hidden[0], **near)
-        positions = halves.lengths[:, None] + TREE.depth
-        streams = [
-            target.lower(halves, TREE.tokens[:, a:b], positions[:, :b], TREE.ancestor_mask[:, a:b, :b], layers)
+        block = Block.of_tree(halves, TREE)
+        parts = [
+            Block(TREE.tokens[:, a:b], block.positions[:, :b], TREE.ancestor_mask[:, a:b, :b])
             for a, b in ((0, 1), (1, 3), (3, 5))
         ]
-        ours = target.upper(halves, TREE.tokens, torch.cat(streams, 1), positions, TREE.ancestor_mask, layers)
+        residual = torch.cat([target.halves.lower(halves, part, layers) for part in parts], 1)
+        ours = target.halves.upper(halves, block, residual, layers)
         theirs = target.forward_tree(whole, TREE)
         torch.testing.assert_close(ours.logits, theirs.logits, **near)
         torch.testing.assert_close(ours.hidden, theirs.hidden, **near)
@@ -70,13 +72,13 @@ def test_reading_out_is_the_models_own_norm_and_output_layer(family: str, runtim
         states = base_of(model)(input_ids=ids, use_cache=False, output_hidden_states=True).hidden_states
     name = {"gpt_neox": "final_layer_norm", "gpt2": "ln_f", "opt": "decoder.final_layer_norm"}.get(family, "norm")
     for layers in (1, 2):
-        stream = target.lower(cache, ids, torch.arange(5)[None], None, layers)
-        torch.testing.assert_close(stream, states[layers], atol=TOLERANCE, rtol=1e-4)
+        residual = target.halves.lower(cache, Block.chain(cache, ids), layers)
+        torch.testing.assert_close(residual, states[layers], atol=TOLERANCE, rtol=1e-4)
         with target.stock() as model, torch.inference_mode():
             expected = model.get_output_embeddings()(base_of(model).get_submodule(name)(states[layers]))
         cap = getattr(target.model.config, "final_logit_softcapping", None)
         expected = expected if cap is None else torch.tanh(expected / cap) * cap
-        torch.testing.assert_close(target.read_out(stream), expected, atol=TOLERANCE, rtol=1e-4)
+        torch.testing.assert_close(target.halves.read_out(residual), expected, atol=TOLERANCE, rtol=1e-4)
 
 
 def test_a_part_shares_every_tensor_and_leaves_the_model_alone(family: str) -> None:
@@ -116,8 +118,9 @@ def test_layers_that_cannot_be_found_are_asked_for() -> None:
 
 def test_a_layer_that_does_not_exist_is_refused() -> None:
     target = load_tiny(device="cpu", layers=4)
+    cache = target.new_cache(1, 4)
     for layers in (0, 4, -1):
         with pytest.raises(
             InputError, match=f"expected 1 to 3, fewer than the 4 layers of the target tiny, got {layers}"
         ):
-            target.lower(target.new_cache(1, 4), torch.tensor([[1]]), torch.tensor([[0]]), None, layers)
+            target.halves.lower(cache, Block.chain(cache, torch.tensor([[1]])), layers)

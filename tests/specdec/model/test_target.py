@@ -9,6 +9,7 @@ from torch import Tensor
 from specdec.decoding.protocols import Scores
 from specdec.decoding.sampling import SamplingParams
 from specdec.errors import InputError
+from specdec.model.block import Block
 from specdec.model.target import PREFILL_CHUNK, TargetModel
 from specdec.trees.tree import TokenTree
 from tests.support.families import FAMILIES, VOCAB, build
@@ -106,8 +107,8 @@ def test_growing_a_tree_level_by_level_equals_one_forward() -> None:
     positions = cache.lengths[:, None] + tree.depth
     parts = []
     for start, end in ((0, 1), (1, 3), (3, 7)):
-        mask = tree.ancestor_mask[:, start:end, :end]
-        parts.append(target.forward(cache, tree.tokens[:, start:end], positions[:, :end], mask).logits)
+        block = Block(tree.tokens[:, start:end], positions[:, :end], tree.ancestor_mask[:, start:end, :end])
+        parts.append(target.forward(cache, block).logits)
     torch.testing.assert_close(torch.cat(parts, 1), whole, atol=TOLERANCE, rtol=1e-4)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import zip_longest
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
+from specdec.model.block import Block
 from specdec.model.cache import TreeCache
 from specdec.model.load import load_tiny
 from specdec.model.runtime.few_rows import FewRowLinear
@@ -64,6 +66,14 @@ def unchecked(module: Any, method: str = "forward") -> Callable[..., Any]:
     """A method without the tests' run-time type checks, which would speak first."""
     function = getattr(type(module), method)
     return (getattr(function, "__wrapped__", function)).__get__(module)
+
+
+def unchecked_block(*fields: Any) -> Block:
+    """A block without the tests' run-time checks of its shapes."""
+    block = object.__new__(Block)
+    names = ("tokens", "positions", "mask", "logits_at")
+    vars(block).update(zip_longest(names, fields))
+    return block
 
 
 @pytest.mark.parametrize("made", MADE)
@@ -150,7 +160,11 @@ def test_the_fused_layers_refuse_what_they_would_read_beyond() -> None:
     short = TreeCache(target.layers[:1], 1, 16, torch.float32, torch.device("cpu"))
     low = TreeCache(target.layers, 1, 16, torch.bfloat16, torch.device("cpu"))
     good, tokens, at = target.new_cache(1, 4), torch.tensor([[3, 4]]), torch.arange(2)[None]
-    forward = unchecked(fused)
+    unchecked_forward = unchecked(fused)
+
+    def forward(cache: TreeCache, *fields: Any, **options: Any) -> Any:
+        return unchecked_forward(cache, unchecked_block(*fields), **options)
+
     for cache in (other, short, low, target.new_cache(2, 4), target.new_cache(1, 1)):
         with pytest.raises(RuntimeError, match=r"cache|cannot go through"):
             forward(cache, tokens, at, None, None)
@@ -164,15 +178,15 @@ def test_the_fused_layers_refuse_what_they_would_read_beyond() -> None:
             forward(good, tokens, at, masks, None)
     read_out = unchecked(fused, "read_out")
     for stream in (torch.ones(1, 2, 63), torch.ones(1, 2, 64, dtype=torch.float64), torch.ones(1, 2, 64).to("meta")):
-        with pytest.raises(RuntimeError, match="stream"):
-            forward(good, tokens, at, None, None, 1, stream)
-        with pytest.raises(RuntimeError, match="stream"):
+        with pytest.raises(RuntimeError, match="residual"):
+            forward(good, tokens, at, None, None, residual=stream, first=1)
+        with pytest.raises(RuntimeError, match="residual"):
             read_out(stream)
     for first in (-1, 3):
         with pytest.raises(RuntimeError, match=f"layers {first} to 2 are not all among its 2"):
-            forward(good, tokens, at, None, None, first, torch.ones(1, 2, 64))
+            forward(good, tokens, at, None, None, first=first, residual=torch.ones(1, 2, 64))
         with pytest.raises(RuntimeError, match="are not all among its 2"):
-            unchecked(fused, "lower")(good, tokens, at, None, first)
+            unchecked(fused, "lower")(good, unchecked_block(tokens, at), first)
     assert forward(good, tokens, at, None, None)[0].isfinite().all()
 
 

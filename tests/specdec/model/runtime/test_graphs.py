@@ -71,7 +71,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Counted:
 
     def with_graphs(self: TargetModel, *args: Any, **options: Any) -> None:
         init(self, *args, **{**options, "runtime": "stock"})
-        self.graphs = CapturedForwards(self._modules, counted)
+        self.graphs = CapturedForwards(self._run_modules, counted)
 
     monkeypatch.setattr(TargetModel, "__init__", with_graphs)
     return counted

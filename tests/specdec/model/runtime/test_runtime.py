@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.models.auto import CONFIG_MAPPING
 
 from specdec.errors import InputError
+from specdec.model.block import Block
 from specdec.model.load import load_tiny
 from specdec.model.runtime import choose_runtime
 from specdec.model.runtime.build import BuildError, load_library
@@ -134,7 +135,7 @@ def test_fused_layers_equal_the_model_in_odd_shapes(family: str, extra: dict[str
     text = torch.arange(1, 12)[None]
     cache = target.new_cache(1, 16)
     target.prefill(cache, text[:, :4].tolist())
-    ours = target.forward(cache, text[:, 4:], torch.arange(4, 11)[None], None).logits
+    ours = target.forward(cache, Block.chain(cache, text[:, 4:])).logits
     with target.stock() as stock, torch.inference_mode():
         torch.testing.assert_close(ours, stock(text).logits[:, 4:], atol=5e-5, rtol=1e-4)
 
@@ -159,7 +160,7 @@ def committed(request: pytest.FixtureRequest) -> tuple[TargetModel, list[list[in
         cache = target.new_cache(1, 160)
         parts = []
         for token in text:
-            parts.append(target.forward(cache, torch.tensor([[token]]), cache.lengths[:, None], None).logits[0])
+            parts.append(target.forward(cache, Block.chain(cache, torch.tensor([[token]]))).logits[0])
             cache.advance([1])
         logits.append(torch.cat(parts))
     return target, texts, logits
@@ -189,10 +190,8 @@ def test_verifying_equals_decoding_bit_for_bit(committed: Any, cut: int, threads
     start = cut + len(path)
     rest = torch.tensor([texts[0][start:150]] * 2)
     if rest.numel():
-        positions = cache.lengths[:, None] + torch.arange(rest.shape[1])
-        cache_room = cache.capacity - max(cache.host_lengths)
-        rest, positions = rest[:, :cache_room], positions[:, :cache_room]
-        after = target.forward(cache, rest, positions, None).logits
+        rest = rest[:, : cache.capacity - max(cache.host_lengths)]
+        after = target.forward(cache, Block.chain(cache, rest)).logits
         assert torch.equal(after[0], logits[0][start : start + rest.shape[1]])
 
 
@@ -212,7 +211,7 @@ def test_padding_is_not_computed(committed: Any) -> None:
     for padding in (out.logits[1], out.logits[0, 1], out.hidden[2, 2]):
         assert not padding.any()
     assert not cache.layer(0)[0][1, :, 2:].any()
-    nothing = target.forward(cache, torch.full((3, 1), -1), cache.lengths[:, None], None)
+    nothing = target.forward(cache, Block.chain(cache, torch.full((3, 1), -1)))
     assert not torch.cat([nothing.logits.flatten(), nothing.hidden.flatten()]).any()
 
 

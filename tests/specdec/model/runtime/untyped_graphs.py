@@ -22,6 +22,7 @@ from specdec.decoding.protocols import Drafter
 from specdec.decoding.sampling import SamplingParams
 from specdec.decoding.stopping import StopRule
 from specdec.model.attention.dense import Dense
+from specdec.model.block import Block
 from specdec.model.load import load_tiny
 from specdec.model.runtime.graphs import CapturedForwards
 from specdec.model.target import TargetModel
@@ -55,7 +56,7 @@ class Captures:
 
 def captured(target: TargetModel) -> Captures:
     captures = Captures()
-    target.graphs = CapturedForwards(target._modules, captures)
+    target.graphs = CapturedForwards(target._run_modules, captures)
     return captures
 
 
@@ -109,12 +110,12 @@ def test_generation_with_captured_forwards_gives_the_same_text(kind: str, temper
 
 def test_graphs_go_with_their_cache() -> None:
     target = load_tiny(device="cpu", kernel="dense", runtime="stock")
-    graphs = CapturedForwards(target._modules, lambda forward: (lambda: None, forward()))
+    graphs = CapturedForwards(target._run_modules, lambda forward: (lambda: None, forward()))
     target.graphs = graphs
     cache = target.new_cache(1, 8)
     target.prefill(cache, [[1, 2]])
     with torch.inference_mode():
-        target.forward(cache, torch.tensor([[3]]), cache.lengths[:, None], None)
+        target.forward(cache, Block.chain(cache, torch.tensor([[3]])))
     assert len(graphs._replays) == 1
     gone = weakref.ref(cache)
     del cache
@@ -128,9 +129,9 @@ def test_what_cannot_be_captured_runs_as_it_is() -> None:
         raise RuntimeError("operation not permitted when stream is capturing\nand more")
 
     target = load_tiny(device="cpu", kernel="dense", runtime="stock")
-    target.graphs = CapturedForwards(target._modules, waits)
+    target.graphs = CapturedForwards(target._run_modules, waits)
     cache = target.new_cache(1, 8)
     target.prefill(cache, [[1, 2]])
     with pytest.warns(UserWarning, match="runs without captured graphs: operation not permitted"):
-        first = target.forward(cache, torch.tensor([[3]]), cache.lengths[:, None], None)
-    assert torch.equal(first.logits, target.forward(cache, torch.tensor([[3]]), cache.lengths[:, None], None).logits)
+        first = target.forward(cache, Block.chain(cache, torch.tensor([[3]])))
+    assert torch.equal(first.logits, target.forward(cache, Block.chain(cache, torch.tensor([[3]]))).logits)
