@@ -24,7 +24,8 @@ from experiments.common.task import Task
 from experiments.pictures.page import REPORT, write_page
 from experiments.sweeps.launch import launch
 from experiments.sweeps.sweep import label
-from specdec.measure.benchmark import OURS, Benchmark, Trial, describe
+from specdec.measure.benchmark import Benchmark
+from specdec.measure.trials import OURS, Trial
 from specdec.replay.record import Recorder
 from specdec.replay.trace import TRACE_FILE
 from specdec.runs.log import RunLog
@@ -43,18 +44,18 @@ def main(cfg: DictConfig) -> float | None:
         alone = timed(benchmark.decoder.target.device, options.exclusive, str(folder))
         with alone, progress_bar(benchmark.turns) as advance:
             watch = advance if recorder is None else both(advance, recorder)
-            summary = {**describe(benchmark, names), **benchmark.run(log, watch), "missing_references": missing}
+            summary = benchmark.run(log, watch).named(names, missing)
         try:
             if recorder is not None:
                 file = recorder.trace(names, benchmark.batch_size).write(folder)
                 size = file.stat().st_size / 2**20
                 stderr.print(f"recorded: {size:.2f} MiB in {file}", soft_wrap=True, highlight=False)
-            log.finish(summary, report if options.report else None)
+            log.finish(summary.as_dict(), report if options.report else None)
         finally:  # show the figures even if they cannot be written
             print_summary(summary, folder)
     if (folder / REPORT).exists():
         print_path("report", folder / REPORT)
-    return objective(summary, options.objective, options.objective_bound)
+    return objective(vars(summary), options.objective, options.objective_bound)
 
 
 def report(folder: Path) -> Path:

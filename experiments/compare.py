@@ -19,7 +19,7 @@ from typing import Any
 from rich.table import Table
 
 from experiments.common.entry import one_line_errors, stderr
-from experiments.common.tables import print_path, stdout
+from experiments.common.tables import print_path, stdout, within
 from experiments.pictures.several_runs import warnings
 from specdec.files.durable import write_json
 from specdec.measure.comparison import PLAIN, Difference, compare
@@ -66,8 +66,7 @@ def table(differences: Sequence[Difference], title: str) -> Table:
         out.add_column(column, justify="right", no_wrap=True)
     out.add_column("verdict")
     for d in differences:
-        interval = "" if d.interval is None else f" [{d.interval[0]:.3f}, {d.interval[1]:.3f}]"
-        out.add_row(d.name, f"{d.first:.3f}", f"{d.second:.3f}", f"{d.ratio:.3f}{interval}", d.verdict)
+        out.add_row(d.name, f"{d.first:.3f}", f"{d.second:.3f}", within(d.ratio, d.interval, ".3f"), d.verdict)
     return out
 
 

@@ -24,7 +24,7 @@ from experiments.common.components import instantiate
 from experiments.common.entry import CONF
 from experiments.common.parts import rule
 from experiments.common.settings import settings, typed
-from experiments.common.tables import number, progress_bar, stdout
+from experiments.common.tables import number, progress_bar, stdout, within
 from experiments.common.task import Task
 from experiments.pictures.acceptance import acceptance_plot, study_plot
 from experiments.sweeps.launch import launch
@@ -139,14 +139,9 @@ def table(results: list[dict[str, Any]], title: str) -> Table:
             )
             depths = "  ".join(number(rate) for rate in rows[-1]["acceptance_at_depth"])
             ms = sum(r["accept_ms"] for r in rows) / len(rows)
-            taus = [f"{r['tokens_per_step']:.2f}{spread(r)}" for r in rows]
+            taus = [within(r["tokens_per_step"], r["tokens_per_step_ci95"], between="\n") for r in rows]
             out.add_row(f"  {name}", "yes" if rows[0]["lossless"] else "no", *taus, depths, f"{ms:.1f}")
     return out
-
-
-def spread(result: dict[str, Any]) -> str:
-    interval = result["tokens_per_step_ci95"]
-    return f"\n[{interval[0]:.2f}, {interval[1]:.2f}]" if interval else ""
 
 
 if __name__ == "__main__":

@@ -123,7 +123,7 @@ def _row(name: str, run: Run) -> dict[str, Any]:
         "run": name,
         **run.names,
         "status": run.status,
-        **{column: _rounded(run.head.get(key)) for column, key in figures.items()},
+        **{column: _rounded(getattr(run.head, key)) for column, key in figures.items()},
     }
 
 

@@ -25,7 +25,7 @@ from experiments.common.components import instantiate
 from experiments.common.entry import CONF, stderr
 from experiments.common.resources import timed
 from experiments.common.settings import typed
-from experiments.common.tables import progress_bar, stdout
+from experiments.common.tables import progress_bar, stdout, within
 from experiments.common.task import Task
 from experiments.pictures.style import COLOURS
 from experiments.sweeps.launch import launch
@@ -145,22 +145,17 @@ def table(rows: Sequence[Figures], base: dict[str, int], title: str, exit_layer:
     for axis in AXES:
         out.add_section()
         for row in curve(rows, base, axis):
-            low, high = row["ms"]["quartiles"]
             out.add_row(
                 *(f"{row[name]:,}" if name == axis else Text(f"{row[name]:,}", style="dim") for name in AXES),
-                f"{row['ms']['median']:.1f} [{low:.1f}, {high:.1f}]",
+                within(row["ms"]["median"], row["ms"]["quartiles"], ".1f"),
                 f"{row['ms']['min']:.1f}",
                 f"{row['gb_per_second']:.1f}",
                 f"{row['of_read_ceiling']:.0%}",
                 f"{row['gflop_per_second']:.0f}",
                 f"{row['of_product_ceiling']:.0%}",
-                *([] if row["resumed"] is None else [share(*row["resumed"])]),
+                *([] if row["resumed"] is None else [within(row["resumed"][0], row["resumed"][1], ".0%")]),
             )
     return out
-
-
-def share(middle: float, interval: tuple[float, float] | None) -> str:
-    return f"{middle:.0%}" + ("" if interval is None else f" [{interval[0]:.0%}, {interval[1]:.0%}]")
 
 
 def curve(rows: Sequence[Figures], base: dict[str, int], axis: str) -> list[Figures]:

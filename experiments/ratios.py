@@ -11,7 +11,6 @@ import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -23,21 +22,24 @@ from experiments.common.components import instantiate
 from experiments.common.entry import CONF
 from experiments.common.resources import timed
 from experiments.common.settings import settings, typed
-from experiments.common.tables import identical, progress_bar, stdout
+from experiments.common.tables import identical, progress_bar, rate, ratio, stdout
 from experiments.common.task import Task
 from experiments.sweeps.launch import launch
 from specdec.decoding.stopping import StopRule
 from specdec.errors import InputError
 from specdec.files.durable import write_json
 from specdec.measure.batch_curve import BatchCurve, BatchSize
-from specdec.measure.benchmark import BASE, OURS, Benchmark, Trial, describe, speedup_over
+from specdec.measure.benchmark import Benchmark
 from specdec.measure.overhead import share_outside_forwards
 from specdec.measure.profiling import Footprint, Point, Profile, figures, fitting, profile
 from specdec.measure.ratios import SIDES, Ratio, expectations, read_expectations, shortfalls
+from specdec.measure.trials import BASE, OURS, Trial, speedup_over
 from specdec.model.target import TargetModel
+from specdec.notes import counted
 from specdec.options import Count, Natural, NonNegative
 from specdec.prompts.sets import PromptEncoder, first_turns
 from specdec.runs.log import NoTracker, RunLog, machine
+from specdec.runs.summary import Summary
 
 REGRESSED = 1  # exit status
 
@@ -98,7 +100,7 @@ def main(cfg: DictConfig) -> None:
             costs = profile(target, points, chosen.forward.rounds, options.seed, *ceilings, advance)
         with progress_bar(len(chosen.batch.sizes) * chosen.batch.rounds, "batch sizes") as advance:
             curve = over_batch.run(advance)
-        summary, trials = texts(benchmark, log)
+        measured, trials = texts(benchmark, log)
         outside = share_outside_forwards([t.ids for t in trials if t.repeat == 0], decoder)
     ratios = [
         *(Ratio(name, *speedup_over(other, method, trials)) for name, (method, other) in compared.items()),
@@ -106,21 +108,19 @@ def main(cfg: DictConfig) -> None:
         *of_batches(curve),
         Ratio("outside the forwards / step", *outside, less=True),
     ]
-    summary = {
-        **describe(benchmark, names),
-        **summary,
-        "missing_references": missing,
-        "ratios": [{**vars(ratio), "goal": chosen.goals.get(ratio.name)} for ratio in ratios],
+    summary = measured.named(names, missing)
+    of_ratios = {
+        "ratios": [{**vars(one), "goal": chosen.goals.get(one.name)} for one in ratios],
         "forwards": figures(Footprint.of(target), costs),
         "batch_curve": [at.as_dict() for at in curve],
     }
-    log.finish(summary)
+    log.finish({**summary.as_dict(), **of_ratios})
     stdout.print(methods_table(summary, len(trials)))
     stdout.print(curve_table(curve, names["drafter"]))
     stdout.print(ratios_table(ratios, chosen.goals))
     stdout.print(f"run folder: {folder}", soft_wrap=True, highlight=False)
     if chosen.write:
-        kept = expectations([ratio for ratio in ratios if ratio.name in chosen.goals], chosen.tolerance)
+        kept = expectations([one for one in ratios if one.name in chosen.goals], chosen.tolerance)
         command = ["python", "-m", "experiments.ratios", *HydraConfig.get().overrides.task]
         write_json(Path(chosen.write), {"machine": machine(), "command": command, "ratios": kept})
     if expected is not None and (lines := shortfalls(ratios, expected, missing)):
@@ -177,7 +177,7 @@ def batch_prompts(cfg: DictConfig, o: OverBatch, target: TargetModel) -> list[li
     return sorted(first_turns(prompts, encoder, target.context_window, o.max_new_tokens), key=len)
 
 
-def texts(benchmark: Benchmark, log: RunLog) -> tuple[dict[str, Any], list[Trial]]:
+def texts(benchmark: Benchmark, log: RunLog) -> tuple[Summary, list[Trial]]:
     """Run every method on the same prompts, in turns."""
     trials: list[Trial] = []
     with progress_bar(benchmark.turns) as advance:
@@ -209,21 +209,21 @@ def of_batches(curve: Sequence[BatchSize]) -> list[Ratio]:
     return ratios
 
 
-def methods_table(s: Mapping[str, Any], texts: int) -> Table:
+def methods_table(s: Summary, texts: int) -> Table:
     """Show tokens/s of every method, and how many of its texts equal those of the drafter."""
-    where = f"{s['target']}, {s['device']}, {s['dtype']}, {s['threads']} threads"
+    where = f"{s.target}, {s.device}, {s.dtype}, {counted(s.threads, 'thread')}"
     table = Table(
-        title=f"{s['prompts']} prompts, {s['new_tokens']} new tokens, temperature {s['temperature']} ({where})"
+        title=f"{counted(s.prompts, 'prompt')}, {s.new_tokens} new tokens, temperature {s.temperature} ({where})"
     )
     table.add_column("method")
     table.add_column("tokens/s", justify="right")
-    table.add_column(f"texts as {s['drafter']}'s", justify="right")
-    table.add_row(s["drafter"], f"{s['tokens_per_second']:.1f}", "")
-    table.add_row(BASE, f"{s['autoregressive_tokens_per_second']:.1f}", identical(s).partition(" ")[0])
-    for method in [s["reference"], *s["other_references"]] if s["reference"] else []:
-        equal = "-" if method["identical"] is None else f"{method['identical']}/{texts}"
-        table.add_row(method["name"], f"{method['tokens_per_second']:.1f}", equal)
-    for name, why in s["missing_references"].items():
+    table.add_column(f"texts as {s.drafter}'s", justify="right")
+    table.add_row(s.drafter, rate(s.tokens_per_second), "")
+    table.add_row(BASE, rate(s.autoregressive_tokens_per_second), identical(s).partition(" ")[0])
+    for rival in s.rivals:
+        equal = "-" if rival.identical is None else f"{rival.identical}/{texts}"
+        table.add_row(rival.name, rate(rival.tokens_per_second), equal)
+    for name, why in s.missing_references.items():
         table.add_row(f"{name}: {why}")
     return table
 
@@ -247,7 +247,7 @@ def curve_table(curve: Sequence[BatchSize], drafter: str) -> Table:
             str(at.size),
             f"{row['autoregressive_tokens_per_second']:.1f}",
             f"{row['tokens_per_second']:.1f}",
-            ratio_text(row["speedup"], row["speedup_ci95"]),
+            ratio(row["speedup"], row["speedup_ci95"]),
             f"{row['tokens_per_step']:.2f}",
             f"{row['autoregressive_step_ms']:.1f}",
             f"{sum(row['phase_ms'].values()):.1f}",
@@ -260,16 +260,12 @@ def ratios_table(ratios: Sequence[Ratio], goals: Mapping[str, float]) -> Table:
     table.add_column("ratio", no_wrap=True)
     for column in ("measured [95 % interval]", "goal", "reached"):
         table.add_column(column, justify="right", no_wrap=True)
-    for ratio in ratios:
-        row, goal = [ratio.name, ratio_text(ratio.value, ratio.interval)], goals.get(ratio.name)
+    for one in ratios:
+        row, goal = [one.name, ratio(one.value, one.interval)], goals.get(one.name)
         if goal is not None:
-            row += [f"{'<=' if ratio.less else '>='} {goal}", "yes" if ratio.meets(goal) else "no"]
+            row += [f"{'<=' if one.less else '>='} {goal}", "yes" if one.meets(goal) else "no"]
         table.add_row(*row)
     return table
-
-
-def ratio_text(value: float, interval: Sequence[float] | None) -> str:
-    return f"{value:.2f}x" + (f" [{interval[0]:.2f}, {interval[1]:.2f}]" if interval else "")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from experiments.common.components import instantiate
 from experiments.common.cost_model import Modelled
 from experiments.common.entry import CONF
 from experiments.common.settings import typed
-from experiments.common.tables import stdout
+from experiments.common.tables import stdout, within
 from experiments.common.task import Task
 from experiments.sweeps.launch import launch
 from specdec.decoding.protocols import AcceptanceRule
@@ -31,7 +31,6 @@ from specdec.errors import InputError
 from specdec.files.durable import write_json
 from specdec.hardware import DraftCost, MeasuredCurve, ModelShape, Roofline, load_config
 from specdec.hardware.acceptance import counted
-from specdec.intervals import Interval
 from specdec.options import Count, NonNegative
 from specdec.replay.replay import Costs, Fixed, Replay, batches, by_category, replay, right_ranks, times
 from specdec.replay.trace import Trace
@@ -164,7 +163,7 @@ def measured(profile: str, trace: Trace, run: Run) -> Costs:
     if curve.target != trace.origin.target:
         fix = "profile the run's target"
         raise InputError("profile", expected=f"one of {trace.origin.target}", got=curve.target, fix=fix)
-    phases = run.figures.get("phase_ms")
+    phases = run.figures.phase_ms
     if not phases or not run.generations:
         raise InputError("run", expected="its steps and texts", got="a folder without", fix="record it again")
     spent = {(g["prompt"], g["turn"], g["repeat"]): g["seconds"]["speculative"] for g in run.generations}
@@ -240,13 +239,13 @@ def table(figures: dict[str, Any], trace: Trace) -> Table:
     out = Table(title=f"predicted: {origin.drafter} on {origin.target}, tree={tree}", show_header=False)
     out.add_column()
     out.add_column(justify="right")
-    out.add_row("tokens per step τ", within(figures["tokens_per_step"], figures["tokens_per_step_ci95"]))
+    out.add_row("tokens per step τ", within(figures["tokens_per_step"], figures["tokens_per_step_ci95"], ".3f"))
     out.add_row("drafted nodes per step", f"{figures['nodes_per_step']:.1f}")
     if "speedup" in figures:
         out.add_row("ms per step", f"{figures['step_ms']:.2f}")
         out.add_row("tokens/s", f"{figures['tokens_per_second']:.1f}")
         out.add_row("autoregressive tokens/s", f"{figures['autoregressive_tokens_per_second']:.1f}")
-        out.add_row("speedup", within(figures["speedup"], figures["speedup_ci95"]))
+        out.add_row("speedup", within(figures["speedup"], figures["speedup_ci95"], ".3f"))
     return out
 
 
@@ -260,17 +259,13 @@ def category_table(categories: dict[str, dict[str, Any]]) -> Table:
     return out
 
 
-def within(value: float, interval: Interval | list[float] | None) -> str:
-    return f"{value:.3f}" + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "")
-
-
 def exactness(replayed: Replay, run: Run) -> str:
     """Say how exact the prediction is."""
     if replayed.exact:
         return "tokens per step are exact: greedy text is the target's own whatever is drafted"
     origin = replayed.trace.origin
     note = "tokens per step are an approximation: past a token that the recorded text lacks, nothing was recorded"
-    own = run.figures.get("tokens_per_step")
+    own = run.figures.tokens_per_step
     if own and origin.tree and (at := origin.temperature) > 0:
         again = replay(replayed.trace, None, at).tau[0]
         note += f"; with the run's own tree and temperature it gives {again:.3f}, the run made {own:.3f}"

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from experiments.pictures.page import render
 from experiments.pictures.picture import Table
 from specdec.files.durable import write_text
+from specdec.notes import counted
 from specdec.runs.read import Run
 
 LEADERBOARD = "leaderboard.html"
@@ -65,7 +66,7 @@ class Leaderboard:
         entrants: dict[Entrant, list[Run]] = {}
         for run in runs:
             run.look()
-            if run.status == "finished" and run.head.get("speedup") is not None:
+            if run.status == "finished" and run.head.speedup is not None:
                 entrants.setdefault(_entrant(run), []).append(run)
         newest = {key: max(of_key, key=_started) for key, of_key in entrants.items()}
         order = sorted(newest, key=lambda key: _started(newest[key]), reverse=True)
@@ -87,25 +88,25 @@ def write_leaderboard(runs: Sequence[Run], file: Path) -> Leaderboard:
 
 
 def _entrant(run: Run) -> Entrant:
-    f, tree = run.head, run.head.get("tree")
+    f, tree = run.head, run.head.tree
     drafter = run.names["drafter"] if tree in {None, "as_drafted"} else f"{run.names['drafter']}, {tree} trees"
-    loss = "lossless" if f.get("lossless") else "lossy"
+    loss = "lossless" if f.lossless else "lossy"
     return Entrant(
         run.names["target"],
         drafter,
         _machine(run),
         _prompts(run),
-        str(f.get("temperature", "")),
-        str(f.get("batch_size", "")),
-        str(f.get("dtype", "")),
-        f"{f.get('acceptance', 'unknown')} ({loss})",
+        "" if f.temperature is None else str(f.temperature),
+        "" if f.batch_size is None else str(f.batch_size),
+        f.dtype or "",
+        f"{f.acceptance or 'unknown'} ({loss})",
     )
 
 
 def _machine(run: Run) -> str:
     machine = run.provenance.get("machine") or {}
     name = ", ".join(machine.get("gpu") or []) or str(machine.get("cpu", "unknown"))
-    return f"{name}, {run.head['threads']} threads" if "threads" in run.head else name
+    return name if run.head.threads is None else f"{name}, {counted(run.head.threads, 'thread')}"
 
 
 def _prompts(run: Run) -> str:
@@ -114,7 +115,8 @@ def _prompts(run: Run) -> str:
     source = options.get("prompts.path") or options.get("prompts.name")
     made_by = str(options.get("prompts._target_", "unknown"))
     name = Path(str(source)).name if source else made_by.rpartition(".")[2]
-    return f"{name}, {run.head.get('prompts', '?')} prompts, {run.head.get('max_new_tokens', '?')} tokens"
+    prompts, tokens = (counted(run.head.prompts, "prompt"), counted(run.head.max_new_tokens, "token"))
+    return f"{name}, {prompts}, {tokens}"
 
 
 def _started(run: Run) -> str:
@@ -122,15 +124,15 @@ def _started(run: Run) -> str:
 
 
 def _row(key: Entrant, run: Run, runs: int) -> list[Any]:
-    f, divergence = run.head, run.head.get("divergence")
-    same = "sampled" if divergence is None else f"{divergence['identical']}/{divergence['total']} identical"
+    f, divergence = run.head, run.head.divergence
+    same = "sampled" if divergence is None else f"{divergence.identical}/{divergence.total} identical"
     return [
         *key[: len(FILTERED)],
-        f["speedup"],
-        *(f.get("speedup_ci95") or (None, None)),
-        f.get("tokens_per_step"),
-        f.get("acceptance_rate"),
-        f.get("tokens_per_second"),
+        f.speedup,
+        *(f.speedup_ci95 or (None, None)),
+        f.tokens_per_step,
+        f.acceptance_rate,
+        f.tokens_per_second,
         same,
         key.rule,
         key.temperature,

@@ -8,11 +8,12 @@ from typing import Any
 import plotly.graph_objects as go
 
 from experiments.common.escape import words
-from experiments.common.tables import identical, number, speedup
+from experiments.common.tables import identical, number, rate, speedup
 from experiments.pictures.picture import Cell, Picture, Table, Tile, bars
 from experiments.pictures.style import GREY, PHASES, SCALE, axis, drafter_style, figure
 from specdec.metrics import NodeUse, along_text, tree_use
 from specdec.runs.read import Run
+from specdec.runs.summary import Figures, Summary
 
 MOST_NODES, LABELLED_NODES = 64, 24
 
@@ -20,25 +21,24 @@ MOST_NODES, LABELLED_NODES = 64, 24
 def headline(run: Run) -> list[Tile]:
     """Return the figures to read first. Figures that the run does not have (yet) are left out."""
     f = run.figures
-    tiles = [Tile("tokens per step τ", number(f.get("tokens_per_step")), "autoregressive: 1.00")]
-    if f.get("speedup") is not None:
+    tiles = [Tile("tokens per step τ", number(f.tokens_per_step), "autoregressive: 1.00")]
+    if f.speedup is not None:
         value, _, interval = speedup(f).partition(" ")
         tiles.append(Tile("speedup", value, f"{interval} over autoregressive" if interval else "over autoregressive"))
-    if f.get("tokens_per_second") is not None:
-        plain = f.get("autoregressive_tokens_per_second")
-        note = "" if plain is None else f"autoregressive: {plain:.1f}"
-        tiles.append(Tile("tokens/s", f"{f['tokens_per_second']:.1f}", note))
-    if f.get("bandwidth_share") is not None:
+    if f.tokens_per_second is not None:
+        plain = f.autoregressive_tokens_per_second
         tiles.append(
-            Tile("of the bandwidth limit", f"{f['bandwidth_share']:.0%}", "a plain read of the weights / verify")
+            Tile("tokens/s", rate(f.tokens_per_second), "" if plain is None else f"autoregressive: {plain:.1f}")
         )
-    if f.get("acceptance_rate") is not None:
-        tiles.append(Tile("acceptance rate", number(f["acceptance_rate"]), "accepted / depth offered"))
-    if f.get("divergence") is not None:
+    if f.bandwidth_share is not None:
+        tiles.append(Tile("of the bandwidth limit", f"{f.bandwidth_share:.0%}", "a plain read of the weights / verify"))
+    if f.acceptance_rate is not None:
+        tiles.append(Tile("acceptance rate", number(f.acceptance_rate), "accepted / depth offered"))
+    if f.divergence is not None:
         value, _, note = identical(f).partition(" ")
         tiles.append(Tile("texts identical", value, note.strip("()") or "with autoregressive decoding"))
-    if "lossless" in f:
-        tiles.append(Tile("acceptance rule", f.get("acceptance", "unknown"), "lossless" if f["lossless"] else "lossy"))
+    if f.lossless is not None:
+        tiles.append(Tile("acceptance rule", f.acceptance or "unknown", "lossless" if f.lossless else "lossy"))
     return tiles
 
 
@@ -49,14 +49,14 @@ def pictures(run: Run) -> list[Picture]:
 
 def _pictures(run: Run) -> Iterator[Picture]:
     f, colour = run.figures, drafter_style(run.names["drafter"])[0]
-    if f.get("acceptance_at_depth"):
-        yield by_depth(f["acceptance_at_depth"], colour)
-    if f.get("emitted_histogram"):
-        yield emitted(f["emitted_histogram"], colour)
+    if f.acceptance_at_depth:
+        yield by_depth(f.acceptance_at_depth, colour)
+    if f.emitted_histogram:
+        yield emitted(f.emitted_histogram, colour)
     uses = tree_use(run.steps)
     if uses:
         yield tree(uses[:MOST_NODES] if len(uses) <= MOST_NODES else busiest(uses), len(uses))
-    if f.get("phase_ms"):
+    if f.phase_ms:
         yield phases(f)
     stretches = along_text(run.texts.values())
     if stretches:
@@ -64,9 +64,9 @@ def _pictures(run: Run) -> Iterator[Picture]:
             ("new tokens before, from", "to", "steps", "tokens/step", "tokens/s"),
             [[s.first, s.last, s.steps, s.tokens_per_step, s.tokens_per_second] for s in stretches],
         )
-        yield speed_along(table, f.get("autoregressive_tokens_per_second"), colour)
-    if len(f.get("by_category", {})) > 1:
-        yield from by_category(f["by_category"], colour)
+        yield speed_along(table, f.autoregressive_tokens_per_second, colour)
+    if len(f.by_category) > 1:
+        yield from by_category(f.by_category, colour)
 
 
 def by_depth(rates: list[float], colour: str) -> Picture:
@@ -212,8 +212,8 @@ def _place(use: NodeUse) -> str:
     return ".".join(str(child + 1) for child in use.place)
 
 
-def phases(f: dict[str, Any]) -> Picture:
-    named = {"all": f["phase_ms"], **{n: c["phase_ms"] for n, c in f.get("by_category", {}).items()}}
+def phases(f: Summary) -> Picture:
+    named = {"all": f.phase_ms, **{name: c.phase_ms for name, c in f.by_category.items()}}
     names, places = list(reversed(named)), [words(name) for name in reversed(named)]
     drawn = figure(
         axis("time per step (ms)", rangemode="tozero"),
@@ -263,30 +263,30 @@ def speed_along(table: Table, plain: float | None, colour: str) -> Picture:
     return Picture("speed_along_text", "Tokens/s along the text", says, drawn, table)
 
 
-def by_category(categories: dict[str, Any], colour: str) -> Iterator[Picture]:
+def by_category(categories: dict[str, Figures], colour: str) -> Iterator[Picture]:
     names = list(reversed(categories))
-    taus = [categories[name]["tokens_per_step"] or 0.0 for name in names]
-    rows = [[n, c.get("prompts"), c["tokens_per_step"], c["acceptance_rate"]] for n, c in categories.items()]
+    taus = [categories[name].tokens_per_step or 0.0 for name in names]
+    rows = [[n, c.prompts, c.tokens_per_step, c.acceptance_rate] for n, c in categories.items()]
     table = Table(("category", "prompts", "τ (tokens/step)", "acceptance rate"), rows)
     drawn = _horizontal("tokens per step τ", names, taus, None, colour)
     yield Picture(
         "tau_by_category", "Tokens per step by category", "The dashed line is autoregressive decoding.", drawn, table
     )
-    timed = [name for name in names if categories[name].get("speedup") is not None]
+    timed = {name: c.speedup for name in names if (c := categories[name]).speedup is not None}
     if not timed:
         return
-    values = [categories[name]["speedup"] for name in timed]
-    intervals = [categories[name].get("speedup_ci95") for name in timed]
-    drawn = _horizontal("speedup (ratio)", timed, values, bars(intervals, values), colour)
+    values = list(timed.values())
+    intervals = [categories[name].speedup_ci95 for name in timed]
+    drawn = _horizontal("speedup (ratio)", list(timed), values, bars(intervals, values), colour)
     table = Table(
         ("category", "speedup", "95 % from", "to", "tokens/s", "autoregressive tokens/s"),
         [
             [
                 n,
-                c["speedup"],
-                *(c.get("speedup_ci95") or (None, None)),
-                c.get("tokens_per_second"),
-                c.get("autoregressive_tokens_per_second"),
+                c.speedup,
+                *(c.speedup_ci95 or (None, None)),
+                c.tokens_per_second,
+                c.autoregressive_tokens_per_second,
             ]
             for n, c in categories.items()
             if n in timed

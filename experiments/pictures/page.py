@@ -18,6 +18,7 @@ from experiments.pictures.picture import Picture, Table, Tile
 from experiments.pictures.reader import reader
 from experiments.pictures.style import CONFIG
 from specdec.files.durable import write_text
+from specdec.notes import counted
 from specdec.runs.read import Run
 
 REPORT = "report.html"
@@ -155,11 +156,11 @@ def _where(run: Run) -> str:
     f, machine = run.figures, run.provenance.get("machine") or {}
     parts = [
         ", ".join(machine.get("gpu") or []) or machine.get("cpu"),
-        f"{f['threads']} threads" if "threads" in f else None,
-        f.get("dtype"),
-        f"kernel {f['kernel']}" if "kernel" in f else None,
-        f"temperature {f['temperature']}" if "temperature" in f else None,
-        f"batch {f['batch_size']}" if "batch_size" in f else None,
-        f"{f['prompts']} prompts" if "prompts" in f else None,
+        None if f.threads is None else counted(f.threads, "thread"),
+        f.dtype,
+        None if f.kernel is None else f"kernel {f.kernel}",
+        None if f.temperature is None else f"temperature {f.temperature}",
+        None if f.batch_size is None else f"batch {f.batch_size}",
+        None if f.prompts is None else counted(f.prompts, "prompt"),
     ]
     return ", ".join(str(part) for part in parts if part)

@@ -62,21 +62,21 @@ def table(labelled: Labelled) -> Table:
     rows = []
     for label, run in labelled.items():
         f = run.figures
-        same = identical(f).partition(" ")[0] if "divergence" in f else None
-        loss = "lossless" if f.get("lossless") else "lossy"
-        rule = f"{f['acceptance']} ({loss})" if {"acceptance", "lossless"} <= set(f) else None
+        same = identical(f).partition(" ")[0] if f.divergence or f.temperature else None
+        loss = "lossless" if f.lossless else "lossy"
+        rule = None if f.acceptance is None or f.lossless is None else f"{f.acceptance} ({loss})"
         rows.append(
             [
                 label,
                 run.names["target"],
                 run.status,
-                f.get("prompts"),
-                f.get("tokens_per_step"),
-                f.get("acceptance_rate"),
-                f.get("nodes_per_step"),
-                f.get("tokens_per_second"),
-                f.get("speedup"),
-                *(f.get("speedup_ci95") or (None, None)),
+                f.prompts,
+                f.tokens_per_step,
+                f.acceptance_rate,
+                f.nodes_per_step,
+                f.tokens_per_second,
+                f.speedup,
+                *(f.speedup_ci95 or (None, None)),
                 same,
                 rule,
             ]
@@ -90,7 +90,7 @@ def pictures(labelled: Labelled) -> list[Picture]:
 
 
 def _pictures(labelled: Labelled) -> Iterator[Picture]:
-    timed = {label: run for label, run in labelled.items() if run.figures.get("speedup") is not None}
+    timed = {label: run for label, run in labelled.items() if run.figures.speedup is not None}
     for name, axis_title, key, says in (
         (
             "tau",
@@ -100,10 +100,10 @@ def _pictures(labelled: Labelled) -> Iterator[Picture]:
         ),
         ("nodes", "drafted nodes per step", "nodes_per_step", "What a larger tree costs and brings."),
     ):
-        points = {label: run for label, run in timed.items() if run.figures.get(key) is not None}
+        points = {label: run for label, run in timed.items() if getattr(run.figures, key) is not None}
         if points:
             title = f"Speedup against {'τ' if name == 'tau' else 'drafted nodes'}"
-            places = [run.figures[key] for run in points.values()]
+            places = [getattr(run.figures, key) for run in points.values()]
             yield against(f"speedup_against_{name}", title, says, axis_title, places, points)
     for key in parameters(list(timed.values())):
         points = {label: run for label, run in timed.items() if key in run.options}
@@ -128,7 +128,7 @@ def against(name: str, title: str, says: str, axis_title: str, places: Sequence[
     for place, (label, run) in zip(places, points.items(), strict=True):
         drafter = run.names["drafter"]
         colour, symbol = drafter_style(drafter)
-        value, interval = run.figures["speedup"], run.figures.get("speedup_ci95")
+        value, interval = run.figures.speedup or 0.0, run.figures.speedup_ci95
         drawn.add_scatter(
             x=[place],
             y=[value],
@@ -144,7 +144,7 @@ def against(name: str, title: str, says: str, axis_title: str, places: Sequence[
         shown.add(drafter)
     columns = ("run", "drafter", axis_title, "speedup", "95 % from", "to")
     rows = [
-        [label, run.names["drafter"], place, run.figures["speedup"], *(run.figures.get("speedup_ci95") or (None, None))]
+        [label, run.names["drafter"], place, run.figures.speedup, *(run.figures.speedup_ci95 or (None, None))]
         for place, (label, run) in zip(places, points.items(), strict=True)
     ]
     return Picture(name, title, says, drawn, Table(columns, rows))
@@ -166,7 +166,8 @@ def heat_maps(labelled: Labelled) -> Iterator[Picture]:
     for key, title, unit in (("tokens_per_step", "τ", "τ (tokens/step)"), ("speedup", "Speedup", "speedup (ratio)")):
         values: dict[str, dict[str, float]] = {}
         for label, run in labelled.items():
-            of_run = {n: c[key] for n, c in run.figures.get("by_category", {}).items() if c.get(key) is not None}
+            found = {name: getattr(c, key) for name, c in run.figures.by_category.items()}
+            of_run = {name: value for name, value in found.items() if value is not None}
             if of_run:
                 values[label] = of_run
         categories = list(dict.fromkeys(name for of_run in values.values() for name in of_run))
@@ -212,8 +213,8 @@ def warnings(labelled: Labelled) -> list[str]:
     for what, of in (
         ("targets", lambda run: run.names["target"]),
         ("machines", lambda run: (run.provenance.get("machine") or {}).get("cpu")),
-        ("numeric types", lambda run: run.figures.get("dtype")),
-        ("temperatures", lambda run: run.figures.get("temperature")),
+        ("numeric types", lambda run: run.figures.dtype),
+        ("temperatures", lambda run: run.figures.temperature),
     ):
         known = list(dict.fromkeys(str(of(run)) for run in labelled.values() if of(run) is not None))
         if len(known) > 1:

@@ -15,6 +15,7 @@ from experiments.sweeps.job_names import numbers
 from experiments.sweeps.sweep import FAILED, FINISHED, Job, Sweep
 from specdec.files.durable import write_text
 from specdec.runs.read import find_runs, run_folders
+from specdec.runs.summary import Summary
 
 COMPARED = ("speedup", "by_category", "divergence", "parameters_added", "training_tokens")  # read by the tables
 PLOT = "sweep.html"
@@ -24,10 +25,10 @@ def show(sweep: Sweep, page: bool) -> None:
     """Print the comparison, and write `failed.jsonl`, the plot and, if `page` is set, the page of all runs so far."""
     done = {sweep.names[job.number]: job.summary for job in sweep.jobs if job.summary}
     if done and all(set(COMPARED) <= set(summary) for summary in done.values()):
-        short = dict(done)
-        stdout.print(comparison(short, "job"))
-        stdout.print(steps(short, "job"))
-        stdout.print(by_category(short))
+        read = {name: Summary.read(summary)[0] for name, summary in done.items()}
+        stdout.print(comparison(read, "job"))
+        stdout.print(steps(read, "job"))
+        stdout.print(by_category(read))
         plot_over_a_number(sweep)
     elif any(job.status == FINISHED for job in sweep.jobs):
         stdout.print(figures(sweep))

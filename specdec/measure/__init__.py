@@ -1,6 +1,9 @@
 """Measurements: methods take turns on the same prompts, in the same process.
 
-benchmark.py      time methods in turns; the summary of a run
+benchmark.py      time methods in turns
+trials.py         the texts of a benchmark, and sums over them
+summarise.py      the summary of a benchmark
+divergence.py     its texts compared with those of the plain target
 rivals.py         transformers' generate and llama.cpp, timed on the same prompts
 comparison.py     whether two groups of runs differ, paired over prompts
 rules.py          compare acceptance rules on the same trees

@@ -6,87 +6,26 @@ affects all of them alike. This module neither reads configs nor prints.
 
 from __future__ import annotations
 
-import resource
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 
 from specdec.decoding.decoder import Decoder
 from specdec.decoding.generate import SHORTEN, longest_text
 from specdec.decoding.protocols import Preparing, Session, traits_of
 from specdec.exactness.rules import require_proven
-from specdec.intervals import Interval, bootstrap_speedup
-from specdec.measure.profiling import plain_read_ms
-from specdec.measure.quiet import Conditions, Watch
+from specdec.measure.quiet import Watch
 from specdec.measure.rivals import Reference
-from specdec.measure.worth import Sample, figures
-from specdec.metrics import StepMetrics, StepRecord, bandwidth_share
+from specdec.measure.summarise import quietness, summarise
+from specdec.measure.trials import BASE, OURS, Results, Round, Trial
+from specdec.metrics import StepRecord
 from specdec.prompts.sets import Prompt, PromptEncoder, PromptSet, Skipped
 from specdec.runs.log import RunLog
+from specdec.runs.summary import LeftOut, Setting, Summary
 
-OURS, BASE = "speculative", "autoregressive"
 WARM_UP_TOKENS = 8
-# Margins in logits that rounding errors can reverse: a few units in the last place of logits of order ten, amplified
-# by some dozens of layers. A text that differs at a wider margin has another cause: a bug, or a lossy rule.
-NEAR_TIE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.5}
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One turn of one prompt in one repeat.
-
-    Args:
-        prompt: the prompt.
-        place: index of the prompt in its set.
-        turn: index of the turn in the conversation.
-        repeat: index of the repeat, counted on over the seeds.
-        batch: index of the batch. Rows of a batch run together, so batches are the unit of the bootstrap.
-        ids: token ids of the encoded prompt, earlier turns included.
-        texts: new token ids by method.
-        seconds: time by method; the rows of a batch get equal shares of its time.
-        emitted, steps: tokens and steps of the drafter's method.
-        conditions: state of the machine by method.
-        seed: seed of the sampling.
-    """
-
-    prompt: Prompt
-    place: int
-    turn: int
-    repeat: int
-    batch: int
-    ids: list[int]
-    texts: dict[str, list[int]]
-    seconds: dict[str, float]
-    emitted: int = 0
-    steps: int = 0
-    conditions: dict[str, Conditions] = field(default_factory=dict)
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class Round:
-    """Results of all methods on one batch and turn, run one after the other.
-
-    Args:
-        texts: new token ids of each row, by method.
-        seconds: time of the batch, by method.
-        conditions: state of the machine meanwhile, by method.
-        steps: step records of the drafter's method.
-    """
-
-    texts: dict[str, list[list[int]]]
-    seconds: dict[str, float]
-    conditions: dict[str, Conditions]
-    steps: list[StepRecord]
-
-    @property
-    def disturbance(self) -> float:
-        """Largest share of the machine that other processes took from one of the methods; 0 if none was disturbed."""
-        return max(c.others + c.stolen if c.disturbed else 0.0 for c in self.conditions.values())
 
 
 @dataclass(frozen=True)
@@ -155,29 +94,45 @@ class Benchmark:
         begin, stop = self.decoder.verifier.begin, self.decoder.stop
         self.decoder.drafter.start(Session(target, [row], sampling, capacity, begin, stop))
 
-    def run(self, log: RunLog, on_trial: Callable[[Trial], None] = lambda _: None) -> dict[str, Any]:
-        """Run everything and return the summary.
+    def run(self, log: RunLog, on_trial: Callable[[Trial], None] = lambda _: None) -> Summary:
+        """Run everything and return the summary, without the names of the parts.
 
         Args:
             log: takes step records and texts as soon as they are made.
             on_trial: called after each trial.
         """
         self._warm_up()
-        trials: list[Trial] = []
-        steps: list[StepRecord] = []
-        ended = list(self.skipped)
+        results, ended = Results(), list(self.skipped)
         spare = Spare(round(self.repeat_disturbed * self.turns / self.batch_size))
-        origins: list[Trial] = []  # origins[i]: the trial that steps[i] belongs to
         for repeat in range(self.repeats * len(self.seeds)):
             for number, batch in enumerate(self._batches()):
                 for new_trials, new_steps in self._conversation(batch, number, repeat, log, ended, spare):
-                    trials += new_trials
-                    steps += new_steps
-                    origins += [new_trials[step.row] for step in new_steps]
+                    results.add(new_trials, new_steps)
                     for trial in new_trials:
                         on_trial(trial)
-        whole = self._summary(trials, steps, origins)
-        return {**whole, "quiet": quietness(trials, spare.used), "skipped": [vars(one) for one in ended]}
+        whole = summarise(results, self.decoder, [method.name for method in self.references])
+        quiet, skipped = quietness(results.trials, spare.used), [LeftOut(**vars(one)) for one in ended]
+        return replace(whole, **vars(self.setting), quiet=quiet, skipped=skipped)
+
+    @property
+    def setting(self) -> Setting:
+        """What is run, and on what, without the names of the parts. Complete after `check`."""
+        decoder, target, size = self.decoder, self.decoder.target, traits_of(self.decoder.drafter).size
+        return Setting(
+            acceptance=decoder.rule.name,
+            lossless=decoder.rule.lossless,
+            device=str(target.device),
+            dtype=str(target.dtype).removeprefix("torch."),
+            kernel=target.kernel.name,
+            threads=torch.get_num_threads(),
+            temperature=decoder.sampling.temperature,
+            batch_size=self.batch_size,
+            max_new_tokens=decoder.stop.max_new_tokens,
+            repeats=self.repeats,
+            seeds=list(self.seeds),
+            parameters_added=size.parameters,
+            training_tokens=size.training_tokens,
+        )
 
     @property
     def turns(self) -> int:
@@ -333,130 +288,6 @@ class Benchmark:
             "conditions": {name: conditions.as_dict() for name, conditions in trial.conditions.items()},
         }
 
-    def _summary(
-        self, trials: Sequence[Trial], steps: Sequence[StepRecord], origins: Sequence[Trial]
-    ) -> dict[str, Any]:
-        """Return the summary. `origins[i]` is the trial that `steps[i]` belongs to."""
-
-        def by(part: Callable[[Trial], str]) -> dict[str, Any]:
-            found = {}
-            for name in dict.fromkeys(map(part, trials)):
-                of_name = [step for step, origin in zip(steps, origins, strict=True) if part(origin) == name]
-                found[name] = self._figures([t for t in trials if part(t) == name], of_name)
-            return found
-
-        by_category = by(lambda trial: trial.prompt.category)
-        by_seed = by(lambda trial: str(trial.seed)) if len(self.seeds) > 1 else {}
-        whole, peak_memory_mb = self._figures(trials, steps), self._peak_memory_mb()
-        share = bandwidth_share(plain_read_ms(self.decoder.target), whole["phase_ms"]["verify"])
-        parts = {"by_category": by_category, "by_seed": by_seed}
-        return {**whole, "bandwidth_share": share, **parts, "peak_memory_mb": peak_memory_mb}
-
-    def _figures(self, trials: Sequence[Trial], steps: Sequence[StepRecord]) -> dict[str, Any]:
-        speedup, interval = speedup_over(BASE, OURS, trials)
-        worth = figures(batch_samples(trials), len({trial.seed for trial in trials}))
-        references = [
-            {
-                "name": method.name,
-                "tokens_per_second": tokens_per_second(trials, method.name),
-                "speedup": speedup_over(method.name, OURS, trials)[0],
-                "speedup_ci95": speedup_over(method.name, OURS, trials)[1],
-                "identical": self._identical_to(method.name, trials),
-            }
-            for method in self.references
-        ]
-        return {
-            "prompts": len({trial.place for trial in trials}),
-            **StepMetrics.of(steps).as_dict(),
-            "new_tokens": sum(len(trial.texts[OURS]) for trial in trials),
-            "tokens_per_second": tokens_per_second(trials, OURS),
-            "autoregressive_tokens_per_second": tokens_per_second(trials, BASE),
-            "speedup": speedup,
-            "speedup_ci95": interval,
-            **{f"{name}_ci95": worth[f"{name}_ci95"] for name in ("tokens_per_step", "tokens_per_second")},
-            "reference": references[0] if references else None,
-            "other_references": references[1:],
-            "divergence": self._divergence(trials),
-            "strays": self._strays(trials),
-        }
-
-    def _identical_to(self, other: str, trials: Sequence[Trial]) -> int | None:
-        return sum(t.texts[OURS] == t.texts[other] for t in trials) if self.decoder.sampling.greedy else None
-
-    def _divergence(self, trials: Sequence[Trial]) -> dict[str, Any] | None:
-        """Compare greedy texts with those of the baseline; None if texts are sampled.
-
-        In lower precision they may differ after a position at which the target's two best tokens are nearly tied;
-        `margin` is the difference of their logits there.
-        """
-        if not self.decoder.sampling.greedy:
-            return None
-        differing: dict[tuple[int, int], dict[str, Any]] = {}
-        for t in trials:
-            if t.texts[OURS] != t.texts[BASE]:
-                differing.setdefault((t.place, t.turn), self._parting(t))
-        total = len({(t.place, t.turn) for t in trials})
-        return {"identical": total - len(differing), "total": total, "prompts": list(differing.values())}
-
-    def _parting(self, trial: Trial) -> dict[str, Any]:
-        ours, base = trial.texts[OURS], trial.texts[BASE]
-        position = next(
-            (i for i, (a, b) in enumerate(zip(ours, base, strict=False)) if a != b), min(len(ours), len(base))
-        )
-        before = [*trial.ids, *base[:position]]
-        target = self.decoder.target
-        logits = target.prefill(target.new_cache(1, len(before)), [before]).logits[:, 0]
-        sampling = self.decoder.sampling.bound(target.model, [trial.ids], self.decoder.stop)
-        best = sampling.scores(logits, [before])[0].topk(2).values
-        return {
-            "prompt": trial.prompt.id,
-            "turn": trial.turn,
-            "position": position,
-            "tokens": [ours[position : position + 1], base[position : position + 1]],
-            "margin": float(best[0] - best[1]),
-            "explained": float(best[0] - best[1]) <= NEAR_TIE[target.dtype],
-        }
-
-    def _strays(self, trials: Sequence[Trial]) -> dict[str, Any] | None:
-        """Return how far the texts of a lossy rule are from the target; None for a lossless rule.
-
-        equal_tokens                  share of tokens equal to the greedy baseline's token at the same position; None
-                                      if texts are sampled
-        mean_logprob                  mean log-probability of our texts under the plain target, nats per token
-        autoregressive_mean_logprob   the same for the baseline's texts
-        """
-        if self.decoder.rule.lossless:
-            return None
-        pairs = [(t.texts[OURS], t.texts[BASE]) for t in trials]
-        same = sum(a == b for ours, base in pairs for a, b in zip(ours, base, strict=False))
-        return {
-            "equal_tokens": same / sum(len(ours) for ours, _ in pairs) if self.decoder.sampling.greedy else None,
-            "mean_logprob": self._mean_logprob(trials, OURS),
-            "autoregressive_mean_logprob": self._mean_logprob(trials, BASE),
-        }
-
-    def _mean_logprob(self, trials: Sequence[Trial], method: str) -> float:
-        """Return the mean log-probability of the method's texts under the plain target, at temperature 1, untruncated.
-
-        Nats per token.
-        """
-        total, count = 0.0, 0
-        with torch.inference_mode(), self.decoder.target.stock() as model:
-            for t in trials:
-                ids = torch.tensor([[*t.ids, *t.texts[method]]], device=model.device)
-                new = len(t.texts[method])
-                logits = model(input_ids=ids, use_cache=False, logits_to_keep=new + 1).logits[0, :-1].float()
-                total += float(logits.log_softmax(-1).gather(1, ids[0, -new:, None]).sum())
-                count += new
-        return total / count
-
-    def _peak_memory_mb(self) -> float:
-        device = self.decoder.target.device
-        if device.type == "cuda":
-            return torch.cuda.max_memory_allocated(device) / 2**20
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak / (2**20 if sys.platform == "darwin" else 2**10)
-
 
 @dataclass
 class Spare:
@@ -471,73 +302,3 @@ class Spare:
             return False
         self.used += 1
         return True
-
-
-def quietness(trials: Sequence[Trial], repeated: int) -> dict[str, Any]:
-    """Return how disturbed the machine was, and the energy of each method.
-
-    Returns:
-        `rounds`, the number of rounds; `disturbed` and `repeated`, how many of them were; `worst`, the reason of the
-        largest disturbance; `joules_per_token` by method (None if the machine has no energy counter).
-    """
-    rounds = {(t.repeat, t.batch, t.turn): t.conditions for t in trials}
-    reasons = [(c.others + c.stolen, c.disturbed) for of_round in rounds.values() for c in of_round.values()]
-    joules: dict[str, float | None] = {}
-    for name in dict.fromkeys(name for of_round in rounds.values() for name in of_round):
-        spent = [of_round[name].joules for of_round in rounds.values()]
-        known = [value for value in spent if value is not None]
-        tokens = sum(len(t.texts[name]) for t in trials)
-        joules[name] = sum(known) / tokens if len(known) == len(spent) and tokens else None
-    return {
-        "rounds": len(rounds),
-        "disturbed": sum(any(c.disturbed for c in of_round.values()) for of_round in rounds.values()),
-        "repeated": repeated,
-        "worst": max(((share, line) for share, line in reasons if line), default=(0.0, None))[1],
-        "joules_per_token": joules,
-    }
-
-
-def tokens_per_second(trials: Sequence[Trial], method: str) -> float:
-    return sum(len(t.texts[method]) for t in trials) / sum(t.seconds[method] for t in trials)
-
-
-def batch_samples(trials: Sequence[Trial]) -> list[Sample]:
-    """Return the sums of each batch's trials under each seed: all batches of one seed, then those of the next."""
-    sums: dict[tuple[int, int], Sample] = {}
-    for t in trials:
-        ours, base = ((len(t.texts[name]), t.seconds[name]) for name in (OURS, BASE))
-        key, new = (t.seed, t.batch), (t.emitted, t.steps, *ours, *base)
-        sums[key] = Sample(*(a + b for a, b in zip(sums.get(key, [0.0] * 6), new, strict=True)))
-    return list(sums.values())
-
-
-def speedup_over(other: str, method: str, trials: Sequence[Trial]) -> tuple[float, Interval | None]:
-    """Return tokens/s of `method` / tokens/s of `other` on the same prompts, with its 95 % interval."""
-    sums: dict[tuple[int, int], list[float]] = {}
-    for t in trials:
-        key = (t.seed, t.batch)
-        new = [len(t.texts[method]), t.seconds[method], len(t.texts[other]), t.seconds[other]]
-        sums[key] = [a + b for a, b in zip(sums.get(key, [0.0] * 4), new, strict=True)]
-    columns = np.array(list(sums.values())).T.reshape(4, len({t.seed for t in trials}), -1)
-    return bootstrap_speedup(*columns)
-
-
-def describe(benchmark: Benchmark, names: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the head of a summary: what was run, and on what. Call it after `Benchmark.check`."""
-    decoder, target, size = benchmark.decoder, benchmark.decoder.target, traits_of(benchmark.decoder.drafter).size
-    return {
-        **names,
-        "acceptance": decoder.rule.name,
-        "lossless": decoder.rule.lossless,
-        "device": str(target.device),
-        "dtype": str(target.dtype).removeprefix("torch."),
-        "kernel": target.kernel.name,
-        "threads": torch.get_num_threads(),
-        "temperature": decoder.sampling.temperature,
-        "batch_size": benchmark.batch_size,
-        "max_new_tokens": decoder.stop.max_new_tokens,
-        "repeats": benchmark.repeats,
-        "seeds": list(benchmark.seeds),
-        "parameters_added": size.parameters,
-        "training_tokens": size.training_tokens,
-    }

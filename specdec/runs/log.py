@@ -35,6 +35,7 @@ from specdec.files.claims import HYDRA, claim
 from specdec.files.durable import Lines, write_bytes, write_json
 from specdec.metrics import StepRecord
 from specdec.model.runtime.build import loaded
+from specdec.runs.summary import Summary
 
 KEEP_DIFF = "SPECDEC_PROVENANCE_DIFF"  # set by `provenance.diff=true`, also for the processes of a sweep
 DISTRIBUTION = "specdec-lab"
@@ -121,13 +122,14 @@ class WandbTracker:
         import wandb
 
         scalars: dict[str, Any] = {}
-        for name, (columns, rows) in _tables(summary).items():
+        read, _ = Summary.read(summary)
+        for name, (columns, rows) in _tables(read).items():
             table = wandb.Table(columns=list(columns), data=rows)
             label, value = columns[:2]
             self._run.log({name: wandb.plot.bar(table, label, value, name.replace("_", " "))})
             if name != "by_category":
                 scalars |= {f"{name}/{row[0]}": row[1] for row in rows}
-        if counts := summary.get("emitted_histogram"):
+        if counts := read.emitted_histogram:
             histogram = np.array(counts), np.arange(len(counts) + 1) + 0.5
             self._run.log({"emitted_tokens_per_step": wandb.Histogram(np_histogram=histogram)})
         for kind, path in artifacts.items():
@@ -140,22 +142,22 @@ class WandbTracker:
         self._run.finish()
 
 
-def _tables(summary: Mapping[str, Any]) -> dict[str, tuple[list[str], list[list[Any]]]]:
+def _tables(summary: Summary) -> dict[str, tuple[list[str], list[list[Any]]]]:
     """Return the tables to chart, as (columns, rows) by name.
 
     The first column labels the bars, the second is their length.
     """
-    tables = {
+    tables: dict[str, tuple[list[str], list[list[Any]]]] = {
         "acceptance_at_depth": (
             ["depth", "acceptance"],
-            [list(row) for row in enumerate(summary.get("acceptance_at_depth", []), 1)],
+            [list(row) for row in enumerate(summary.acceptance_at_depth, 1)],
         ),
-        "phase_ms": (["phase", "ms per step"], [list(row) for row in summary.get("phase_ms", {}).items()]),
+        "phase_ms": (["phase", "ms per step"], [list(row) for row in summary.phase_ms.items()]),
         "by_category": (
             ["category", "speedup", "tokens per step", "acceptance rate", "tokens/s"],
             [
-                [name, *(c[key] for key in ("speedup", "tokens_per_step", "acceptance_rate", "tokens_per_second"))]
-                for name, c in summary.get("by_category", {}).items()
+                [name, c.speedup, c.tokens_per_step, c.acceptance_rate, c.tokens_per_second]
+                for name, c in summary.by_category.items()
             ],
         ),
     }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,8 +16,10 @@ from typing import Any, NamedTuple
 from specdec.errors import InputError
 from specdec.files.checked import MOST_BYTES, open_below, parse_json, parse_yaml
 from specdec.files.claims import PREVIOUS, lives
-from specdec.metrics import StepMetrics, StepRecord
-from specdec.runs.records import is_generation, is_step, sound_provenance, sound_summary
+from specdec.metrics import StepRecord
+from specdec.notes import counted
+from specdec.runs.records import is_generation, is_step, sound_provenance
+from specdec.runs.summary import Figures, Summary, completed
 
 STEPS, GENERATIONS, TRAINING = "steps.jsonl", "generations.jsonl", "train.jsonl"
 HEAD = ("summary.json", "provenance.json")
@@ -78,7 +81,7 @@ class Run:
     texts         step records of each text, in order
     generations   one dict per text
     training      reports of a training run
-    head          content of summary.json
+    head          content of summary.json, as a `Summary`
     provenance    content of provenance.json
     notes         what is missing or broken
     """
@@ -95,7 +98,7 @@ class Run:
         self.generations: list[dict[str, Any]] = []
         self.training: list[dict[str, Any]] = []
         self._unreadable: list[str] = []
-        self.head: dict[str, Any] = {}
+        self.head = Summary()
         self.provenance: dict[str, Any] = {}
 
     def look(self) -> None:
@@ -103,13 +106,17 @@ class Run:
         seen = tuple(_stamp(self.folder / name) for name in HEAD)
         if seen != self._seen_head:
             self._seen_head, self._unreadable = seen, []
-            for name, sound in zip(HEAD, (sound_summary, sound_provenance), strict=True):
-                found, wrong = sound(self._json(name))
-                if wrong:
-                    shown = ", ".join(wrong[:3]) + (", ..." if len(wrong) > 3 else "")
-                    self._unreadable.append(f"{name}: left out {shown}, which cannot be what a run wrote")
-                self.head, self.provenance = (found, {}) if name == HEAD[0] else (self.head, found)
+            summary, provenance = HEAD
+            self.head, wrong = Summary.read(self._json(summary))
+            self._note_wrong(summary, wrong)
+            self.provenance, wrong = sound_provenance(self._json(provenance))
+            self._note_wrong(provenance, wrong)
             self.__dict__.pop("figures", None)
+
+    def _note_wrong(self, file: str, names: Sequence[str]) -> None:
+        if names:
+            shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+            self._unreadable.append(f"{file}: left out {shown}, which cannot be what a run wrote")
 
     def refresh(self) -> bool:
         """Read what was added since the last call; return whether anything changed."""
@@ -157,20 +164,20 @@ class Run:
         return [record for records in self.texts.values() for record in records]
 
     @cached_property
-    def figures(self) -> dict[str, Any]:
+    def figures(self) -> Summary:
         """Content of `summary.json`, completed from the step records.
 
         Figures are missing there if the run is under way, crashed, or comes from an older version. A ratio whose
         denominator is 0 is None.
         """
-        if not self.texts or {"by_category", *StepMetrics.__dataclass_fields__} <= set(self.head):
+        if not self.texts:
             return self.head
         of_category: dict[str, list[StepRecord]] = {}
         for key, records in self.texts.items():
             of_category.setdefault(key.category, []).extend(records)
-        known = self.head.get("by_category", {})
-        by_category = {n: {**StepMetrics.of(r).as_dict(), **known.get(n, {})} for n, r in of_category.items()}
-        return {**StepMetrics.of(self.steps).as_dict(), **self.head, "by_category": by_category}
+        known = self.head.by_category
+        by_category = {name: completed(known.get(name, Figures()), r) for name, r in of_category.items()}
+        return replace(completed(self.head, self.steps), by_category=by_category)
 
     @property
     def stamp(self) -> list[int]:
@@ -194,8 +201,9 @@ class Run:
     @property
     def names(self) -> dict[str, str]:
         """Names of the run's target and drafter, "unknown" if not recorded."""
-        known = {**self.provenance.get("names", {}), **self.head}
-        return {group: str(known.get(group, "unknown"))[:200] for group in ("target", "drafter")}
+        known = {"target": self.head.target, "drafter": self.head.drafter}
+        recorded = self.provenance.get("names", {})
+        return {group: str(name or recorded.get(group, "unknown"))[:200] for group, name in known.items()}
 
     @cached_property
     def options(self) -> dict[str, Any]:
@@ -229,11 +237,10 @@ class Run:
             notes.append("the run is under way: figures are those of its steps so far")
         elif self.status in ("interrupted", "failed", "killed"):
             notes.append(f"the run was {self.status}: figures are those of the steps it made")
-        quiet = self.head.get("quiet") or {}
-        if quiet.get("disturbed"):
-            notes.append(
-                f"the machine was disturbed in {quiet['disturbed']} of {quiet['rounds']} rounds: {quiet['worst']}"
-            )
+        quiet = self.head.quiet
+        if quiet and quiet.disturbed:
+            rounds = counted(quiet.rounds, "round")
+            notes.append(f"the machine was disturbed in {quiet.disturbed} of {rounds}: {quiet.worst}")
         if self.steps and not any(record.parents for record in self.steps):
             notes.append("the run is of an older version that did not record its trees")
         if self.generations and not all("pieces" in generation for generation in self.generations):

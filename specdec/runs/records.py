@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, get_type_hints
+from dataclasses import is_dataclass
+from functools import cache
+from types import UnionType
+from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
+from specdec.intervals import Interval
 from specdec.metrics import StepRecord
 from specdec.options import LARGEST
 
 Check = Callable[[Any], bool]
+Made = TypeVar("Made")
+WRONG: Any = object()
+Reader = Callable[[Any, str], tuple[Any, list[str]]]  # value and place -> value or WRONG, names of what was left out
 
 
 def _natural(value: Any) -> bool:
-    return type(value) is int and 0 <= value < LARGEST
+    return type(value) is int and 0 <= value <= LARGEST
 
 
 def _number(value: Any) -> bool:
@@ -40,16 +47,15 @@ def _text(value: Any) -> bool:
     return isinstance(value, str)
 
 
-RATIOS = (
-    "tokens_per_step", "acceptance_length", "acceptance_rate", "draft_efficiency", "nodes_per_step",
-    "tokens_per_second", "autoregressive_tokens_per_second", "speedup", "bandwidth_share",
-)  # fmt: skip
-SUMMARY: dict[str, Check] = {
-    **dict.fromkeys(RATIOS, _or_null(_number)), **dict.fromkeys(("tokens", "steps", "prompts", "threads"), _natural),
-    "acceptance_at_depth": _list(_positive), "emitted_histogram": _list(_natural), "phase_ms": _by_name(_positive),
-    "speedup_ci95": _or_null(_list(_number)), "divergence": _or_null(_by_name()), "quiet": _or_null(_by_name()),
-    "by_category": _by_name(),
-}  # fmt: skip
+_PLAIN: dict[Any, Check] = {
+    int: _natural,
+    float: _number,
+    str: _text,
+    bool: lambda value: isinstance(value, bool),
+    type(None): lambda value: value is None,
+}
+
+
 PROVENANCE: dict[str, Check] = {
     "names": _by_name(), "command": _list(lambda value: True), "started": _text, "status": _text,
     "machine": _by_name(),
@@ -61,13 +67,77 @@ _seconds = _by_name(_or_null(_positive))
 _LISTS = tuple(name for name, kind in get_type_hints(StepRecord).items() if kind == list[int])
 
 
-def sound_summary(found: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Return a summary without values of a wrong type, and the names of those values."""
-    kept, wrong = _sound(found, SUMMARY)
-    categories = {name: _sound(part, SUMMARY) for name, part in kept.get("by_category", {}).items()}
-    if "by_category" in kept:
-        kept["by_category"] = {name: part for name, (part, _) in categories.items() if part}
-    return kept, [*wrong, *(f"by_category.{name}.{key}" for name, (_, keys) in categories.items() for key in keys)]
+def sound(found: Any, kind: type[Made], place: str = "") -> tuple[Made, list[str]]:
+    """Return a dataclass made from the values of the right type, and the names of the other values.
+
+    Args:
+        found: a JSON value; keys that are no field are ignored.
+        kind: the dataclass. All its fields have defaults, which replace missing and wrong values.
+        place: path of the value in its file, used in the names.
+    """
+    if not isinstance(found, Mapping):
+        return kind(), [place or "everything"]
+    made: dict[str, Any] = {}
+    wrong: list[str] = []
+    for name, read in _readers(kind).items():  # type: ignore[arg-type]  # a class is hashable
+        if name in found:
+            value, bad = read(found[name], f"{place}.{name}" if place else name)
+            wrong += bad
+            if value is not WRONG:
+                made[name] = value
+    return kind(**made), wrong
+
+
+@cache
+def _readers(kind: Any) -> dict[str, Reader]:
+    """Return the readers of a dataclass's fields; a run's folder is read often, and type hints are slow to look at."""
+    return {name: _reader(hint) for name, hint in get_type_hints(kind, include_extras=True).items()}
+
+
+def _reader(hint: Any) -> Reader:
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin is UnionType and any(map(is_dataclass, inner)):
+        part = _reader(next(filter(is_dataclass, inner)))
+        return lambda value, place: (None, []) if value is None else part(value, place)
+    if is_dataclass(hint) and isinstance(hint, type):
+        return lambda value, place: sound(value, hint, place) if isinstance(value, Mapping) else (WRONG, [place])
+    if origin in (list, dict) and is_dataclass(inner[-1]):
+        part = _reader(inner[-1])
+        return lambda value, place: _parts(value, part, place) if isinstance(value, origin) else (WRONG, [place])
+    check, pair = _check_of(hint), Interval in (hint, *inner)
+
+    def plain(value: Any, place: str) -> tuple[Any, list[str]]:
+        if not check(value):
+            return WRONG, [place]
+        return tuple(value) if pair and value is not None else value, []
+
+    return plain
+
+
+def _parts(value: Any, read: Reader, place: str) -> tuple[Any, list[str]]:
+    """Return a list or mapping of the parts that can be read, and the names of what was left out."""
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    parts = {key: read(item, f"{place}.{key}") for key, item in items}
+    wrong = [name for _, names in parts.values() for name in names]
+    kept = {key: part for key, (part, _) in parts.items() if part is not WRONG}
+    return kept if isinstance(value, dict) else list(kept.values()), wrong
+
+
+def _check_of(hint: Any) -> Check:
+    """Return the check of a type: a number, text or bool, or a list, pair or mapping of these."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        base, limit = _check_of(inner[0]), inner[1]
+        return lambda value: base(value) and limit.holds(value)
+    if origin is UnionType:
+        kinds = [_check_of(part) for part in inner]
+        return lambda value: any(check(value) for check in kinds)
+    if origin is tuple:
+        numbers = _list(_check_of(inner[0]))
+        return lambda value: numbers(value) and len(value) == len(inner)
+    if origin in (list, dict):
+        return (_list if origin is list else _by_name)(_check_of(inner[-1]))
+    return _PLAIN[hint]
 
 
 def sound_provenance(found: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:

@@ -206,7 +206,7 @@ def test_the_seeds_of_a_run_are_as_good_as_runs(tmp_path: Path) -> None:
             where = {**{k: generation[k] for k in ("prompt", "category", "turn")}, "repeat": seed}
             together.steps(one.texts[key], [where])
             together.generations([{**generation, **where, "seed": seed}])
-    together.finish(apart[0].head)
+    together.finish(apart[0].head.as_dict())
     other = [run(tmp_path / "other", 9, prompts=8)]
     assert by_name(other, [Run(tmp_path / "together")]) == by_name(other, apart)
 

@@ -41,9 +41,9 @@ def test_the_newest_run_of_every_entrant_newest_first(tmp_path: Path) -> None:
     shown = [[row[COLUMNS.index(name)] for name in columns] for row in board.table.rows]
     prompts = "spec_bench.jsonl, 13 prompts, 64 tokens"
     assert shown == [
-        ["medusa", "EPYC, 1 threads", prompts, 1.1, 1],
-        ["ngram", "EPYC, 1 threads", prompts, 1.7, 3],
-        ["ngram", "H200, 1 threads", prompts, 2.5, 1],
+        ["medusa", "EPYC, 1 thread", prompts, 1.1, 1],
+        ["ngram", "EPYC, 1 thread", prompts, 1.7, 3],
+        ["ngram", "H200, 1 thread", prompts, 2.5, 1],
     ]
     assert board.left_out == 1
 

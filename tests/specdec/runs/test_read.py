@@ -11,6 +11,7 @@ import pytest
 from specdec.errors import InputError
 from specdec.metrics import StepMetrics
 from specdec.runs.read import Run, TextKey, find_runs
+from specdec.runs.summary import Summary
 from tests.support.runs_on_disk import add_text, begin, finished, training
 
 
@@ -23,7 +24,7 @@ def read(folder: Path) -> Run:
 def test_a_whole_run_comes_back_as_it_was_written(tmp_path: Path) -> None:
     summary = finished(tmp_path, options={"seed": 3, "drafter": {"depth": 7}})
     run = read(tmp_path)
-    assert run.figures == json.loads(json.dumps(summary))
+    assert run.figures == Summary.read(json.loads(json.dumps(summary)))[0]
     of_steps = StepMetrics.of(run.steps).as_dict()
     assert of_steps.pop("phase_ms") == pytest.approx(summary["phase_ms"])  # sums, in another order
     assert {name: summary[name] for name in of_steps} == of_steps
@@ -40,11 +41,11 @@ def test_a_run_under_way_grows_and_its_figures_are_those_of_its_steps(tmp_path: 
     assert not run.refresh()
     first = add_text(log, 0)
     assert run.refresh()
-    assert run.figures["tokens_per_step"] == StepMetrics.of(first).tokens_per_step
+    assert run.figures.tokens_per_step == StepMetrics.of(first).tokens_per_step
     second = add_text(log, 1)
     assert run.refresh()
-    assert run.figures["steps"] == len(first) + len(second)
-    assert set(run.figures["by_category"]) == {"math", "<b>bold</b>"}
+    assert run.figures.steps == len(first) + len(second)
+    assert set(run.figures.by_category) == {"math", "<b>bold</b>"}
     assert "the run is under way" in run.notes[0]
     log.stop("interrupted")
     assert run.refresh()
@@ -94,7 +95,7 @@ def test_an_unreadable_summary_is_named_and_the_steps_speak(tmp_path: Path) -> N
     (tmp_path / "summary.json").write_text("{", "utf-8")
     run = read(tmp_path)
     assert run.notes == ["summary.json cannot be read"]
-    assert run.figures["tokens_per_step"] == summary["tokens_per_step"]
+    assert run.figures.tokens_per_step == summary["tokens_per_step"]
 
 
 def test_a_run_of_an_older_version_says_what_it_lacks(tmp_path: Path) -> None:
@@ -108,7 +109,7 @@ def test_a_run_of_an_older_version_says_what_it_lacks(tmp_path: Path) -> None:
     del summary["emitted_histogram"]
     (tmp_path / "summary.json").write_text(json.dumps(summary), "utf-8")
     run = read(tmp_path)
-    assert sum(run.figures["emitted_histogram"]) == 48
+    assert sum(run.figures.emitted_histogram) == 48
     assert [note.partition(" that ")[2] for note in run.notes] == [
         "did not record its trees", "did not record the text of each token",
     ]  # fmt: skip
@@ -141,7 +142,7 @@ def test_a_file_that_becomes_a_link_is_not_followed(name: str, tmp_path: Path) -
     run = read(tmp_path / "run")
     assert f"{name} cannot be read" in run.notes
     assert {"steps.jsonl": run.steps, "generations.jsonl": run.generations, "summary.json": run.head,
-            "provenance.json": run.provenance}[name] in ([], {})  # fmt: skip
+            "provenance.json": run.provenance}[name] in ([], {}, Summary())  # fmt: skip
 
 
 def test_a_folder_that_becomes_a_link_is_not_followed(tmp_path: Path) -> None:
