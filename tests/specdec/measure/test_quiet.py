@@ -149,7 +149,7 @@ def test_no_more_rounds_are_repeated_than_allowed(call: Any, rounds: list[float]
     rounds += [0.5] * 100
     summary, out = bench(call)
     assert (summary["quiet"]["disturbed"], summary["quiet"]["repeated"]) == (TURNS, 1)
-    assert "1 were repeated" in out
+    assert "1 was repeated" in out
 
 
 def test_a_quiet_run_says_so(call: Any, rounds: list[float]) -> None:
