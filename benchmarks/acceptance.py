@@ -17,7 +17,7 @@ from torch import Tensor
 from specdec.decoding.protocols import AcceptanceRule
 from specdec.decoding.sampling import UniformDraws, draw_without_replacement
 from specdec.trees.tree import TokenTree
-from verifiers.acceptance.block import Block
+from verifiers.acceptance.block import BlockVerification
 from verifiers.acceptance.exact import Exact
 from verifiers.acceptance.greedy import Greedy
 from verifiers.acceptance.spectr import SpecTr
@@ -33,8 +33,8 @@ CASES: list[tuple[AcceptanceRule, str, str]] = [
     *((rule, shape, "deterministic") for rule in (Greedy(), TYPICAL, Exact(), Traversal()) for shape in ANY),
     *((rule, shape, "with") for rule in (Exact(), SpecTr(), Traversal()) for shape in ANY),
     *((rule, "tree", "without") for rule in (WithoutReplacement(), Traversal())),
-    (Block(), "chain", "with"),
-    (Block(), "chain", "deterministic"),
+    (BlockVerification(), "chain", "with"),
+    (BlockVerification(), "chain", "deterministic"),
 ]
 
 

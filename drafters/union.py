@@ -27,7 +27,7 @@ MEMORY = 0.9  # decay of the counts per proposal; fast, because texts turn from 
 BEYOND = 1 << 30  # stands for an accepted node that is not in this drafter's tree
 
 
-class Union:
+class UnionDrafter:
     """A drafter that merges the trees of others.
 
     If `nodes` is set, the nodes most likely to be accepted are kept, whichever drafter proposed them. Their probability
@@ -81,7 +81,7 @@ class Union:
         self._vocab = session.target.vocab_size
         for drafter in self.drafters:
             drafter.start(session)
-        self._rows = [_Row(len(self.drafters)) for _ in session.rows]
+        self._rows = [_MergedRow(len(self.drafters)) for _ in session.rows]
         self._first = True
 
     @torch.inference_mode()
@@ -115,7 +115,7 @@ class Union:
         return torch.tensor(named, device=path.device).view_as(path)
 
 
-class _Row:
+class _MergedRow:
     """The merged tree of one row, and the estimates of each drafter on the row's text."""
 
     def __init__(self, drafters: int) -> None:
@@ -182,3 +182,6 @@ class _Row:
         self.tokens, self.confidence = [self.tokens[node] for node in kept], [self.confidence[node] for node in kept]
         self.parents = [number.get(self.parents[node], PAD) for node in kept]
         self.own = [{number[node]: its for node, its in own.items() if node in number} for own in self.own]
+
+
+Union = UnionDrafter  # its name in configs that were saved before

@@ -37,8 +37,7 @@ from specdec.runs.log import provenance
 from specdec.training.text.store import TextStore
 from specdec.training.text.texts import HIDDEN, Origin
 from specdec.trees.files import GUESSED_HEADS, TREE_FILE, write_tree
-from specdec.trees.topology import Path as IndexPath
-from specdec.trees.topology import best_tree, most_frequent_tree
+from specdec.trees.topology import IndexPath, best_tree, most_frequent_tree
 
 Texts = Iterator[tuple[list[int], Tensor, list[list[int]]]]  # ids, hidden states [seq dim], answers
 SIZES = (1, 3, 7, 15, 31, 63)  # numbers of nodes for which the expectation is printed

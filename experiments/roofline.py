@@ -28,7 +28,7 @@ from experiments.common.task import Task
 from experiments.pictures.style import BLUE, GREEN, GREY, ORANGE, VERMILION, axis, figure
 from experiments.sweeps.launch import launch
 from specdec.files.durable import write_json
-from specdec.hardware import Forward, Roofline
+from specdec.hardware import ForwardCost, Roofline
 from specdec.options import Count, Natural
 from specdec.runs.log import provenance
 
@@ -47,7 +47,7 @@ class Options(Modelled):
 
 
 @dataclass(frozen=True)
-class Point:
+class Predicted:
     """One forward.
 
     Args:
@@ -59,7 +59,7 @@ class Point:
 
     kind: str
     size: int
-    forward: Forward
+    forward: ForwardCost
     tokens: int
 
     @property
@@ -105,14 +105,14 @@ def main(cfg: DictConfig) -> None:
     stdout.print(f"run folder: {folder} (roofline.json, plot: roofline.html)", soft_wrap=True, highlight=False)
 
 
-def points(roofline: Roofline, o: Options) -> Iterator[Point]:
-    yield Point("decode", 1, roofline.decode(1, o.context), 1)
+def points(roofline: Roofline, o: Options) -> Iterator[Predicted]:
+    yield Predicted("decode", 1, roofline.decode(1, o.context), 1)
     for n in o.nodes:
-        yield Point("verify", n, roofline.forward(n, 1, o.context), n)
+        yield Predicted("verify", n, roofline.forward(n, 1, o.context), n)
     for b in o.batches:
-        yield Point("batch", b, roofline.decode(b, o.context), b)
+        yield Predicted("batch", b, roofline.decode(b, o.context), b)
     for n in o.prefill:
-        yield Point("prompt", n, roofline.prefill(n), n)
+        yield Predicted("prompt", n, roofline.prefill(n), n)
 
 
 def memory(roofline: Roofline) -> dict[str, Any]:
@@ -168,7 +168,7 @@ def table(rows: list[dict[str, Any]], title: str) -> Table:
     return out
 
 
-def plot(roofline: Roofline, made: list[Point], title: str) -> go.Figure:
+def plot(roofline: Roofline, made: list[Predicted], title: str) -> go.Figure:
     """Plot the roofline with every forward: memory-bound ones at the lower left, compute-bound at the upper right."""
     machine, dtype = roofline.machine, roofline.precision.compute
     balance = machine.balance(dtype)

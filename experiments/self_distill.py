@@ -88,7 +88,7 @@ class Options:
     answers: Answers
     self_written: SelfWritten
     passages: Passages
-    places: Count
+    slots: Count
     seed: Seed
 
 
@@ -161,7 +161,7 @@ def self_written(options: Options, target: TargetModel, shard: Shard, part: int,
         with progress("prompts written", share) as advance:
             write_prompts(
                 target, shard.folder / f"prompts-{part}.jsonl", share, own.openings,
-                SamplingParams(own.temperature, 0, own.top_p), longest=own.longest, places=options.places,
+                SamplingParams(own.temperature, 0, own.top_p), longest=own.longest, slots=options.slots,
                 seed=options.seed, part=part, parts=parts, on_prompt=lambda _: advance(1, ""), left_out=left_out,
             )  # fmt: skip
         say_left_out(left_out)
@@ -214,7 +214,7 @@ def answer(options: Options, prompts: list[Prompt], target: TargetModel, shard: 
     have = sum(text.answer_tokens for text in texts)
     work = SelfDistillation(
         target, prompts, StopRule(own.max_new_tokens, target.eos), own.temperatures, own.samples, own.longest_prompt,
-        options.places, options.seed, None if own.answer_tokens is None else max(own.answer_tokens - have, 0) // parts,
+        options.slots, options.seed, None if own.answer_tokens is None else max(own.answer_tokens - have, 0) // parts,
         HIDDEN in options.features, {(text.key, text.sample) for text in texts},
     )  # fmt: skip
     if not prompts:

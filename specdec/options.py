@@ -16,7 +16,8 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from specdec.errors import InputError
 
-RENAMED = {"weights": "storage", "targets": "goals"}  # options: old names and new ones
+# options: old names and new ones
+RENAMED = {"weights": "storage", "targets": "goals", "layers": "layer_path", "places": "slots"}
 UNSET = "???"  # marks a value in a config that must be given
 LARGEST = 2**63 - 1  # largest integer of torch and numpy
 

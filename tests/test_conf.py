@@ -8,7 +8,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
+from drafters.union import UnionDrafter
 from experiments import self_distill, train
+from experiments.common.components import component
 from experiments.common.settings import settings
 from specdec.decoding.protocols import AcceptanceRule, Drafter, Verifier
 from specdec.model.target import TargetModel
@@ -16,6 +18,7 @@ from specdec.runs.log import Tracker
 from specdec.training.recipe import Recipe
 from specdec.training.schedule import Schedule
 from tests.support.configs import CONF, composed, group
+from verifiers.acceptance.block import BlockVerification
 
 PROTOCOLS = {"drafter": Drafter, "acceptance": AcceptanceRule, "tracker": Tracker}
 
@@ -29,6 +32,14 @@ def test_parts_instantiate_to_their_protocol(name: str, choice: str) -> None:
 @pytest.mark.parametrize("choice", group("verifier"))
 def test_verifiers_take_a_target(choice: str, tiny: TargetModel) -> None:
     assert isinstance(instantiate(composed(f"verifier={choice}").verifier, target=tiny), Verifier)
+
+
+@pytest.mark.parametrize(
+    ("before", "now"),
+    [("drafters.union.Union", UnionDrafter), ("verifiers.acceptance.block.Block", BlockVerification)],
+)
+def test_configs_that_name_a_component_as_before_still_load(before: str, now: type) -> None:
+    assert component(before, "_target_") is now
 
 
 @pytest.mark.parametrize("choice", group("reference"))

@@ -25,10 +25,10 @@ class PathByPath:
 
     def prefill(self, rows: Rows, sampling: SamplingParams, capacity: int, exit_layer: int | None = None) -> Scores:
         self._sampling, self._exit_layer = sampling, exit_layer
-        logits, hidden, stream = zip(*(self._stock(row) for row in rows), strict=True)
+        logits, hidden, residual = zip(*(self._stock(row) for row in rows), strict=True)
         last = torch.stack([row[-1] for row in logits])
         scores = sampling.scores(last, rows)[:, None]
-        return Scores(scores, _padded(hidden), sampling, self._of_exit(_padded(stream)))
+        return Scores(scores, _padded(hidden), sampling, self._of_exit(_padded(residual)))
 
     def begin(self, tree: TokenTree, rows: Rows, new: int) -> Float[Tensor, "batch new dim"]:
         paths = histories(tree, rows)
@@ -40,16 +40,16 @@ class PathByPath:
     def verify(self, tree: TokenTree, rows: Rows) -> Scores:
         before = histories(tree, rows)
         at_end = [[states[-1] for states in self._stock(path)] for path in before]
-        logits, hidden, stream = (torch.stack(states) for states in zip(*at_end, strict=True))
+        logits, hidden, residual = (torch.stack(states) for states in zip(*at_end, strict=True))
         shape = (tree.batch, tree.nodes, -1)
         scores = self._sampling.tree_scores(logits.view(shape), tree, rows)
-        return Scores(scores, hidden.view(shape), self._sampling, self._of_exit(stream.view(shape)))
+        return Scores(scores, hidden.view(shape), self._sampling, self._of_exit(residual.view(shape)))
 
     def commit(self, path: Int[Tensor, "batch kept"], counts: Sequence[int]) -> None:
         """Do nothing: there is no cache, and every call reads the whole text again."""
 
-    def _of_exit(self, stream: Tensor) -> Tensor | None:
-        return None if self._exit_layer is None else stream
+    def _of_exit(self, residual: Tensor) -> Tensor | None:
+        return None if self._exit_layer is None else residual
 
     @torch.inference_mode()
     def _stock(self, tokens: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:

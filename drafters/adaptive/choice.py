@@ -42,7 +42,7 @@ class NodeChoice:
         skips_padding: bool,
         whole: bool = False,
     ) -> None:
-        self._rows = [_Row(length) for length in lengths]
+        self._rows = [_RowHistory(length) for length in lengths]
         self._seconds, self._extra = seconds, seconds - seconds[0]
         self._estimates, self._skips_padding, self._whole = estimates, skips_padding, whole
         self._tokens, self._spent = FIRST_STEPS * len(lengths), FIRST_STEPS * float(seconds[0])
@@ -129,7 +129,7 @@ class NodeChoice:
         return [best] * len(rows), float(net[best])
 
 
-class _Row:
+class _RowHistory:
     """The text of one row so far, and the proposals for it."""
 
     def __init__(self, length: int) -> None:

@@ -11,7 +11,7 @@ from drafters.adaptive.choice import NodeChoice
 from drafters.shared.estimates import SILENT, Estimates, Proposal
 from specdec.errors import InputError
 from specdec.replay.replay import Costs, Replay, batches, right_nodes
-from specdec.replay.trace import NOTHING, Origin, TextTrace, Trace
+from specdec.replay.trace import NOTHING, TextTrace, Trace, TraceOrigin
 from specdec.trees.topology import Topology
 
 
@@ -40,7 +40,7 @@ def replay_adaptive(trace: Trace, costs: Costs, temperature: float | None = None
     return Replay(trace, steps, tokens, nodes, [], exact=False)
 
 
-def _batch(texts: Sequence[TextTrace], origin: Origin, costs: Costs, estimates: Estimates) -> np.ndarray:
+def _batch(texts: Sequence[TextTrace], origin: TraceOrigin, costs: Costs, estimates: Estimates) -> np.ndarray:
     """Return the number of drafted nodes [steps rows], -1 after the end of a text.
 
     Args:

@@ -194,8 +194,8 @@ class DraftModel:
         if self._read is None:
             return
         # slot i of the cache's block holds the node with order i + 1, because the root was committed before
-        places, counts = already_read(self._read - 1, state.kept.path[:, 1:])
-        self._cache.keep(places, counts)
+        slots, counts = already_read(self._read - 1, state.kept.path[:, 1:])
+        self._cache.keep(slots, counts)
 
     def _feed_missing(self, rows: Rows) -> Tensor:
         """Read the committed tokens that are not cached yet, at least the root.

@@ -55,14 +55,14 @@ class ExitAdapter(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.weight.dtype if self.student is None else self.student.dtype
 
-    def forward(self, stream: Float[Tensor, "batch seq dim"]) -> Float[Tensor, "batch seq dim"]:
+    def forward(self, residual: Float[Tensor, "batch seq dim"]) -> Float[Tensor, "batch seq dim"]:
         """Return the input of the output layer. An adapter with layers needs texts from their first token."""
         if self.student is not None:
-            states: Tensor = self.student(torch.zeros_like(stream[..., 0], dtype=torch.long), stream)
+            states: Tensor = self.student(torch.zeros_like(residual[..., 0], dtype=torch.long), residual)
             return states
         for weight, bias in zip(self.weight, self.bias, strict=True):
-            stream = stream + F.silu(F.linear(stream, weight, bias))
-        states = self.norm(stream)
+            residual = residual + F.silu(F.linear(residual, weight, bias))
+        states = self.norm(residual)
         return states
 
     def in_precision_of(self, target: TargetModel) -> ExitAdapter:

@@ -103,8 +103,8 @@ class AdaptedExit:
         counts = (kept.path >= 0).sum(1).tolist()
         had = [0] * len(counts)
         if self._read is not None:
-            places, had = already_read(self._read, kept.path)
-            self._cache.keep(places, had)
+            slots, had = already_read(self._read, kept.path)
+            self._cache.keep(slots, had)
         missing = [n - m for n, m in zip(counts, had, strict=True)]
         assert kept.residual is not None
         width, order = max(missing), torch.arange(max(missing), device=self._device)

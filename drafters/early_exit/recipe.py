@@ -54,8 +54,8 @@ class EarlyExitRecipe:
         require_kind(loss)
         self.exit_layer, self.blocks, self.layers, self.vocabulary = exit_layer, blocks, layers, vocabulary
         self.kind, self.depth, self.threshold = loss, depth, threshold
-        self._stream = f"layer:{exit_layer}"
-        self.features: Sequence[str] = [self._stream, "hidden"] if stored else ["hidden"]
+        self._feature = f"layer:{exit_layer}"
+        self.features: Sequence[str] = [self._feature, "hidden"] if stored else ["hidden"]
 
     def build(self, target: TargetModel, frequencies: Int[Tensor, " vocab"]) -> nn.Module:
         vocabulary = None
@@ -66,12 +66,12 @@ class EarlyExitRecipe:
     def loss(self, module: nn.Module, target: TargetModel, batch: TrainBatch) -> Loss:
         """Return the loss. The residual stream of token t guesses token t + 1, if that belongs to an answer."""
         assert isinstance(module, ExitAdapter)
-        stream = batch.features.get(self._stream)
-        if stream is None:
+        residual = batch.features.get(self._feature)
+        if residual is None:
             with target.stock() as model, torch.no_grad():
                 lower = target.parts.lower(model, self.exit_layer)
-                stream = lower(input_ids=batch.tokens, use_cache=False).last_hidden_state
-        states = module(stream.to(module.dtype))
+                residual = lower(input_ids=batch.tokens, use_cache=False).last_hidden_state
+        states = module(residual.to(module.dtype))
         return next_token_loss(states, batch.features["hidden"], batch, target, self.kind, module.vocabulary)
 
     def save(self, module: nn.Module, target: TargetModel, folder: Path) -> None:

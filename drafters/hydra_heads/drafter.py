@@ -92,7 +92,7 @@ class Hydra:
             expected, fix = f"at most {heads.heads}, as there are heads", "lower it, or train more heads"
             raise InputError("drafter.depth", expected=expected, got=self.tree.depth, fix=fix)
         self.traits = Traits(size=Size.of(heads, learnt))
-        self._products = Products(heads, target, self._storage)
+        self._products = HydraProducts(heads, target, self._storage)
         self._prefix = None
         if heads.prefix is not None:
             self._prefix = EagleLayers(heads.prefix, target, self._storage)
@@ -101,7 +101,7 @@ class Hydra:
         self._embed = target.model.get_input_embeddings()
 
 
-class Products:
+class HydraProducts:
     """Compute the logits of one head for a level of the tree.
 
     The weights are those of `heads` and of the target, not copies, except for the rows of a draft vocabulary.

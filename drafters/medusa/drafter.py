@@ -56,7 +56,7 @@ class Medusa:
         self._tree = tree if isinstance(tree, int) else read_tree(tree) if isinstance(tree, str) else Topology.of(tree)
         self._target: TargetModel | None = None
         self.traits = Traits()
-        self._every_head: Products | None = None  # made by the first call of `candidates`
+        self._every_head: MedusaProducts | None = None  # made by the first call of `candidates`
         self._module: MedusaHeads
 
     @property
@@ -102,7 +102,7 @@ class Medusa:
         if self._every_head is None:
             assert self._target is not None
             chain = Topology.of([[0] * depth for depth in range(1, self.depths + 1)])
-            self._every_head = Products(self._module, self._target, chain)
+            self._every_head = MedusaProducts(self._module, self._target, chain)
         logits = self._every_head(hidden)
         best = logits.topk(ranks)
         return self._module.ids(best.indices), best.values - logits.logsumexp(-1, keepdim=True)
@@ -118,7 +118,7 @@ class Medusa:
         if topology.ranks > (known := heads.rows(target)):
             expected, got = f"candidates among the {known} tokens the heads know", f"{topology.ranks} of them"
             raise InputError("drafter.tree", expected=expected, got=got, fix="choose a narrower tree")
-        self._products = Products(heads, target, topology)
+        self._products = MedusaProducts(heads, target, topology)
         self._every_head = None
         self._module, self._topology, self._target = heads, topology, target
         self.traits = Traits(size=Size.of(heads, None if file is None else file.training_tokens))
@@ -149,7 +149,7 @@ class Medusa:
         return TokenTree(tokens, parents, probs, self.children == "with_replacement" or topology.only_children)
 
 
-class Products:
+class MedusaProducts:
     """Compute the logits of the heads, reading every weight once.
 
     The first blocks of all heads are one product. A shared output layer is one product over heads x batch rows. Only

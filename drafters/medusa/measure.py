@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from drafters.medusa.drafter import Products
+from drafters.medusa.drafter import MedusaProducts
 from drafters.medusa.heads import MedusaHeads
 from specdec.model.target import TargetModel
 from specdec.trees.topology import Topology
@@ -27,7 +27,7 @@ class Accuracy:
 
     def __init__(self, heads: MedusaHeads, target: TargetModel, candidates: int) -> None:
         chain = Topology.of([[0] * depth for depth in range(1, heads.heads + 1)])
-        self._heads, self._products, self._candidates = heads, Products(heads, target, chain), candidates
+        self._heads, self._products, self._candidates = heads, MedusaProducts(heads, target, chain), candidates
 
     @torch.inference_mode()
     def ranks(

@@ -72,7 +72,7 @@ class Estimates:
 
 
 @dataclass(frozen=True, eq=False)
-class Shape:
+class TreeLayout:
     """The shape of a tree, without its tokens.
 
     Args:
@@ -91,7 +91,7 @@ class Shape:
 
     @classmethod
     @lru_cache(maxsize=256)  # the same shapes return step after step
-    def of(cls, parents: tuple[int, ...]) -> Shape:
+    def of(cls, parents: tuple[int, ...]) -> TreeLayout:
         children: list[list[int]] = [[] for _ in parents]
         depth, base = np.zeros((2, len(parents)), dtype=np.int64)
         for node, parent in enumerate(parents):
@@ -112,7 +112,7 @@ class Proposal:
 
     def __init__(self, tokens: Sequence[int], parents: Sequence[int], confidence: Sequence[float]) -> None:
         self.tokens, self.parents, self.confidence = tokens, parents, confidence
-        self.shape = Shape.of(tuple(parents))
+        self.shape = TreeLayout.of(tuple(parents))
         self.cells = self.shape.base + np.searchsorted(EDGES, confidence, side="right")
 
     @classmethod

@@ -19,7 +19,7 @@ DTYPES = (
 
 
 @dataclass
-class Dtypes:
+class PrecisionOptions:
     """The option `precision`, as in conf/roofline.yaml."""
 
     weights: str | None = None
@@ -48,7 +48,7 @@ class Reached:
 class Modelled:
     """Options as in conf/roofline.yaml."""
 
-    precision: Dtypes = field(default_factory=Dtypes)
+    precision: PrecisionOptions = field(default_factory=PrecisionOptions)
     devices: Count = 1
     link: str | None = None
     reach: Reached = field(default_factory=Reached)

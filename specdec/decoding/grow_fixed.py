@@ -255,6 +255,6 @@ def already_read(
         The slot of each node on the path, -1 from the first that was not run; and the number of slots per row.
     """
     inside = (path >= 0) & (path < read.shape[1])
-    places = read.gather(1, path.clamp(0, read.shape[1] - 1)).where(inside, PAD)
-    places = places.where((places >= 0).int().cumprod(1).bool(), PAD)
-    return places, (places >= 0).sum(1).tolist()
+    slots = read.gather(1, path.clamp(0, read.shape[1] - 1)).where(inside, PAD)
+    slots = slots.where((slots >= 0).int().cumprod(1).bool(), PAD)
+    return slots, (slots >= 0).sum(1).tolist()

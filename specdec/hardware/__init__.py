@@ -15,13 +15,13 @@ from specdec.hardware.configs import load_config
 from specdec.hardware.curves import FREE, CostCurve, DraftCost, MeasuredCurve
 from specdec.hardware.machine import Machine
 from specdec.hardware.model_cost import ModelShape, Precision
-from specdec.hardware.roofline import Forward, Roofline
+from specdec.hardware.roofline import ForwardCost, Roofline
 
 __all__ = [
     "FREE",
     "CostCurve",
     "DraftCost",
-    "Forward",
+    "ForwardCost",
     "Machine",
     "MeasuredCurve",
     "ModelShape",

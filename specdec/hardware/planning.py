@@ -13,10 +13,10 @@ from functools import cached_property
 
 from specdec.errors import InputError
 from specdec.hardware.curves import CostCurve, DraftCost
-from specdec.trees.topology import Path, best_tree
+from specdec.trees.topology import IndexPath, best_tree
 
 Acceptance = Sequence[Sequence[float]]  # [depth][rank]: P(the child of this rank is accepted | its parent is)
-Ranked = tuple[Sequence[Path], Sequence[float]]  # paths, best first; expected tokens per step that each adds
+Ranked = tuple[Sequence[IndexPath], Sequence[float]]  # paths, best first; expected tokens per step that each adds
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Plan:
 
     batch: int
     context: int
-    paths: Sequence[Path]
+    paths: Sequence[IndexPath]
     tokens_per_step: float
     seconds: float
     draft_seconds: float
@@ -135,7 +135,7 @@ def best_plan(trees: Sequence[Ranked], verify: CostCurve, draft: DraftCost, batc
     return best
 
 
-def levels(paths: Sequence[Path]) -> list[int]:
+def levels(paths: Sequence[IndexPath]) -> list[int]:
     """Return the number of nodes at depth 1, 2, ..."""
     counts = Counter(map(len, paths))
     return [counts[depth] for depth in sorted(counts)]

@@ -37,7 +37,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Forward:
+class ForwardCost:
     """Work and time of one forward, per device. `communication` and `overhead` are seconds."""
 
     parts: Sequence[Part]
@@ -150,15 +150,15 @@ class Roofline:
         """
         return self.forward(nodes, batch, context).seconds
 
-    def decode(self, batch: int = 1, context: int = 512) -> Forward:
+    def decode(self, batch: int = 1, context: int = 512) -> ForwardCost:
         """Return the forward of one step of plain decoding: one token per row."""
         return self.forward(1, batch, context)
 
-    def prefill(self, tokens: int, batch: int = 1) -> Forward:
+    def prefill(self, tokens: int, batch: int = 1) -> ForwardCost:
         """Return the forward of a prefill: causal, logits at the last token of each row only."""
         return self.forward(tokens, batch, 0, causal=True)
 
-    def forward(self, nodes: int, batch: int = 1, context: int = 512, causal: bool = False) -> Forward:
+    def forward(self, nodes: int, batch: int = 1, context: int = 512, causal: bool = False) -> ForwardCost:
         """Return the work and time of one forward.
 
         Args:
@@ -178,7 +178,7 @@ class Roofline:
         parts = [self._weights(rows, scored)]
         if self.shape.attention:
             parts.append(self._attention(nodes, batch, context, causal))
-        return Forward(parts, self._communication(rows, scored), self.reach.overhead_seconds)
+        return ForwardCost(parts, self._communication(rows, scored), self.reach.overhead_seconds)
 
     # ---- memory -----------------------------------------------------------------------------------------------------
 

@@ -165,8 +165,8 @@ class Footprint:
         return cls(
             weight_bytes=sum(weight.nbytes for weight in weights),
             matrix_elements=plain + sum(module.in_features * module.out_features for module in quantised),
-            kv_bytes=target.dtype.itemsize * sum(heads * (key + value) for heads, key, value in target.layers),
-            attention_flops=2 * query_heads * sum(key + value for _, key, value in target.layers),
+            kv_bytes=target.dtype.itemsize * sum(heads * (key + value) for heads, key, value in target.kv_shapes),
+            attention_flops=2 * query_heads * sum(key + value for _, key, value in target.kv_shapes),
         )
 
     def work(self, point: Point) -> Work:

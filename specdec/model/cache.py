@@ -29,7 +29,7 @@ from transformers import Cache
 from specdec.errors import InputError
 from specdec.model.attention.context import AttentionContext
 
-LayerShape = tuple[int, int, int]  # kv heads, key dim, value dim
+KVShape = tuple[int, int, int]  # kv heads, key dim, value dim
 ROOM = 256  # a kept cache's capacity is a multiple of it, so that one serves many prompts
 KEPT = 2  # batch sizes for which a holder keeps a cache: full batches, and the last, smaller one of a run
 
@@ -38,7 +38,7 @@ class TreeCache(Cache):
     """Preallocated KV storage for every layer.
 
     Args:
-        layers: KV shape of each layer.
+        kv_shapes: KV shape of each layer.
         batch: number of rows.
         capacity: slots per row (prompt + new tokens + one tree).
         dtype: dtype of keys and values.
@@ -53,7 +53,7 @@ class TreeCache(Cache):
 
     def __init__(
         self,
-        layers: Sequence[LayerShape],
+        kv_shapes: Sequence[KVShape],
         batch: int,
         capacity: int,
         dtype: torch.dtype,
@@ -62,11 +62,11 @@ class TreeCache(Cache):
     ) -> None:
         super().__init__(layers=[])
         self.capacity, self.device = capacity, device
-        self.bytes = batch * capacity * dtype.itemsize * sum(heads * (k + v) for heads, k, v in layers)
+        self.bytes = batch * capacity * dtype.itemsize * sum(heads * (k + v) for heads, k, v in kv_shapes)
         _require_memory(self.bytes, batch, capacity, device)
         # One storage for all tensors of a kind, so that `keep` is one gather and one scatter.
         self._storage: dict[tuple[int, int], Tensor] = {}
-        kinds = [(heads, dim) for heads, *dims in layers for dim in dims]
+        kinds = [(heads, dim) for heads, *dims in kv_shapes for dim in dims]
         for heads, dim in dict.fromkeys(kinds):
             count = kinds.count((heads, dim))
             self._storage[heads, dim] = torch.zeros(count, batch, heads, capacity, dim, dtype=dtype, device=device)
@@ -79,7 +79,7 @@ class TreeCache(Cache):
         self.lengths: Int[Tensor, " batch"] = torch.zeros(batch, dtype=torch.long, device=device)
         self.prompts: Int[Tensor, " batch"] = torch.zeros_like(self.lengths)  # tokens of each row's prompt
         self.host_lengths = [0] * batch
-        self._sources = {i: i for i in range(len(layers))} if sources is None else sources
+        self._sources = {i: i for i in range(len(kv_shapes))} if sources is None else sources
         self._kept = frozenset(self._sources.values())
         self._tree: AttentionContext | None = None
         self._slots: Tensor | None = None

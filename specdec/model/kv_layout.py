@@ -21,7 +21,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, Cache, PreT
 from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
 from specdec.errors import InputError
-from specdec.model.cache import LayerShape, cache_argument
+from specdec.model.cache import KVShape, cache_argument
 
 _RECORDER = "specdec_layout"
 _TOKENS = 3
@@ -38,7 +38,7 @@ class KVLayout:
             holds them. A cache layer that is no source is changed by the model before it attends to it.
     """
 
-    shapes: list[LayerShape]
+    shapes: list[KVShape]
     sources: dict[int, int]
 
 

@@ -5,7 +5,7 @@ the final norm is the module whose output the base model returns. A part of a mo
 same modules, with stand-ins for the layers that are left out. The model itself is not changed.
 
     layers     0  1  2  3  4  5          lower(3)   0 1 2 - - -   no norm: the residual stream comes out
-                                         upper(3)   - - - 3 4 5   the stream is put in where layer 3 begins
+                                         upper(3)   - - - 3 4 5   it is put in where layer 3 begins
 """
 
 from __future__ import annotations
@@ -46,19 +46,19 @@ class DecoderLayers:
             raise self._lost(model, f"{got} ({self.path!r})")
         self.norm = self._final_norm(model)
 
-    def lower(self, model: PreTrainedModel, layers: int) -> nn.Module:
-        """Return the base model with its first `layers` layers only. Its last hidden state is the residual stream."""
-        kept = [layer if i < layers else _Skipped() for i, layer in enumerate(self.of(model))]
+    def lower(self, model: PreTrainedModel, depth: int) -> nn.Module:
+        """Return the base model with its first `depth` layers only. Its last hidden state is the residual stream."""
+        kept = [layer if i < depth else _Skipped() for i, layer in enumerate(self.of(model))]
         changes: dict[str, nn.Module] = {self.path: nn.ModuleList(kept)}
         if self.norm is not None:
             changes[self.norm] = nn.Identity()
         return base_of(view(model, changes))
 
-    def upper(self, model: PreTrainedModel, layers: int) -> PreTrainedModel:
-        """Return the model without its first `layers` layers. It is called with `entering`, the residual stream after
+    def upper(self, model: PreTrainedModel, depth: int) -> PreTrainedModel:
+        """Return the model without its first `depth` layers. It is called with `entering`, the residual stream after
         these."""
-        kept = [_Skipped() if i < layers else layer for i, layer in enumerate(self.of(model))]
-        at = min(layers, self.count - 1)
+        kept = [_Skipped() if i < depth else layer for i, layer in enumerate(self.of(model))]
+        at = min(depth, self.count - 1)
         kept[at] = _Entrance(kept[at])
         return view(model, {self.path: nn.ModuleList(kept)})
 
@@ -104,10 +104,10 @@ class DecoderLayers:
     def _lost(self, model: PreTrainedModel, got: str) -> InputError:
         lists = [name for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
         return InputError(
-            "target.layers",
+            "target.layer_path",
             expected=f"one nn.ModuleList of {self.count} decoder layers, as in Llama, Qwen3, GPT-NeoX or Mixtral",
             got=got,
-            fix=f"name it, for instance target.layers={lists[0] if lists else 'model.layers'}",
+            fix=f"name it, for instance target.layer_path={lists[0] if lists else 'model.layers'}",
         )
 
 
@@ -168,7 +168,7 @@ class _Skipped(nn.Module):
 
 
 class _Entrance(nn.Module):
-    """The first layer that runs: it reads the given stream, not the output of the layers before it."""
+    """The first layer that runs: it reads the given residual stream, not the output of the layers before it."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()

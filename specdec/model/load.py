@@ -43,7 +43,7 @@ def load_hub(
     storage: str = "stored",
     revision: str | None = None,
     trust_remote_code: bool = False,
-    layers: str | None = None,
+    layer_path: str | None = None,
     adapter: str | None = None,
     tokenizer: str | None = None,
     chat_template: str | None = None,
@@ -61,7 +61,7 @@ def load_hub(
         storage: storage format of the weights, see `quantise`.
         revision: revision of the checkpoint on the hub.
         trust_remote_code: allow code in the checkpoint to run.
-        layers: see `TargetModel`.
+        layer_path: see `TargetModel`.
         adapter: hub id or folder of a PEFT adapter, which is merged into the weights.
         tokenizer: hub id or folder of the tokenizer, if the checkpoint has none.
         chat_template: a Jinja file, or `none` to join messages without a template; None for the tokenizer's own.
@@ -89,7 +89,7 @@ def load_hub(
         sys.stderr.write(line + "\n")
     called = name if adapter is None else f"{name}+{adapter}"
     target = TargetModel(
-        model, name=called, kernel=kernel, runtime=runtime, tokenizer=words, layers=layers,
+        model, name=called, kernel=kernel, runtime=runtime, tokenizer=words, layer_path=layer_path,
         chat_template_kwargs=variables,
     )  # fmt: skip
     if not target.eos:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from specdec.model.attention import AttentionContext
-from specdec.model.attention.protocol import PrefixKernel
+from specdec.model.attention.protocol import Kernel
 from specdec.model.block import Block
 from specdec.model.cache import TreeCache, cache_argument
 from specdec.model.rope import stretched_window
@@ -35,13 +35,13 @@ class ModuleForwards:
         last.register_forward_hook(self._remember)
 
     def run(
-        self, model: Any, kernel: PrefixKernel, cache: TreeCache, block: Block, prefix: bool, **kwargs: Tensor
+        self, model: Any, kernel: Kernel, cache: TreeCache, block: Block, prefix: bool, **kwargs: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Compute (logits [batch kept vocab], hidden [batch new dim]).
 
         Args:
             model: the model, or a view of it that ends with the output layer.
-            kernel: attention kernel of the prefix.
+            kernel: attention kernel.
             cache: holds the prefix; the new keys and values are written to its block.
             block: the nodes.
             prefix: as in `AttentionContext`.
@@ -58,7 +58,7 @@ class ModuleForwards:
         assert hidden is not None
         return logits, hidden
 
-    def residual(self, model: Any, kernel: PrefixKernel, cache: TreeCache, block: Block, prefix: bool) -> Tensor:
+    def residual(self, model: Any, kernel: Kernel, cache: TreeCache, block: Block, prefix: bool) -> Tensor:
         """Compute the residual stream [batch new dim] with a view of the model that ends before the final norm.
 
         Arguments as in `run`.
@@ -72,7 +72,7 @@ class ModuleForwards:
         """Free the hidden states of a forward that was not made by `run`."""
         self._hidden = None
 
-    def _inputs(self, kernel: PrefixKernel, cache: TreeCache, block: Block, prefix: bool) -> dict[str, Any]:
+    def _inputs(self, kernel: Kernel, cache: TreeCache, block: Block, prefix: bool) -> dict[str, Any]:
         """Open the block that a forward writes to, and return the keyword arguments of its modules."""
         tree = AttentionContext(
             kernel, cache, cache.lengths, cache.host_lengths, block.positions, block.new, block.mask,

@@ -32,7 +32,7 @@ def student_of(target: TargetModel, layers: Sequence[int], what: str = "recipe.l
     Raises:
         InputError: no layers, one the target does not have, or weights in a form that cannot be trained.
     """
-    count, parts = len(target.layers), target.parts
+    count, parts = target.depth, target.parts
     if not layers or not all(0 <= layer < count for layer in layers):
         expected = f"layers of the target {target.name}, counted from 0 to {count - 1}"
         raise InputError(what, expected=expected, got=list(layers), fix="name at least one that it has")
@@ -159,7 +159,7 @@ def new_student(
     Raises:
         InputError: as `student_of`.
     """
-    count = len(target.layers)
+    count = target.depth
     model = student_of(target, [layer + count if layer < 0 else layer for layer in layers], what)
     return Student(model, DecoderLayers(model, len(layers), target.parts.path), vocabulary)
 

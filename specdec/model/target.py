@@ -19,13 +19,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from specdec.errors import InputError
 from specdec.model.attention import ATTENTION_NAME, choose_kernel
 from specdec.model.block import Block, TargetOutput
-from specdec.model.cache import LayerShape, LentCaches, TreeCache
+from specdec.model.cache import KVShape, LentCaches, TreeCache
 from specdec.model.halves import Halves
 from specdec.model.kv_layout import kv_layout, require_forgettable
 from specdec.model.layers import DecoderLayers, last_hidden_states
 from specdec.model.loading.quiet import quiet
 from specdec.model.modules import ModuleForwards
-from specdec.model.proof import Path, admitted
+from specdec.model.proof import ForwardPath, admitted
 from specdec.model.rope import RopeRuntime, stretched_window
 from specdec.model.runtime import CapturedForwards, FusedDecoder, NotCovered, choose_runtime
 from specdec.trees.tree import TokenTree
@@ -42,7 +42,7 @@ class TargetModel:
         kernel: see `choose_kernel`.
         runtime: see `choose_runtime`.
         tokenizer: kept beside the model, for the entry points and for comparing vocabularies.
-        layers: name of the list of its decoder layers, if it cannot be found (see `DecoderLayers`).
+        layer_path: name of the list of its decoder layers, if it cannot be found (see `DecoderLayers`).
         prove: compare its forwards with the stock model's (see `specdec.model.proof`), and use the fastest path that
             agrees.
         chat_template_kwargs: variables for the tokenizer's chat template, kept for `PromptEncoder`.
@@ -60,13 +60,13 @@ class TargetModel:
         kernel: str = "auto",
         runtime: str = "auto",
         tokenizer: PreTrainedTokenizerBase | None = None,
-        layers: str | None = None,
+        layer_path: str | None = None,
         prove: bool = True,
         chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         self.model, self.name, self.tokenizer = model.eval(), name, tokenizer
         self.chat_template_kwargs = dict(chat_template_kwargs or {})
-        self._layers_path = layers
+        self._layer_path = layer_path
         self.kernel = choose_kernel(kernel, self.device)
         self.stock_attention = _stock_attention(model)
         self.runtime, self.rope = choose_runtime(runtime, self.model), RopeRuntime(self.model)
@@ -76,7 +76,7 @@ class TargetModel:
         self.graphs: CapturedForwards | None = None
         self.modules, self.halves = ModuleForwards(self.model), Halves(self)
         self._sources: Mapping[int, int] | None = None  # see `TreeCache`
-        self.layers = self._probe()
+        self.kv_shapes = self._probe()
         text: Any = model.config.get_text_config()
         windows = [getattr(text, name, None) for name in ("sliding_window", "attention_chunk_size")]
         self._caches = LentCaches(self.new_cache, [window for window in windows if isinstance(window, int)])
@@ -108,7 +108,7 @@ class TargetModel:
     @property
     def depth(self) -> int:
         """Number of layers."""
-        return len(self.layers)
+        return len(self.kv_shapes)
 
     @property
     def skips_padding(self) -> bool:
@@ -125,7 +125,7 @@ class TargetModel:
 
     def new_cache(self, batch: int, capacity: int) -> TreeCache:
         """Allocate a cache for `batch` rows of at most `capacity` tokens, one tree included."""
-        return TreeCache(self.layers, batch, capacity, self.dtype, self.device, self._sources)
+        return TreeCache(self.kv_shapes, batch, capacity, self.dtype, self.device, self._sources)
 
     def lend_cache(self, holder: object, batch: int, capacity: int) -> TreeCache:
         """Return a cache as `new_cache` does, reusing the storage for every batch of that size while `holder` lives
@@ -166,7 +166,7 @@ class TargetModel:
             InputError: they cannot be found.
         """
         with self.stock() as model:
-            return DecoderLayers(model, len(self.layers), self._layers_path)
+            return DecoderLayers(model, self.depth, self._layer_path)
 
     def forward_tree(self, cache: TreeCache, tree: TokenTree) -> TargetOutput:
         """Compute logits and hidden states at every node of the tree. Its KV stays in the block until
@@ -218,11 +218,12 @@ class TargetModel:
             self.modules.forget()
 
     @property
-    def path(self) -> Path:
+    def path(self) -> ForwardPath:
         """The path that its forwards take."""
-        return Path(self.fused is not None, self.runtime is not None or self.graphs is not None, self.kernel.name)
+        fast = self.runtime is not None or self.graphs is not None
+        return ForwardPath(self.fused is not None, fast, self.kernel.name)
 
-    def run_on(self, path: Path) -> None:
+    def run_on(self, path: ForwardPath) -> None:
         """Switch off what `path` does without, compared with the path the target was built on."""
         fused, runtime, graphs, kernel = self._built
         if self.runtime is not None:
@@ -239,7 +240,7 @@ class TargetModel:
         if self.runtime is not None:
             self.runtime.install()
 
-    def _probe(self) -> list[LayerShape]:
+    def _probe(self) -> list[KVShape]:
         """Run a few tokens through the stock model to learn every layer's KV shape, then one token through this class.
 
         Raises:

@@ -9,7 +9,7 @@ from specdec.errors import InputError
 from specdec.hardware.acceptance import Acceptances
 from specdec.runs.read import Run
 from specdec.trees.schedules import CHAIN, Rates, given, of_lengths, scheduled
-from specdec.trees.topology import Path as IndexPath
+from specdec.trees.topology import IndexPath
 
 GivenRates = str | Sequence[float] | Sequence[Sequence[float]] | None
 

@@ -27,7 +27,7 @@ from specdec.decoding.stopping import StopRule
 from specdec.errors import InputError
 from specdec.model.block import Block
 from specdec.model.target import TargetModel
-from specdec.replay.trace import NOTHING, Origin, TextTrace, Trace, bytes_per_position, token_type
+from specdec.replay.trace import NOTHING, TextTrace, Trace, TraceOrigin, bytes_per_position, token_type
 from specdec.trees.topology import Topology
 from specdec.trees.tree import TokenTree
 
@@ -149,7 +149,7 @@ class Recorder:
         drafter = self._drafter
         ranking = drafter if isinstance(drafter, RankingDrafter) else None
         return Trace(
-            Origin(
+            TraceOrigin(
                 drafter=names["drafter"],
                 target=names["target"],
                 vocabulary=self._target.vocab_size,

@@ -33,7 +33,7 @@ Array = np.ndarray
 
 
 @dataclass(frozen=True)
-class Origin:
+class TraceOrigin:
     """The recorded run.
 
     Args:
@@ -142,7 +142,7 @@ ARRAYS = ("tokens", "target_ids", "target_logp", "ids", "logq", "nodes", "parent
 
 @dataclass(frozen=True)
 class Trace:
-    origin: Origin
+    origin: TraceOrigin
     texts: Sequence[TextTrace]
 
     @property
@@ -181,7 +181,7 @@ class Trace:
             raise InputError("run", expected=expected, got=f"no {TRACE_FILE} in {str(run)!r}", fix=fix)
         try:
             meta, arrays = _read(file)
-            return cls(filled(meta["origin"], Origin, "origin"), list(_texts(meta["texts"], arrays)))
+            return cls(filled(meta["origin"], TraceOrigin, "origin"), list(_texts(meta["texts"], arrays)))
         except (OSError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
             raise InputError("run", expected=expected, got=f"{str(file)!r} ({error})", fix="record it again") from error
 

@@ -11,7 +11,7 @@ from itertools import pairwise
 from math import prod
 
 from specdec.errors import InputError
-from specdec.trees.topology import Path
+from specdec.trees.topology import IndexPath
 
 Rates = list[list[float]]  # [depth][rank]: how often the child of that rank is right if its parent is
 CHAIN = (1.0,)  # shares of the ranks if only first children are ever right
@@ -40,7 +40,7 @@ SCHEDULES: dict[str, Callable[[float, int], list[float]]] = {
 def scheduled(
     schedule: str,
     tokens_per_step: float,
-    paths: Sequence[Path],
+    paths: Sequence[IndexPath],
     shares: Sequence[float] = CHAIN,
     where: str = "drafter",
 ) -> Rates:
@@ -79,12 +79,12 @@ def scheduled(
     return rates(high)
 
 
-def expected_tokens(rates: Rates, paths: Sequence[Path]) -> float:
+def expected_tokens(rates: Rates, paths: Sequence[IndexPath]) -> float:
     """Return the tokens per step of a tree: 1 for the target's own token, and the chance of every path."""
     return 1.0 + sum(chance(rates, path) for path in paths)
 
 
-def chance(rates: Rates, path: Path) -> float:
+def chance(rates: Rates, path: IndexPath) -> float:
     """Return the chance that every token on a path is right; 0 if it leads out of the table."""
     if len(path) > len(rates) or any(rank >= len(level) for rank, level in zip(path, rates, strict=False)):
         return 0.0

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from specdec.errors import InputError
 
-Path = tuple[int, ...]
+IndexPath = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Topology:
     ends paths[i].
     """
 
-    paths: tuple[Path, ...]
+    paths: tuple[IndexPath, ...]
 
     @classmethod
     def of(cls, paths: object, what: str = "drafter.tree") -> Topology:
@@ -115,7 +115,7 @@ class Topology:
         return all(len(children) == 1 for _, _, children in self.families)
 
 
-def best_tree(accuracies: Sequence[Sequence[float]], nodes: int) -> tuple[list[Path], list[float]]:
+def best_tree(accuracies: Sequence[Sequence[float]], nodes: int) -> tuple[list[IndexPath], list[float]]:
     """Return the `nodes` paths with the largest expected number of accepted tokens, best first, and the gain of each.
 
     If heads were independent, a node would be accepted with the product of the accuracies on its path. That is its gain
@@ -129,9 +129,9 @@ def best_tree(accuracies: Sequence[Sequence[float]], nodes: int) -> tuple[list[P
     """
     if not accuracies or not all(accuracies) or not all(0 <= a <= 1 for head in accuracies for a in head):
         raise InputError("accuracies", expected="shares in [0, 1], some of every head", got=accuracies, fix="measure")
-    paths: list[Path] = []
+    paths: list[IndexPath] = []
     gains: list[float] = []
-    frontier: list[tuple[float, Path]] = [(-a, (rank,)) for rank, a in enumerate(accuracies[0])]
+    frontier: list[tuple[float, IndexPath]] = [(-a, (rank,)) for rank, a in enumerate(accuracies[0])]
     heapq.heapify(frontier)
     while frontier and len(paths) < nodes:
         gain, path = heapq.heappop(frontier)
@@ -143,7 +143,7 @@ def best_tree(accuracies: Sequence[Sequence[float]], nodes: int) -> tuple[list[P
     return _enough(paths, nodes), gains
 
 
-def most_frequent_tree(ranks: Int[Tensor, "positions heads"], nodes: int) -> tuple[list[Path], list[float]]:
+def most_frequent_tree(ranks: Int[Tensor, "positions heads"], nodes: int) -> tuple[list[IndexPath], list[float]]:
     """Return the best tree as `best_tree` does, without assuming independence: count how often all candidates of a path
     were right together.
 
@@ -159,9 +159,9 @@ def most_frequent_tree(ranks: Int[Tensor, "positions heads"], nodes: int) -> tup
     return _enough(paths[:nodes], nodes), gains[:nodes]
 
 
-def frequent_paths(ranks: Sequence[Sequence[int]]) -> tuple[list[Path], list[float]]:
+def frequent_paths(ranks: Sequence[Sequence[int]]) -> tuple[list[IndexPath], list[float]]:
     """Return every path that was ever right, most frequent first, and the share of positions at which it was right."""
-    counts: Counter[Path] = Counter()
+    counts: Counter[IndexPath] = Counter()
     for row in ranks:
         hit = row[: row.index(-1)] if -1 in row else row
         counts.update(tuple(hit[:length]) for length in range(1, len(hit) + 1))
@@ -170,7 +170,7 @@ def frequent_paths(ranks: Sequence[Sequence[int]]) -> tuple[list[Path], list[flo
     return paths, [counts[path] / len(ranks) for path in paths]
 
 
-def _enough(paths: list[Path], nodes: int) -> list[Path]:
+def _enough(paths: list[IndexPath], nodes: int) -> list[IndexPath]:
     if not 0 < nodes <= len(paths):
         raise InputError(
             "nodes", expected=f"1 to {len(paths)}, as many paths as there are", got=nodes, fix="measure more candidates"

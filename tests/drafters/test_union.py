@@ -14,7 +14,7 @@ from drafters.early_exit.adapter import fresh_adapter
 from drafters.medusa import Medusa
 from drafters.ngram import Ngram
 from drafters.none import NoDrafter
-from drafters.union import Union
+from drafters.union import UnionDrafter
 from specdec.decoding.generate import autoregressive, speculative
 from specdec.decoding.protocols import Drafter, DraftState, Session, Traits, traits_of
 from specdec.decoding.sampling import SamplingParams, Streams
@@ -58,14 +58,14 @@ class Fixed:
         return TokenTree.from_rows([tokens] * len(state.rows), [parents] * len(state.rows))
 
 
-def step(union: Union, tiny: TargetModel, path: list[list[int]], sampling: SamplingParams = GREEDY) -> TokenTree:
+def step(union: UnionDrafter, tiny: TargetModel, path: list[list[int]], sampling: SamplingParams = GREEDY) -> TokenTree:
     rows = [[1, 2, 3]] * len(path)
     streams = Streams([[0, r] for r in range(len(path))], sampling, torch.device("cpu"))
     return union.propose(DraftState(rows, kept(path), [9] * len(path), streams))
 
 
-def begun(tiny: TargetModel, nodes: int | None = None, **drafters: Drafter) -> Union:
-    union = Union(drafters, nodes)
+def begun(tiny: TargetModel, nodes: int | None = None, **drafters: Drafter) -> UnionDrafter:
+    union = UnionDrafter(drafters, nodes)
     union.start(Session(tiny, [[1, 2, 3]], GREEDY, 40))
     return union
 
@@ -122,7 +122,7 @@ class Knowing:
         return TokenTree.from_rows([[TEXT[at - 1], *drafted]], [list(range(-1, len(drafted)))], confidence=sure)
 
 
-def drafted(tiny: TargetModel, union: Union) -> dict[int, list[int]]:
+def drafted(tiny: TargetModel, union: UnionDrafter) -> dict[int, list[int]]:
     """The loop without a model, which writes TEXT: where each tree stands, and its tokens less the right ones."""
     union.start(Session(tiny, [TEXT[:1]], GREEDY, 4000))
     at, path, found, streams = 2, [0], {}, Streams([[0]], GREEDY, torch.device("cpu"))
@@ -140,7 +140,7 @@ def drafted(tiny: TargetModel, union: Union) -> dict[int, list[int]]:
 def test_the_budget_goes_to_the_drafter_that_is_right(tiny: TargetModel) -> None:
     for order in (1, -1):
         drafters = {"good": Knowing(lambda at: True, 0, 6), "bad": Knowing(lambda at: False, GUESS, 6)}
-        trees = list(drafted(tiny, Union(dict(list(drafters.items())[::order]), nodes=6)).values())
+        trees = list(drafted(tiny, UnionDrafter(dict(list(drafters.items())[::order]), nodes=6)).values())
         assert sorted(trees[0]) == [0] * 3 + [GUESS] * 3  # nothing is known, and neither says
         assert all(tree == [0] * 6 for tree in trees[8:])
 
@@ -151,7 +151,7 @@ def test_a_drafter_that_is_sure_is_believed_at_once_until_it_is_wrong(tiny: Targ
         "doubts": Knowing(lambda at: not justified, 2 * GUESS, 6, 0.4),
         "sure": Knowing(lambda at: justified, GUESS, 6, 0.95),
     }
-    trees = list(drafted(tiny, Union(drafters, nodes=6)).values())
+    trees = list(drafted(tiny, UnionDrafter(drafters, nodes=6)).values())
     assert trees[0] == [0 if justified else GUESS] * 6
     assert all(tree == [0] * 6 for tree in trees[20:])
 
@@ -162,7 +162,7 @@ def test_a_budget_turns_with_the_text(tiny: TargetModel) -> None:
         "copies": Knowing(lambda at: not 200 <= at < 400, GUESS, 6),
         "invents": Knowing(lambda at: 200 <= at < 400, 2 * GUESS, 6),
     }
-    trees = drafted(tiny, Union(drafters, nodes=6))
+    trees = drafted(tiny, UnionDrafter(drafters, nodes=6))
     for begin in (0, 200, 400):
         after = [tree for at, tree in trees.items() if begin <= at < begin + 190]
         turned = next(i for i, tree in enumerate(after) if tree == [0] * 6)
@@ -185,11 +185,11 @@ def test_what_the_target_has_begun_to_read_stays_as_it_is(tiny: TargetModel) -> 
 
 def makers() -> dict[str, Callable[[TargetModel], Drafter]]:
     return {
-        "ngram and medusa": lambda t: Union({"a": Ngram(3, 1, 5, 2, 7), "b": Medusa("fresh", 8)}, nodes=9),
-        "draft model and ngram": lambda t: Union(
+        "ngram and medusa": lambda t: UnionDrafter({"a": Ngram(3, 1, 5, 2, 7), "b": Medusa("fresh", 8)}, nodes=9),
+        "draft model and ngram": lambda t: UnionDrafter(
             {"a": DraftModel(tiny_draft(), children="top_k"), "b": Ngram(3, 1, 5, 2, 7)}
         ),
-        "early exit, ngram, draft model": lambda t: Union(
+        "early exit, ngram, draft model": lambda t: UnionDrafter(
             {
                 "a": Ngram(3, 1, 5, 2, 7),
                 "b": EarlyExit(1, fresh_adapter(t, 1, layers=[0]), depth=3, beam=2, nodes=6, threshold=0.01),
@@ -223,7 +223,7 @@ def test_an_adapter_in_a_union_misses_nothing() -> None:
     target goes on being right."""
     tiny = load_tiny(device="cpu", layers=3)
     exits = EarlyExit(1, fresh_adapter(tiny, 1, layers=[1, 2]), depth=2, nodes=2)
-    union = Union({"exit": exits, "ngram": Ngram(3, 1, 6, 2, 12)})
+    union = UnionDrafter({"exit": exits, "ngram": Ngram(3, 1, 6, 2, 12)})
     parts = (TreeAttention(tiny), Exact(), GREEDY, StopRule(40, frozenset()))
     done = speculative(PROMPTS, union, *parts, SEEDS)
     assert StepMetrics.of(done.steps).acceptance_at_depth[:2] == [1.0, 1.0]
@@ -244,9 +244,9 @@ def test_bad_input(tiny: TargetModel) -> None:
     ]
     for options, message in cases:
         with pytest.raises(InputError) as error:
-            Union(**options)
+            UnionDrafter(**options)
         assert str(error.value) == message
-    union = Union({"a": Ngram(3, 1, 5, 2, 7), "b": DraftModel(tiny_draft(), [1, 1])})
+    union = UnionDrafter({"a": Ngram(3, 1, 5, 2, 7), "b": DraftModel(tiny_draft(), [1, 1])})
     parts = (TreeAttention(tiny), Exact(), SAMPLED, StopRule(8))
     with pytest.raises(InputError, match="expected drafters whose children are chosen by rank, got DraftModel, which"):
         speculative(PROMPTS, union, *parts, SEEDS)

@@ -140,7 +140,7 @@ OPTIONS: list[tuple[Any, list[str], dict[str, tuple[str, ...]]]] = [
         ["target=tiny", "folder=x"],
         {
             "folder": TEXT,
-            "places": COUNT,
+            "slots": COUNT,
             "seed": WHOLE,
             "answers.samples": COUNT,
             "answers.temperatures": ("true", "[nan]", "[-1]", "[true]"),

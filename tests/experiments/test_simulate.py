@@ -31,7 +31,7 @@ from specdec.metrics import StepMetrics, StepRecord
 from specdec.model.target import TargetModel
 from specdec.replay.record import Recorder
 from specdec.replay.replay import Costs, Fixed, accepted, replay, times
-from specdec.replay.trace import Origin, TextTrace, Trace
+from specdec.replay.trace import TextTrace, Trace, TraceOrigin
 from specdec.trees.topology import Topology
 from tests.drafters.medusa.made import perfect_heads
 from tests.support.commands import Done, command
@@ -102,7 +102,7 @@ def made(positions: int, texts: int = 1, depths: int = 4, ranks: int = 10) -> Tr
         ids = rng.permuted(np.broadcast_to(np.arange(20), (positions, depths, 20)), axis=2)[..., :ranks]
         logp = np.full((positions, ranks), -9.0)
         found.append(TextTrace(str(number), "c", 0, 0, number, 5, tokens, ids[:, 0], logp, ids, ids * 0.0))
-    return Trace(Origin("medusa", "tiny", 258, 0.0, positions, 1, depths, ranks, [[0]]), found)
+    return Trace(TraceOrigin("medusa", "tiny", 258, 0.0, positions, 1, depths, ranks, [[0]]), found)
 
 
 def test_a_thousand_replays_of_ten_thousand_positions_take_under_a_minute() -> None:
@@ -351,7 +351,7 @@ def test_what_cannot_be_replayed_is_said(
     tmp_path: Path, tiny: TargetModel, simulated: Callable[..., Done], override: str, message: str
 ) -> None:
     trace = recorded(Ngram(3, 1, 6, 3, 12), tiny)
-    Trace(Origin(**{**trace.origin.__dict__, "drafter": "ngram"}), trace.texts).write(tmp_path)
+    Trace(TraceOrigin(**{**trace.origin.__dict__, "drafter": "ngram"}), trace.texts).write(tmp_path)
     done = simulated(f"run={tmp_path}", override)
     assert done.status == 2
     assert message in done.err

@@ -31,7 +31,7 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     folder = tmp_path / "data"
     distill = command(self_distill.main, tmp_path / "distill", monkeypatch, capsys)
     answers = [f"answers.max_new_tokens={ANSWER}", "answers.temperatures=[0.0]"]
-    done = distill(*TINY, f"folder={folder}", "prompts=builtin", "prompts.limit=48", "places=16", *answers)
+    done = distill(*TINY, f"folder={folder}", "prompts=builtin", "prompts.limit=48", "slots=16", *answers)
     assert done.status == 0, done.err
     return folder
 

@@ -71,6 +71,7 @@ def test_every_yaml_of_a_drafter_is_read_as_hydra_reads_it(file: object) -> None
         (lambda t: specdec.load(t, drafter=specdec.Drafter), "or a Drafter object, got <class"),
         (lambda t: specdec.load(t, dtype="float32"), "expected no options beside a TargetModel, got dtype"),
         (lambda _: specdec.load("tiny", weights="int8"), "got 'weights'; it is called storage now"),
+        (lambda _: specdec.load("nowhere", layers="model.layers"), "got 'layers'; it is called layer_path now"),
         (lambda t: specdec.load(t).generate("x", seed=-1), "seed: expected an integer >= 0, got -1"),
         (lambda t: specdec.load(t).generate([]), "prompts: expected at least one text, got an empty list"),
         (lambda t: specdec.load(t).generate("", chat=False), "expected at least one token"),

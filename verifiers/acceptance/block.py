@@ -20,7 +20,7 @@ from verifiers.acceptance.rejection import HUGE, at, nobody_at, normalised, rati
 from verifiers.acceptance.requirements import require_exact_for, require_probabilities
 
 
-class Block:
+class BlockVerification:
     """Keep a prefix of the drafted tokens x_1 ... x_n. With w_0 = 1, let
 
         w_i = min(1, w_{i-1} p(x_i) / q(x_i)),
@@ -76,3 +76,6 @@ def next_heads(w: Float[Tensor, "batch nodes"], i: int) -> Float[Tensor, "batch 
     tails[:, : i - 1] = (1 - w[:, 1:i]).flip(1).cumprod(1).flip(1)  # P(all coins between the node and i show tails)
     tails[:, i:] = 0
     return w * tails
+
+
+Block = BlockVerification  # its name in configs that were saved before

@@ -27,7 +27,7 @@ REMEMBERED_FROM = 0.5  # seconds; shorter proofs are made again at each start
 
 
 @dataclass(frozen=True)
-class Path:
+class ForwardPath:
     """A way to compute a model's forwards.
 
     Args:
@@ -40,7 +40,7 @@ class Path:
     fast: bool
     kernel: str
 
-    def instead_of(self, faster: Path, kind: str, apart: str) -> str:
+    def instead_of(self, faster: ForwardPath, kind: str, apart: str) -> str:
         """Return the warning that a model of this `kind` takes this path because the faster one gives other results.
 
         apart: description of the difference.
@@ -66,7 +66,7 @@ class Proof:
     """
 
     differences: dict[str, tuple[float, float]]
-    path: Path
+    path: ForwardPath
     note: str = ""
     seconds: float = 0.0
     remembered: bool = False
@@ -115,16 +115,16 @@ def admitted(target: TargetModel, kernel: str, runtime: str) -> Proof:
     raise _refused(target, proof, kernel, runtime)
 
 
-def _paths(target: TargetModel, kernel: str, runtime: str) -> list[Path]:
+def _paths(target: TargetModel, kernel: str, runtime: str) -> list[ForwardPath]:
     """Return the path that `target` is on, then slower ones, the slowest last."""
     fastest = target.path
     kernels = [fastest.kernel]
     if kernel == "auto":
         kernels += slower(fastest.kernel)
     paths = [fastest]
-    paths += [Path(False, fastest.fast, name) for name in kernels]
+    paths += [ForwardPath(False, fastest.fast, name) for name in kernels]
     if runtime == "auto":
-        paths += [Path(False, False, name) for name in kernels]
+        paths += [ForwardPath(False, False, name) for name in kernels]
     return list(dict.fromkeys(paths))
 
 
@@ -134,7 +134,7 @@ def _take(target: TargetModel, proof: Proof) -> None:
         warnings.warn(proof.note, stacklevel=5)
 
 
-def _recalled(name: str, paths: list[Path]) -> Proof | None:
+def _recalled(name: str, paths: list[ForwardPath]) -> Proof | None:
     """Return the proof made at an earlier start; None if there is none, or if its file is damaged."""
     found = memory.recall(name)
     try:

@@ -43,7 +43,7 @@ class Serving:
 def served(target: TargetModel) -> list[Serving]:
     """Return how each layer is computed, in a forward over a small tree behind a short prefix."""
     if target.fused is not None:
-        return [Serving(layer, "fused", _products(target.model)) for layer in range(len(target.layers))]
+        return [Serving(layer, "fused", _products(target.model)) for layer in range(target.depth)]
     seen: dict[int, tuple[str, str]] = {}
     calls: list[str] = []
     kernel, graphs, plain = target.kernel, target.graphs, tree_attention

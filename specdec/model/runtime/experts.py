@@ -22,7 +22,7 @@ class Experts(nn.Module):
 
     Args:
         gate_up: for each expert, gate and up as one linear layer, gate first.
-        down: for each expert, the linear layer back to the width of the stream.
+        down: for each expert, the linear layer back to the width of the residual stream.
         act: the activation.
     """
 

@@ -29,7 +29,7 @@ def check_names(names: Sequence[str], target: TargetModel) -> None:
     Raises:
         InputError: a name is neither "hidden" nor "layer:k" with 0 <= k < number of layers.
     """
-    layers = len(target.layers)
+    layers = target.depth
     for name in names:
         match = re.fullmatch(r"layer:(\d+)", name)
         if name != HIDDEN and not (match and int(match[1]) < layers):

@@ -74,7 +74,7 @@ class Refill:
     Args:
         target: the target.
         stop: ends texts.
-        places: number of slots, the batch size.
+        slots: number of slots, the batch size.
         longest: tokens of the longest prompt.
         hidden: dtype in which hidden states are kept; None to keep none.
         shared: shared prefix of the prompts (the opening of a chat template), which is read only once.
@@ -89,7 +89,7 @@ class Refill:
         self,
         target: TargetModel,
         stop: StopRule,
-        places: int,
+        slots: int,
         longest: int,
         hidden: torch.dtype | None = None,
         shared: Sequence[int] = (),
@@ -97,13 +97,13 @@ class Refill:
     ) -> None:
         self._target, self._stop, self._shared = target, stop, list(shared)
         capacity = longest_text([[0] * longest], stop, target.context_window)
-        self._cache = target.new_cache(places, capacity)
-        self._together = min(together or TOGETHER.get(target.device.type, 1), places)
+        self._cache = target.new_cache(slots, capacity)
+        self._together = min(together or TOGETHER.get(target.device.type, 1), slots)
         # cache of the prefill batch; prompts are read here, then moved to their slots
         self._entrance = target.new_cache(self._together, max(longest, len(shared)))
-        self._places: list[_Text | None] = [None] * places
+        self._slots: list[_Text | None] = [None] * slots
         dim = target.model.config.get_text_config().hidden_size if hidden is not None else 0
-        self._hidden = torch.empty(places, capacity, dim, dtype=hidden or target.dtype, device=target.device)
+        self._hidden = torch.empty(slots, capacity, dim, dtype=hidden or target.dtype, device=target.device)
         self._opened = bool(self._shared)  # whether the prefill cache holds the shared prefix
         if self._shared:
             opening = target.prefill(self._entrance, [self._shared] * self._together).hidden[0]
@@ -130,23 +130,23 @@ class Refill:
             return waiting.popleft() if waiting else next(source, None)
 
         while True:
-            free = [place for place, text in enumerate(self._places) if not text]
+            free = [slot for slot, text in enumerate(self._slots) if not text]
             for begin in range(0, len(free) - self._together + 1, self._together):
-                places = free[begin : begin + self._together]
-                self._admit({place: request for place in places if (request := following()) is not None})
-            live = [place for place, text in enumerate(self._places) if text]
+                slots = free[begin : begin + self._together]
+                self._admit({slot: request for slot in slots if (request := following()) is not None})
+            live = [slot for slot, text in enumerate(self._slots) if text]
             if not live:
                 return
             self._step(live)
-            for place in live:
-                text = self._places[place]
+            for slot in live:
+                text = self._slots[slot]
                 assert text is not None
-                if text.length == self._cache.host_lengths[place]:  # ended, and its last token was read
-                    self._places[place] = None
-                    hidden = self._hidden[place, : text.length].to("cpu", copy=True) if self._hidden.shape[-1] else None
+                if text.length == self._cache.host_lengths[slot]:  # ended, and its last token was read
+                    self._slots[slot] = None
+                    hidden = self._hidden[slot, : text.length].to("cpu", copy=True) if self._hidden.shape[-1] else None
                     if more := finished(Finished(text.request, text.answer, hidden)):
                         waiting.append(more)
-            self._cache.crop([n if text else 0 for n, text in zip(self._cache.host_lengths, self._places, strict=True)])
+            self._cache.crop([n if text else 0 for n, text in zip(self._cache.host_lengths, self._slots, strict=True)])
             step(len(live))
 
     def _admit(self, requests: Mapping[int, Request]) -> None:
@@ -165,26 +165,26 @@ class Refill:
             _Text(request, request.sampling.bound(self._target.model, [request.prompt], self._stop), [])
             for request in requests.values()
         ]
-        for row, (place, text) in enumerate(zip(requests, texts, strict=True)):
-            self._cache.adopt(place, self._entrance, row)
-            self._places[place] = text
+        for row, (slot, text) in enumerate(zip(requests, texts, strict=True)):
+            self._cache.adopt(slot, self._entrance, row)
+            self._slots[slot] = text
             if self._hidden.shape[-1]:
                 length = len(text.request.prompt)
-                self._hidden[place, :known] = self._opening_hidden[:known]
-                self._hidden[place, known:length] = out.hidden[row, : length - known].to(self._hidden.dtype)
+                self._hidden[slot, :known] = self._opening_hidden[:known]
+                self._hidden[slot, known:length] = out.hidden[row, : length - known].to(self._hidden.dtype)
         self._choose(texts, out.logits[: len(texts), 0])
 
     def _step(self, live: Sequence[int]) -> None:
         """Run one forward over all slots, and choose the next token of every text that continues."""
-        texts = [text for place in live if (text := self._places[place])]
-        tokens = torch.full((len(self._places), 1), -1)  # free slots are padding
+        texts = [text for slot in live if (text := self._slots[slot])]
+        tokens = torch.full((len(self._slots), 1), -1)  # free slots are padding
         tokens[list(live), 0] = torch.tensor([text.answer[-1] for text in texts])
         lengths = self._cache.lengths
         out = self._target.forward(self._cache, Block.chain(self._cache, tokens.to(lengths.device)))
         if self._hidden.shape[-1]:
-            every = torch.arange(len(self._places), device=lengths.device)
+            every = torch.arange(len(self._slots), device=lengths.device)
             self._hidden[every, lengths] = out.hidden[:, 0].to(self._hidden.dtype)
-        self._cache.advance([1 if text else 0 for text in self._places])
+        self._cache.advance([1 if text else 0 for text in self._slots])
         going = [i for i, text in enumerate(texts) if not text.ended]
         self._choose([texts[i] for i in going], out.logits[[live[i] for i in going], 0])
 

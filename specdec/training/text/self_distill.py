@@ -30,7 +30,7 @@ TRIAL_TOKENS = 6
 
 
 @dataclass(frozen=True)
-class Plan:
+class Forecast:
     """Upper bounds of what a run will produce; texts may end earlier.
 
     Args:
@@ -96,7 +96,7 @@ class SelfDistillation:
         samples: answers per prompt.
         longest_prompt: largest number of tokens in a prompt. Longer prompts are left out; a conversation that becomes
             longer ends.
-        places: number of texts generated at a time.
+        slots: number of texts generated at a time.
         seed: seed of sampled answers.
         answer_tokens: begin no new text after this number of answer tokens; None for no limit.
         hidden: whether to store hidden states.
@@ -113,7 +113,7 @@ class SelfDistillation:
     temperatures: Sequence[float] = (0.0, 0.0, 0.8)
     samples: int = 1
     longest_prompt: int = 512
-    places: int = 32
+    slots: int = 32
     seed: int = 0
     answer_tokens: int | None = None
     hidden: bool = True
@@ -121,13 +121,13 @@ class SelfDistillation:
     left_out: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
-        for name, low in (("samples", 1), ("places", 1), ("longest_prompt", 1)):
+        for name, low in (("samples", 1), ("slots", 1), ("longest_prompt", 1)):
             if getattr(self, name) < low:
                 raise InputError(name, expected=f"an integer >= {low}", got=getattr(self, name), fix="raise it")
         if not self.temperatures:
             raise InputError("temperatures", expected="at least one", got="none", fix="use [0.0] for greedy text")
 
-    def plan(self, shard: Shard, processes: int = 1) -> Plan:
+    def plan(self, shard: Shard, processes: int = 1) -> Forecast:
         """Return a plan of the remaining work, with its speed measured on the first prompts.
 
         Args:
@@ -142,7 +142,7 @@ class SelfDistillation:
         answers = self.stop.max_new_tokens * sum(len(conversation.prompt.turns) for conversation in left)
         if self.answer_tokens is not None:
             # texts that are in progress when the limit is reached are still finished
-            answers = min(answers, self.answer_tokens + self.places * self.stop.max_new_tokens)
+            answers = min(answers, self.answer_tokens + self.slots * self.stop.max_new_tokens)
         prompt_tokens = sum(map(len, prompts))
         row = TOKEN_BYTES + (FEATURE_BYTES * shard.origin.dim if self.hidden else 0)
         size = int(SPARE * row * (prompt_tokens + answers))
@@ -150,8 +150,8 @@ class SelfDistillation:
             shard.folder, size * processes, f"at most {(prompt_tokens + answers) * processes:,} tokens",
             "set answers.answer_tokens, lower answers.max_new_tokens, or choose a folder on a larger disk",
         )  # fmt: skip
-        read, write = self._measure(prompts[: self.places]) if prompts else (1.0, 1.0)
-        return Plan(len(left), prompt_tokens, answers, size, free, prompt_tokens / read + answers / write, write)
+        read, write = self._measure(prompts[: self.slots]) if prompts else (1.0, 1.0)
+        return Forecast(len(left), prompt_tokens, answers, size, free, prompt_tokens / read + answers / write, write)
 
     def run(self, shard: Shard, on_text: Callable[[Text], None] = lambda text: None) -> None:
         """Answer the remaining prompts; each text is committed to the shard when it ends."""
@@ -249,7 +249,7 @@ class SelfDistillation:
             lambda pair: pair[0] == pair[1], zip(*(encoder.encode([turn], []) for turn in "ab"), strict=False)
         )
         opening = [token for token, _ in pairs]
-        return Refill(self.target, stop, min(self.places, texts), self.longest_prompt, hidden, opening)
+        return Refill(self.target, stop, min(self.slots, texts), self.longest_prompt, hidden, opening)
 
     def _measure(self, prompts: Sequence[list[int]]) -> tuple[float, float]:
         """Return prompt tokens read and answer tokens generated per second, measured on these prompts."""

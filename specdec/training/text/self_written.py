@@ -49,7 +49,7 @@ def write_prompts(
     sampling: SamplingParams,
     *,
     longest: int = 160,
-    places: int = 32,
+    slots: int = 32,
     seed: int = 0,
     part: int = 0,
     parts: int = 1,
@@ -68,7 +68,7 @@ def write_prompts(
         openings: first words of the turns, used in rotation; they influence what is asked. "" lets the model choose.
         sampling: how tokens are chosen.
         longest: largest number of tokens in a turn; longer ones are left out.
-        places: number of turns generated at a time.
+        slots: number of turns generated at a time.
         seed: seed of the sampling.
         part, parts: turns are numbered over all processes; process `part` of `parts` writes every `parts`-th.
         on_prompt: called with each new prompt.
@@ -114,7 +114,7 @@ def write_prompts(
             on_prompt(prompt)
 
         if len(prompts) < count:
-            refill = Refill(target, StopRule(longest, target.eos), places, max(map(len, starts)), None, starts[0])
+            refill = Refill(target, StopRule(longest, target.eos), slots, max(map(len, starts)), None, starts[0])
             refill.run(requests(), finished)
     return prompts
 

@@ -21,7 +21,7 @@ from drafters.early_exit.adapter import fresh_adapter
 from drafters.hydra_heads import Hydra
 from drafters.medusa import Medusa
 from drafters.ngram import Ngram
-from drafters.union import Union
+from drafters.union import UnionDrafter
 from experiments import bench
 from specdec.decoding.generate import Generation, autoregressive, speculative
 from specdec.decoding.protocols import Drafter, DraftState, Session, traits_of
@@ -72,7 +72,9 @@ def makers() -> dict[str, Callable[[TargetModel], Drafter]]:
         "eagle": lambda t: Eagle("fresh", depth=3, beam=2, nodes=8),
         "hydra heads": lambda t: Hydra("fresh", depth=3, beam=2, nodes=8),
         "early exit": lambda t: EarlyExit(1, fresh_adapter(t, 1, layers=[0]), depth=3, beam=2, nodes=6),
-        "union": lambda t: Union({"a": Ngram(3, 1, 5, 2, 7), "b": DraftModel(tiny_draft(), nodes=8, depth=4, beam=3)}),
+        "union": lambda t: UnionDrafter(
+            {"a": Ngram(3, 1, 5, 2, 7), "b": DraftModel(tiny_draft(), nodes=8, depth=4, beam=3)}
+        ),
     }
 
 

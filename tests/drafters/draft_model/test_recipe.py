@@ -112,7 +112,7 @@ PLACED = ("afmoe", "deepseek_v2", "deepseek_v3", "llama4_text")  # their config 
 def test_a_student_of_all_layers_is_the_target(family: str) -> None:
     """Of every architecture; it shares embeddings and output layer, and nothing else."""
     target = TargetModel(build(family), name=family, runtime="stock")
-    count = len(target.layers)
+    count = target.depth
     model = student_of(target, list(range(count)))
     ids = torch.tensor([[3, 1, 4, 1, 5]])
     with target.stock() as stock, torch.no_grad():

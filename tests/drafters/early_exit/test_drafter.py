@@ -114,8 +114,8 @@ def test_an_adapters_cache_has_no_hole() -> None:
         EarlyExit.start(drafter, session)
         logits = drafter._exit.logits
 
-        def watched(known: TokenTree, stream: Tensor) -> Tensor:
-            ours, (tree, rows, new) = logits(known, stream), verifier.now
+        def watched(known: TokenTree, residual: Tensor) -> Tensor:
+            ours, (tree, rows, new) = logits(known, residual), verifier.now
             for r, row in enumerate(rows):
                 for place in range(tree.nodes - new, tree.nodes):
                     if tree.tokens[r, place] == PAD:

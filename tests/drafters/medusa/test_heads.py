@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from drafters.medusa.drafter import Products
+from drafters.medusa.drafter import MedusaProducts
 from drafters.medusa.heads import MedusaHeads, fresh_heads, output_weight
 from specdec.errors import InputError
 from specdec.model.load import load_tiny
@@ -42,7 +42,7 @@ def test_blocks_of_a_head_learn_different_things(tiny: TargetModel) -> None:
 def test_fresh_heads_guess_what_the_target_does(tiny: TargetModel, own: bool) -> None:
     made = fresh_heads(tiny, 3, layers=2, own_output=own)
     out = tiny.prefill(tiny.new_cache(1, 8), [[7, 8, 9]])
-    logits = Products(made, tiny, CHAIN)(out.hidden[:, -1])
+    logits = MedusaProducts(made, tiny, CHAIN)(out.hidden[:, -1])
     torch.testing.assert_close(logits, out.logits.expand_as(logits))
 
 
@@ -54,7 +54,7 @@ def test_the_formula(tiny: TargetModel, layers: int, own: bool, vocabulary: torc
     made = random_heads(tiny, 3, layers, own, vocabulary)
     hidden = torch.randn(5, made.dim, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        served = Products(made, tiny, CHAIN)(hidden)
+        served = MedusaProducts(made, tiny, CHAIN)(hidden)
         trained = torch.stack([made(hidden)[i] @ rows.T for i, rows in enumerate(made.output_rows(tiny))], 1)
         expected = torch.stack([torch.stack([logits_by_hand(made, tiny, h, i) for i in range(3)]) for h in hidden])
     if vocabulary is not None:
@@ -67,14 +67,14 @@ def test_the_formula(tiny: TargetModel, layers: int, own: bool, vocabulary: torc
 def test_only_the_heads_the_tree_asks_for_are_computed(tiny: TargetModel) -> None:
     made = random_heads(tiny, heads=3)
     hidden = torch.randn(2, made.dim)
-    two, three = (Products(made, tiny, Topology.of([[0] * d for d in range(1, n + 1)]))(hidden) for n in (2, 3))
+    two, three = (MedusaProducts(made, tiny, Topology.of([[0] * d for d in range(1, n + 1)]))(hidden) for n in (2, 3))
     assert two.shape[1] == 2
     torch.testing.assert_close(two, three[:, :2])
 
 
 def test_weights_are_shared_with_what_serves_them(tiny: TargetModel) -> None:
     made = random_heads(tiny, layers=2)
-    products = Products(made, tiny, CHAIN)
+    products = MedusaProducts(made, tiny, CHAIN)
     hidden = torch.randn(1, made.dim)
     before = products(hidden)
     with torch.no_grad():
@@ -112,5 +112,5 @@ def test_heads_of_another_target_are_refused(tiny: TargetModel) -> None:
 def test_lower_precision_targets_are_served_in_theirs() -> None:
     target = load_tiny(dtype="bfloat16", device="cpu")
     made = random_heads(target).to(torch.bfloat16)
-    assert Products(made, target, CHAIN)(torch.randn(2, 64, dtype=torch.bfloat16)).dtype is torch.bfloat16
-    assert Products(random_heads(target), target, CHAIN)(torch.randn(2, 64, dtype=torch.bfloat16)).shape[1] == 3
+    assert MedusaProducts(made, target, CHAIN)(torch.randn(2, 64, dtype=torch.bfloat16)).dtype is torch.bfloat16
+    assert MedusaProducts(random_heads(target), target, CHAIN)(torch.randn(2, 64, dtype=torch.bfloat16)).shape[1] == 3

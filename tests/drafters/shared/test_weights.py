@@ -17,7 +17,7 @@ from drafters.medusa.formats import write_official
 from drafters.medusa.heads import fresh_heads
 from drafters.ngram import Ngram
 from drafters.shared import shipped
-from drafters.union import Union
+from drafters.union import UnionDrafter
 from specdec.decoding.protocols import Drafter, Session, Size, traits_of
 from specdec.decoding.sampling import SamplingParams
 from specdec.errors import InputError
@@ -63,11 +63,11 @@ def test_a_union_adds_what_its_parts_add(tiny: TargetModel, tmp_path: Path) -> N
     write_official(fresh_heads(tiny, 1), tmp_path / "heads", "tiny")
     (tmp_path / "heads" / TRAINING).write_text('{"tokens": 120}')
     heads, ngram = Medusa(str(tmp_path / "heads"), 1), Ngram(3, 1, 5, 2, 10)
-    assert weights(Union({"a": ngram, "b": heads}), tiny) == Size(BLOCK, 120)
+    assert weights(UnionDrafter({"a": ngram, "b": heads}), tiny) == Size(BLOCK, 120)
     exit_ = adapter(tiny, tmp_path / "exit")
-    assert weights(Union({"a": exit_, "b": heads}), tiny) == Size(2 * BLOCK + DIM, None)
+    assert weights(UnionDrafter({"a": exit_, "b": heads}), tiny) == Size(2 * BLOCK + DIM, None)
     (tmp_path / "exit" / TRAINING).write_text('{"tokens": 30}')
-    assert weights(Union({"a": EarlyExit(1, str(tmp_path / "exit")), "b": heads}), tiny).training_tokens == 150
+    assert weights(UnionDrafter({"a": EarlyExit(1, str(tmp_path / "exit")), "b": heads}), tiny).training_tokens == 150
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"tokens": "many"}'])

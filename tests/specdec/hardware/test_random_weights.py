@@ -39,7 +39,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", KEPT)
 def test_every_kept_config_becomes_a_target(name: str) -> None:
     target = load_random(name, layers=2, device="cpu", runtime="stock")
-    assert len(target.layers) == 2
+    assert target.depth == 2
     assert target.name == f"random {name}"
     assert target.eos == frozenset()
     assert target.tokenizer is not None

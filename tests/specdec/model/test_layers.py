@@ -56,7 +56,7 @@ def test_two_halves_are_a_whole_forward(family: str, runtime: str) -> None:
         theirs = target.forward_tree(whole, TREE)
         torch.testing.assert_close(ours.logits, theirs.logits, **near)
         torch.testing.assert_close(ours.hidden, theirs.hidden, **near)
-        for layer in range(len(target.layers)):
+        for layer in range(target.depth):
             for a, b in zip(halves.layer(layer), whole.layer(layer), strict=True):
                 # padding behind the shorter row's prompt is written to, and never read
                 torch.testing.assert_close(a[0, :, :10], b[0, :, :10], **near)
@@ -107,8 +107,8 @@ def test_layers_that_cannot_be_found_are_asked_for() -> None:
     with pytest.raises(InputError) as error:
         DecoderLayers(model, 3)
     assert str(error.value) == (
-        "target.layers: expected one nn.ModuleList of 3 decoder layers, as in Llama, Qwen3, GPT-NeoX or Mixtral, "
-        "got 2 such lists in LlamaForCausalLM; name it, for instance target.layers=model.layers"
+        "target.layer_path: expected one nn.ModuleList of 3 decoder layers, as in Llama, Qwen3, GPT-NeoX or Mixtral, "
+        "got 2 such lists in LlamaForCausalLM; name it, for instance target.layer_path=model.layers"
     )
     assert DecoderLayers(model, 3, "model.layers").norm == "model.norm"
     for path, got in (("model.norm", "LlamaRMSNorm there"), ("model.nowhere", "nothing there")):

@@ -34,7 +34,7 @@ from specdec.training.text.texts import HIDDEN, Origin, Text
 from tests.support.commands import Done, command
 
 ROOT = Path(__file__).resolve().parents[3]
-TINY = ["target=tiny", "target.device=cpu", "answers.max_new_tokens=12", "places=3"]
+TINY = ["target=tiny", "target.device=cpu", "answers.max_new_tokens=12", "slots=3"]
 
 
 def write_prompts(file: Path, count: int, turns: Sequence[str] = ("tell me about",)) -> Path:
@@ -169,7 +169,7 @@ def answered(tmp_path: Path, tiny: TargetModel, monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(tiny, "tokenizer", tokenizer)
     turns = [str(tokenizer.decode(ids)) for ids in ([1, 2, 3], [4], [5, 6])]
     prompts = [Prompt("long", "c", tuple(turns)), Prompt("short", "c", (turns[0],))]
-    work = SelfDistillation(tiny, prompts, StopRule(6, frozenset()), [0.0], places=2)
+    work = SelfDistillation(tiny, prompts, StopRule(6, frozenset()), [0.0], slots=2)
     with Shard(tmp_path, 0, Origin.of(tiny)) as shard:
         work.run(shard)
     return TextStore(tmp_path)
@@ -232,7 +232,7 @@ def test_the_prediction_bounds_what_is_written(run: Callable[..., Done], tmp_pat
     run("prompts=jsonl", f"prompts.path={file}")
     prompts = [Prompt(f"q{i}", "c", (f"tell me about {i}",)) for i in range(20)]
     with Shard(tmp_path / "other", 0, Origin.of(tiny)) as shard:
-        plan = SelfDistillation(tiny, prompts, StopRule(12), places=3).plan(shard)
+        plan = SelfDistillation(tiny, prompts, StopRule(12), slots=3).plan(shard)
     written = sum((tmp_path / "text" / f"shard-0.{name}").stat().st_size for name in ("tokens", "hidden"))
     assert written <= plan.bytes <= 1.2 * written
     assert plan.answer_tokens == 20 * 12
@@ -261,7 +261,7 @@ def test_a_disk_that_is_too_small(run: Callable[..., Done], tmp_path: Path, monk
         (["features=[layer:9]"], "features: expected 'hidden', or 'layer:k' with k from 0 to 1, got 'layer:9'"),
         (["answers.max_new_tokens=5000"], "expected prompt and new tokens within the context window of 4096 tokens"),
         (["import_from=nothing.xz"], "nothing.xz: expected a file written with export_to=, got"),
-        (["places=0"], "places: expected an integer >= 1, got 0"),
+        (["slots=0"], "slots: expected an integer >= 1, got 0"),
     ],
 )
 def test_bad_input(run: Callable[..., Done], tmp_path: Path, overrides: list[str], message: str) -> None:

@@ -71,7 +71,7 @@ def test_a_second_run_answers_them_and_a_third_keeps_them(
 
     def run(*options: str) -> Done:
         return call(
-            "target=tiny", "target.device=cpu", "answers.max_new_tokens=12", "places=3", f"folder={folder}", *options
+            "target=tiny", "target.device=cpu", "answers.max_new_tokens=12", "slots=3", f"folder={folder}", *options
         )
 
     source = ("prompts=jsonl", f"prompts.path={file}")

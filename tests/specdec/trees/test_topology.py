@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from specdec.errors import InputError
-from specdec.trees.topology import Path, Topology, best_tree, most_frequent_tree
+from specdec.trees.topology import IndexPath, Topology, best_tree, most_frequent_tree
 from specdec.trees.tree import TokenTree
 
 
@@ -53,13 +53,13 @@ def test_paths_that_make_no_tree_are_named(paths: list, message: str) -> None:
     assert message in str(error.value)
 
 
-def every_tree(heads: int, ranks: int, nodes: int) -> list[tuple[Path, ...]]:
+def every_tree(heads: int, ranks: int, nodes: int) -> list[tuple[IndexPath, ...]]:
     """Every set of paths that holds the parents of its members."""
     paths = [path for depth in range(1, heads + 1) for path in product(range(ranks), repeat=depth)]
     return [tree for tree in combinations(paths, nodes) if all(len(path) == 1 or path[:-1] in tree for path in tree)]
 
 
-def expected_accepted(tree: tuple[Path, ...], accuracies: list[list[float]]) -> float:
+def expected_accepted(tree: tuple[IndexPath, ...], accuracies: list[list[float]]) -> float:
     return sum(prod(accuracies[depth][rank] for depth, rank in enumerate(path)) for path in tree)
 
 

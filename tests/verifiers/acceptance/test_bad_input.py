@@ -12,7 +12,7 @@ from specdec.decoding.sampling import SamplingParams, UniformDraws
 from specdec.errors import InputError
 from specdec.trees.tree import TokenTree
 from tests.verifiers.acceptance.test_rules import LOSSLESS, by_name
-from verifiers.acceptance.block import Block
+from verifiers.acceptance.block import BlockVerification
 from verifiers.acceptance.exact import Exact
 from verifiers.acceptance.spectr import SpecTr
 from verifiers.acceptance.typical import Typical
@@ -49,7 +49,7 @@ def test_drawn_with_replacement() -> None:
 
 
 def test_not_a_chain() -> None:
-    assert message(Block(), TokenTree(TOKENS, FORK, even(2, 3, 4)), even(2, 3, 4)) == (
+    assert message(BlockVerification(), TokenTree(TOKENS, FORK, even(2, 3, 4)), even(2, 3, 4)) == (
         "acceptance=block: expected a chain, every node the only child of the one before it, got node 2 of row 0 with "
         "parent 0; use acceptance=traversal, which is exact for every tree, or a drafter of width 1"
     )

@@ -17,7 +17,7 @@ import pytest
 from specdec.decoding.protocols import AcceptanceRule
 from specdec.exactness.cases import KINDS, tables
 from specdec.exactness.enumeration import emission
-from verifiers.acceptance.block import Block
+from verifiers.acceptance.block import BlockVerification
 from verifiers.acceptance.exact import Exact
 from verifiers.acceptance.spectr import SpecTr
 from verifiers.acceptance.traversal import Traversal
@@ -36,14 +36,14 @@ def accepted(rule: AcceptanceRule, kind: str, vocab: int, widths: tuple[int, ...
 @pytest.mark.parametrize("seed", SEEDS)
 def test_block_accepts_most_on_chains(kind: str, seed: int) -> None:
     case = kind, 4, (1, 1, 1), "with_replacement", seed
-    block = accepted(Block(), *case)
+    block = accepted(BlockVerification(), *case)
     assert block >= accepted(Exact(), *case) - ROUNDING
     assert block == pytest.approx(accepted(Traversal(), *case), abs=ROUNDING)
 
 
 def test_block_gains_something() -> None:
     case = "random", 4, (1, 1, 1), "with_replacement", 0
-    assert accepted(Block(), *case) > accepted(Exact(), *case) + 1e-3
+    assert accepted(BlockVerification(), *case) > accepted(Exact(), *case) + 1e-3
 
 
 @pytest.mark.parametrize("kind", KINDS)

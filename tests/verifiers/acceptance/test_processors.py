@@ -18,7 +18,7 @@ from specdec.decoding.protocols import AcceptanceRule
 from specdec.decoding.sampling import SamplingParams
 from specdec.exactness.enumeration import Tables, emission
 from specdec.trees.tree import TokenTree
-from verifiers.acceptance.block import Block
+from verifiers.acceptance.block import BlockVerification
 from verifiers.acceptance.exact import Exact
 from verifiers.acceptance.traversal import Traversal
 from verifiers.acceptance.without_replacement import WithoutReplacement
@@ -50,7 +50,7 @@ RULES: list[tuple[AcceptanceRule, list[int], str]] = [
     (Exact(), [2, 1], "top_k"),
     (WithoutReplacement(), [2, 2], "without_replacement"),
     (Traversal(), [2, 2], "without_replacement"),
-    (Block(), [1, 1], "with_replacement"),
+    (BlockVerification(), [1, 1], "with_replacement"),
 ]
 
 

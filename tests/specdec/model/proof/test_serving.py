@@ -17,7 +17,7 @@ def layers(family: str, **options: str) -> list[tuple[str, str, str]]:
         warnings.simplefilter("ignore")
         target = TargetModel(build(family), name=family, **options)  # type: ignore[arg-type]
     found = served(target)
-    assert [serving.layer for serving in found] == list(range(len(target.layers)))
+    assert [serving.layer for serving in found] == list(range(target.depth))
     target.prefill(target.new_cache(1, 8), [[1, 2]])  # as before
     return [(serving.attention, serving.products, serving.feature) for serving in found]
 

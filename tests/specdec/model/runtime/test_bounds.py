@@ -157,8 +157,8 @@ def test_the_fused_layers_refuse_what_they_would_read_beyond() -> None:
     fused = target.fused
     assert fused is not None
     other = TreeCache([(2, 8, 8)] * 2, 1, 16, torch.float32, torch.device("cpu"))
-    short = TreeCache(target.layers[:1], 1, 16, torch.float32, torch.device("cpu"))
-    low = TreeCache(target.layers, 1, 16, torch.bfloat16, torch.device("cpu"))
+    short = TreeCache(target.kv_shapes[:1], 1, 16, torch.float32, torch.device("cpu"))
+    low = TreeCache(target.kv_shapes, 1, 16, torch.bfloat16, torch.device("cpu"))
     good, tokens, at = target.new_cache(1, 4), torch.tensor([[3, 4]]), torch.arange(2)[None]
     unchecked_forward = unchecked(fused)
 
@@ -177,11 +177,11 @@ def test_the_fused_layers_refuse_what_they_would_read_beyond() -> None:
         with pytest.raises(RuntimeError, match="mask"):
             forward(good, tokens, at, masks, None)
     read_out = unchecked(fused, "read_out")
-    for stream in (torch.ones(1, 2, 63), torch.ones(1, 2, 64, dtype=torch.float64), torch.ones(1, 2, 64).to("meta")):
+    for residual in (torch.ones(1, 2, 63), torch.ones(1, 2, 64, dtype=torch.float64), torch.ones(1, 2, 64).to("meta")):
         with pytest.raises(RuntimeError, match="residual"):
-            forward(good, tokens, at, None, None, residual=stream, first=1)
+            forward(good, tokens, at, None, None, residual=residual, first=1)
         with pytest.raises(RuntimeError, match="residual"):
-            read_out(stream)
+            read_out(residual)
     for first in (-1, 3):
         with pytest.raises(RuntimeError, match=f"layers {first} to 2 are not all among its 2"):
             forward(good, tokens, at, None, None, first=first, residual=torch.ones(1, 2, 64))
