@@ -21,7 +21,8 @@ from torch import nn
 from specdec.intervals import median_interval
 from specdec.model.runtime import vocabulary
 from specdec.model.runtime.few_rows import FewRowLinear
-from specdec.model.runtime.quantised import QuantisedLinear
+from specdec.model.runtime.packed import PackedLinear
+from specdec.model.runtime.storage import rounded
 
 LAYERS, TURNS, CALLS = 30, 200, 20
 # (inputs, outputs) of the products in a layer of SmolLM2-135M, with the number of each
@@ -29,7 +30,7 @@ SHAPES = {(576, 576): 2, (576, 192): 2, (576, 1536): 2, (1536, 576): 1}
 VOCABULARY = 49_152
 MADE: dict[str, Callable[[nn.Linear], nn.Module]] = {
     "fp32": FewRowLinear,
-    "int8": lambda linear: QuantisedLinear(linear, "int8"),
+    "int8": lambda linear: PackedLinear(rounded(linear.weight, "int8"), linear.bias),
 }
 
 

@@ -24,7 +24,7 @@ from specdec.decoding.grow_fixed import TreeShape, already_read, level_q, level_
 from specdec.decoding.protocols import DraftState, Rows, Session, Size, Traits
 from specdec.model.block import Block
 from specdec.model.load import load
-from specdec.model.runtime.quantised import STORED
+from specdec.model.runtime.storage import STORED
 from specdec.model.students import Student
 from specdec.model.target import TargetModel
 from specdec.model.vocabularies import SAME, SharedTokens, require_vocabulary, shared_tokens

@@ -10,7 +10,7 @@ from drafters.eagle.head import EagleHead
 from specdec.decoding.protocols import DraftState, Session
 from specdec.model.block import Block, TargetOutput
 from specdec.model.runtime import linear
-from specdec.model.runtime.quantised import STORED
+from specdec.model.runtime.storage import STORED
 from specdec.model.target import PREFILL_CHUNK, TargetModel
 from specdec.trees.tree import PAD, TokenTree
 

@@ -18,7 +18,6 @@ from transformers import PreTrainedModel
 
 from specdec.errors import InputError
 from specdec.files.home import cached
-from specdec.model.runtime.quantised import QuantisedLinear
 from specdec.model.target import TargetModel
 
 _VERSION = "1"  # version of the conversion; raise it when the written file changes
@@ -47,7 +46,6 @@ def require_plain_llama(target: TargetModel) -> None:
     wrong = [
         *([type(target.model).__name__] if config.model_type != "llama" else []),
         *([f"weights in {target.dtype}"] if target.dtype is not torch.float32 else []),
-        *(["quantised weights"] if any(isinstance(m, QuantisedLinear) for m in target.model.modules()) else []),
         *([f"rope_type {scaling!r}"] if scaling != "default" else []),
         *(["biases"] if getattr(config, "attention_bias", False) or getattr(config, "mlp_bias", False) else []),
     ]

@@ -20,7 +20,7 @@ from specdec.errors import InputError
 from specdec.intervals import median_interval
 from specdec.model.block import Block
 from specdec.model.cache import TreeCache
-from specdec.model.runtime.quantised import QuantisedLinear
+from specdec.model.runtime.packed import PackedEmbedding, PackedLinear, packed_modules
 from specdec.model.target import TargetModel
 from specdec.trees.tree import TokenTree
 
@@ -158,13 +158,14 @@ class Footprint:
     @classmethod
     def of(cls, target: TargetModel) -> Footprint:
         weights = read_weights(target)
-        quantised = [module for module in target.model.modules() if isinstance(module, QuantisedLinear)]
-        codes = {id(buffer) for module in quantised for buffer in module.buffers()}  # shaped unlike their matrix
-        plain = sum(weight.numel() for weight in weights if weight.ndim > 1 and id(weight) not in codes)
+        packed = {id(module.codes): module.packed for module in packed_modules(target.model)}
+        bytes_of = {id(part) for form in packed.values() for part in (form.codes, form.scale)}  # shaped unlike matrices
+        plain = sum(weight.numel() for weight in weights if weight.ndim > 1 and id(weight) not in bytes_of)
+        read = [form.shape for form in packed.values() if any(form.codes is weight for weight in weights)]
         query_heads = target.model.config.get_text_config().num_attention_heads
         return cls(
             weight_bytes=sum(weight.nbytes for weight in weights),
-            matrix_elements=plain + sum(module.in_features * module.out_features for module in quantised),
+            matrix_elements=plain + sum(outputs * inputs for outputs, inputs in read),
             kv_bytes=target.dtype.itemsize * sum(heads * (key + value) for heads, key, value in target.kv_shapes),
             attention_flops=2 * query_heads * sum(key + value for _, key, value in target.kv_shapes),
         )
@@ -180,16 +181,14 @@ class Footprint:
 def read_weights(target: TargetModel) -> list[Tensor]:
     """Return the weights that a forward reads whole, each once.
 
-    These are all parameters except embedding tables that are only looked up in, and the codes and scales of quantised
-    layers.
+    These are all parameters except embedding tables that are only looked up in; of packed weights, codes and scales.
     """
     used: dict[int, Tensor] = {}
-    with target.stock() as model:
-        for module in model.modules():
-            if not isinstance(module, nn.Embedding):
-                used |= {id(p): p for p in module.parameters(recurse=False)}
-            if isinstance(module, QuantisedLinear):
-                used |= {id(b): b for b in module.buffers(recurse=False)}
+    for module in target.model.modules():
+        if not isinstance(module, nn.Embedding | PackedEmbedding):
+            used |= {id(p): p for p in module.parameters(recurse=False)}
+        if isinstance(module, PackedLinear):
+            used |= {id(b): b for b in module.buffers(recurse=False)}
     return list(used.values())
 
 

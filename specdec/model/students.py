@@ -18,27 +18,26 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from specdec.errors import InputError
 from specdec.model.layers import DecoderLayers
 from specdec.model.runtime import linear
-from specdec.model.runtime.quantised import STORED, QuantisedLinear, quantise, require_storage
+from specdec.model.runtime.packed import PackedEmbedding, PackedLinear
+from specdec.model.runtime.storage import STORED, pack, require_storage
 from specdec.model.target import TargetModel
 
 
 def student_of(target: TargetModel, layers: Sequence[int], what: str = "recipe.layers") -> PreTrainedModel:
     """Return a model with copies (fp32) of the given layers of the target, counted from 0, in that order.
 
-    The layers and the final norm can be trained; everything else is frozen and shared with the target.
+    The layers and the final norm can be trained; everything else is frozen and shared with the target. Packed layers
+    are widened; packed embeddings and output layers are shared as they are.
 
     `what`: name used in error messages.
 
     Raises:
-        InputError: no layers, one the target does not have, or weights in a form that cannot be trained.
+        InputError: no layers, or one the target does not have.
     """
     count, parts = target.depth, target.parts
     if not layers or not all(0 <= layer < count for layer in layers):
         expected = f"layers of the target {target.name}, counted from 0 to {count - 1}"
         raise InputError(what, expected=expected, got=list(layers), fix="name at least one that it has")
-    if any(isinstance(module, QuantisedLinear) for module in target.model.modules()):
-        expected, fix = "weights that can be trained", "use target.storage=stored"
-        raise InputError("target.storage", expected=expected, got="quantised ones", fix=fix)
 
     def source(name: str) -> str:
         """Return the target's name of the tensor that the student calls `name`."""
@@ -65,6 +64,9 @@ def student_of(target: TargetModel, layers: Sequence[int], what: str = "recipe.l
         buffers = dict(model.named_buffers())
         for name, _ in list(student.named_buffers()):
             _put(student, name, buffers[source(name)].clone())
+    for name, module in target.model.named_modules():
+        if isinstance(module, PackedLinear | PackedEmbedding) and not name.startswith(f"{parts.path}."):
+            student.set_submodule(name, copy.deepcopy(module, {id(part): part for part in module.buffers()}))
     student.generation_config = copy.deepcopy(model.generation_config)
     return student.eval()
 
@@ -128,10 +130,12 @@ class Student(nn.Module):
         storage: as in `specdec.model.runtime.linear`.
         """
         model = sharing(self.model)
-        model.set_output_embeddings(linear(*output_rows(target, self.vocabulary), fast=False))
         require_storage(storage, "drafter.storage")
+        output = model.get_output_embeddings()
+        if self.vocabulary is not None or not isinstance(output, PackedLinear):
+            model.set_output_embeddings(linear(*output_rows(target, self.vocabulary), fast=False))
         if target.runtime is not None and target.dtype is torch.float32:
-            quantise(model, storage)
+            pack(model, storage)
         return model
 
     def in_precision_of(self, target: TargetModel) -> Student:

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ from specdec.model.loading.quiet import quiet
 from specdec.model.modules import ModuleForwards
 from specdec.model.proof import ForwardPath, admitted
 from specdec.model.rope import RopeRuntime, stretched_window
-from specdec.model.runtime import CapturedForwards, FusedDecoder, NotCovered, choose_runtime
+from specdec.model.runtime import CapturedForwards, FusedDecoder, NotCovered, choose_runtime, unpacked
 from specdec.trees.tree import TokenTree
 
 PREFILL_CHUNK = 256  # tokens of a prompt per forward: bounds activation memory, long enough for the matrix units
@@ -66,6 +67,7 @@ class TargetModel:
     ) -> None:
         self.model, self.name, self.tokenizer = model.eval(), name, tokenizer
         self.chat_template_kwargs = dict(chat_template_kwargs or {})
+        self.gguf: Path | None = None  # the GGUF file that it was read from, for rivals that read it themselves
         self._layer_path = layer_path
         self.kernel = choose_kernel(kernel, self.device)
         self.stock_attention = _stock_attention(model)
@@ -206,13 +208,17 @@ class TargetModel:
 
     @contextmanager
     def stock(self) -> Iterator[PreTrainedModel]:
-        """Lend the model as `transformers` runs it by itself, for references and oracles."""
+        """Lend the model as `transformers` runs it by itself, for references and oracles.
+
+        Packed weights are widened to ordinary fp32 weights first and freed afterwards: changes to them are lost.
+        """
         self.rope.remove()
         if self.runtime is not None:
             self.runtime.remove()
         self.model.set_attn_implementation(self.stock_attention)
         try:
-            yield self.model
+            with unpacked(self.model):
+                yield self.model
         finally:
             self._ours()
             self.modules.forget()

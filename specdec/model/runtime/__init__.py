@@ -7,7 +7,9 @@ speed: a verify step of 8 tokens then costs about as much as a decode step. On C
     structure.py   read such a model as the kernel's structs
     few_rows.py    other models on a CPU: each `nn.Linear` by itself
     experts.py     mixtures of experts: each expert by itself
-    quantised.py   weights in bf16, int8 or int4, for both
+    packed.py      modules with weights in a storage format, for both
+    storage.py     choose the format of each weight: exact, or rounded to bf16, int8 or int4
+    blocks.py      lay out the blocks of GGUF files for the kernels
     vocabulary.py  sums, entropies and argmaxes over the vocabulary
     graphs.py      CUDA: a forward of each shape captured once
     build.py       compile the kernels
@@ -21,6 +23,17 @@ from specdec.model.runtime.decoder import FusedDecoder
 from specdec.model.runtime.fast import FastRuntime, choose_runtime, linear
 from specdec.model.runtime.few_rows import NotCovered
 from specdec.model.runtime.graphs import CapturedForwards
-from specdec.model.runtime.quantised import quantise
+from specdec.model.runtime.packed import packed_modules, unpacked
+from specdec.model.runtime.storage import pack
 
-__all__ = ["CapturedForwards", "FastRuntime", "FusedDecoder", "NotCovered", "choose_runtime", "linear", "quantise"]
+__all__ = [
+    "CapturedForwards",
+    "FastRuntime",
+    "FusedDecoder",
+    "NotCovered",
+    "choose_runtime",
+    "linear",
+    "pack",
+    "packed_modules",
+    "unpacked",
+]

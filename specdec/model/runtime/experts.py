@@ -61,12 +61,12 @@ class Experts(nn.Module):
             total.index_add_(0, token, out.to(total.dtype))
         return total
 
-    def in_lower_precision(self, quantised: Callable[[nn.Linear], nn.Module]) -> Experts:
+    def exchange(self, made: Callable[[nn.Linear], nn.Module]) -> Experts:
         """Exchange every linear layer, and return this module."""
         for layers in (self.gate_up, self.down):
             for number, linear in enumerate(layers):
                 assert isinstance(linear, nn.Linear)
-                layers[number] = quantised(linear)
+                layers[number] = made(linear)
         return self
 
     @torch.no_grad()

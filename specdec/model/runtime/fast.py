@@ -13,7 +13,8 @@ from specdec.model.runtime.build import BuildError
 from specdec.model.runtime.experts import as_linear
 from specdec.model.runtime.few_rows import FewRowLinear
 from specdec.model.runtime.library import kernels
-from specdec.model.runtime.quantised import STORED, QuantisedLinear, require_storage
+from specdec.model.runtime.packed import PackedLinear
+from specdec.model.runtime.storage import EXACT, STORED, exactly, require_storage, rounded
 
 RUNTIMES = ("auto", "fast", "stock")
 
@@ -45,8 +46,8 @@ def linear(weight: Tensor, bias: Tensor | None = None, *, fast: bool, storage: s
         bias: [outputs], or None.
         fast: whether the target runs on the fast products (`TargetModel.runtime`). Otherwise weights are always shared,
             not copied.
-        storage: storage format, as in `quantise`. With the fast products, any but `stored` makes a copy in lower
-            precision.
+        storage: storage format, as in `pack`. With the fast products, any but `stored` makes a packed copy if it is
+            smaller.
 
     Raises:
         InputError: an unknown name for `storage`.
@@ -55,7 +56,8 @@ def linear(weight: Tensor, bias: Tensor | None = None, *, fast: bool, storage: s
     layer = as_linear(weight, bias)
     if not (fast and FewRowLinear.covers(layer)):
         return layer
-    return FewRowLinear(layer) if storage == STORED else QuantisedLinear(layer, storage)
+    packed = None if storage == STORED else exactly(weight) if storage == EXACT else rounded(weight, storage)
+    return FewRowLinear(layer) if packed is None else PackedLinear(packed, layer.bias)
 
 
 def choose_runtime(name: str, model: PreTrainedModel) -> FastRuntime | None:
@@ -73,7 +75,7 @@ def choose_runtime(name: str, model: PreTrainedModel) -> FastRuntime | None:
         )
     if name == "stock" or model.device.type == "cuda":  # CUDA uses `CapturedForwards` instead
         return None
-    has_products = any(FewRowLinear.covers(m) or isinstance(m, QuantisedLinear) for m in model.modules())
+    has_products = any(FewRowLinear.covers(m) or isinstance(m, PackedLinear) for m in model.modules())
     if not has_products and name == "auto":
         return None
     try:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from specdec.model.runtime import library as lib
-from specdec.model.runtime.quantised import QuantisedLinear
+from specdec.model.runtime.packed import PackedLinear
 
 MAX_ROWS = 128  # beyond it, PyTorch's blocked product is as fast (its rounding may depend on the row count)
 
@@ -82,11 +82,13 @@ def matrix(linear: nn.Module, start: int = 0, size: int | None = None) -> lib.Ma
     Raises:
         NotCovered: the kernels cannot read its weights.
     """
-    if isinstance(linear, QuantisedLinear):
+    if isinstance(linear, PackedLinear):
         return linear.matrix(start, size)
     if not isinstance(linear, FewRowLinear) and not FewRowLinear.covers(linear):
         raise NotCovered(f"{type(linear).__name__} in {linear.weight.dtype} on {linear.weight.device}")
     weight: Tensor = linear.weight  # type: ignore[assignment]
     bias: Tensor | None = linear.bias  # type: ignore[assignment]
     bias = None if bias is None else bias[start:]
-    return lib.Matrix(weight[start:].data_ptr(), None, lib.address(bias), size or linear.out_features, lib.FLOAT32)
+    return lib.Matrix(
+        weight[start:].data_ptr(), None, lib.address(bias), size or linear.out_features, lib.KINDS["fp32"]
+    )

@@ -12,13 +12,19 @@ from torch.nn import Parameter
 
 from specdec.model.runtime.build import load_library
 
-FLOAT32, BFLOAT16, INT8, INT4 = range(4)  # storage formats of a matrix
+# storage formats of a matrix, numbered as in `kernels/formats.hpp`
+KINDS = {
+    name: number
+    for number, name in enumerate(
+        ("fp32", "bf16", "int8", "int4", "fp16", "Q4_0", "Q4_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
+    )
+}
 
 _pointer, _number = ctypes.c_void_p, ctypes.c_int64
 
 
 class Matrix(ctypes.Structure):
-    """A weight matrix (`kernels/product.hpp`)."""
+    """A weight matrix (`kernels/formats.hpp`)."""
 
     _fields_ = [("w", _pointer), ("scale", _pointer), ("bias", _pointer), ("n", _number), ("kind", _number)]
 
@@ -105,7 +111,8 @@ def kernels() -> ctypes.CDLL:
     library = load_library(Path(__file__).with_name("kernels") / "decoder.cpp")
     library.few_rows.argtypes = [_pointer, _number, _number, _pointer, ctypes.POINTER(Matrix)]
     library.decode.argtypes = [ctypes.POINTER(Decoder), ctypes.POINTER(Forward)]
-    library.few_rows.restype = library.decode.restype = None
+    library.widen_rows.argtypes = [ctypes.POINTER(Matrix), _number, _number, _pointer, _pointer]
+    library.few_rows.restype = library.decode.restype = library.widen_rows.restype = None
     library.lanes.restype = _number
     return library
 

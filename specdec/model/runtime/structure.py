@@ -17,7 +17,7 @@ from transformers.masking_utils import causal_mask_function
 
 from specdec.model.runtime import library as lib
 from specdec.model.runtime.few_rows import NotCovered, matrix
-from specdec.model.runtime.quantised import QuantisedLinear
+from specdec.model.runtime.packed import PACKED
 
 _RECORDER = "specdec_recorder"
 
@@ -41,7 +41,7 @@ class DecoderStructure:
             embed: Any = model.get_input_embeddings()
             output: Any = model.get_output_embeddings()
             self.embed: nn.Module = embed
-            self.dim: int = embed.weight.shape[1]
+            self.dim: int = embed.embedding_dim
             self.vocabulary: int = output.out_features
             layers = [_layer(layer, heads, kv_heads, head_dim) for layer in base.layers]
             self.depth, self.kv_shape = len(layers), (kv_heads, head_dim)
@@ -60,7 +60,7 @@ class DecoderStructure:
         self._owners = [
             (tensors, name)
             for module in model.modules()
-            for tensors in (module._parameters, module._buffers if isinstance(module, QuantisedLinear) else {})
+            for tensors in (module._parameters, module._buffers if isinstance(module, PACKED) else {})
             for name, tensor in tensors.items()
             if tensor is not None
         ]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from specdec.errors import InputError
+from specdec.model.runtime.packed import named_weights
 from specdec.model.target import TargetModel
 from specdec.prompts.sets import PromptEncoder
 
@@ -140,11 +142,12 @@ def digest(text: str) -> str:
 def fingerprint(target: TargetModel) -> str:
     """Return a hash of a model's weights: names, shapes and a few values of each.
 
-    Values are rounded to bfloat16, so that the hash does not depend on the precision in which the model was loaded.
+    Values are rounded to bfloat16, so that the hash does not depend on the precision in which the model was loaded; nor
+    does it depend on an exact storage format.
     """
     state = hashlib.sha256()
-    for name, weight in target.model.named_parameters():
-        flat = weight.detach().flatten()
-        some = flat[:: max(len(flat) // 16, 1)][:16].to(torch.bfloat16).cpu()
-        state.update(f"{name} {tuple(weight.shape)} {some.view(torch.uint16).tolist()}".encode())
+    for name, shape, values_at in named_weights(target.model):
+        count = math.prod(shape)
+        some = values_at(torch.arange(0, count, max(count // 16, 1))[:16]).to(torch.bfloat16).cpu()
+        state.update(f"{name} {shape} {some.view(torch.uint16).tolist()}".encode())
     return state.hexdigest()[:16]

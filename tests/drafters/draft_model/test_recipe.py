@@ -18,7 +18,7 @@ from specdec.decoding.stopping import StopRule
 from specdec.errors import InputError
 from specdec.metrics import StepMetrics
 from specdec.model.load import load_tiny
-from specdec.model.runtime.quantised import QuantisedLinear
+from specdec.model.runtime.packed import PackedLinear
 from specdec.model.students import Student, new_student, student_of
 from specdec.model.target import TargetModel
 from specdec.training.recipe import Recipe, TrainBatch
@@ -161,9 +161,9 @@ def test_a_student_drafts_in_lower_precision(target: TargetModel, weights: str) 
     plain = autoregressive(PROMPTS, target, *parts[2:])
     drafter = DraftModel(student, [1, 1], storage=weights)
     assert speculative(PROMPTS, drafter, *parts).texts == plain.texts
-    kinds = {m.storage for m in drafter.model.model.modules() if isinstance(m, QuantisedLinear)}
+    kinds = {m.form for m in drafter.model.model.modules() if isinstance(m, PackedLinear)}
     assert kinds == (set() if weights == "stored" else {weights})
-    assert not any(isinstance(m, QuantisedLinear) for m in [*target.model.modules(), *student.model.modules()])
+    assert not any(isinstance(m, PackedLinear) for m in [*target.model.modules(), *student.model.modules()])
 
 
 def test_a_student_round_trips_through_transformers(tmp_path: Path, target: TargetModel) -> None:

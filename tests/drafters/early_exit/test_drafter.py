@@ -254,10 +254,6 @@ def drafted(drafter: EarlyExit, target: TargetModel) -> None:
         (lambda tiny: EarlyExit(1, children="best"), "drafter.children: expected one of"),
         (lambda tiny: fresh_adapter(tiny, 1, layers=[2]), "recipe.layers: expected layers of the target tiny"),
         (lambda tiny: fresh_adapter(tiny, 1, layers=[]), "recipe.layers: expected layers of the target tiny"),
-        (
-            lambda tiny: fresh_adapter(load_tiny(device="cpu", storage="int8"), 1),
-            "target.storage: expected weights that can be trained, got quantised ones",
-        ),
     ],
 )
 def test_bad_input(tiny: TargetModel, make: Callable[[TargetModel], EarlyExit], message: str) -> None:

@@ -211,6 +211,15 @@ struct Worker {
 
 extern "C" int64_t lanes() { return LANES; }
 
+// Widen the rows `which` [count] of a matrix to fp32: to [count, k].
+extern "C" void widen_rows(const Matrix* matrix, int64_t k, int64_t count, const int64_t* which, float* to) {
+  in_format(*matrix, [&](auto format) {
+    using W = typename decltype(format)::type;
+#pragma omp parallel for if (count * k >= 1 << 15)
+    for (int64_t i = 0; i < count; i++) widen_row<W>(*matrix, k, which[i], to + i * k);
+  });
+}
+
 extern "C" void few_rows(const float* x, int64_t rows, int64_t k, float* y, const Matrix* matrix) {
 #pragma omp parallel if (matrix->n * k >= 1 << 15)
   products(x, rows, k, &y, matrix, 1, Thread());

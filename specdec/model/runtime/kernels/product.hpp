@@ -15,67 +15,15 @@
 #include <array>
 #include <type_traits>
 #include <utility>
+#include <vector>
 
-#include "vector.hpp"
+#include "blocks.hpp"
 
-enum Kind : int64_t { FLOAT32, BFLOAT16, INT8, INT4 };
-enum { GROUP = 32 };  // int4 weights that share a scale
+enum { MANY = 10 };  // rows from which on weights are widened into a panel first
 
-struct Matrix {        // one weight matrix; few_rows.py builds these
-  const void* w;       // [n, k] row-major; int4: GROUP / 2 bytes a group, weight i in the low half of byte i,
-                       // weight i + GROUP / 2 in its high half, both offset by 8, the last group padded
-  const float* scale;  // int8: [n], int4: [n, groups], else null
-  const float* bias;   // [n] or null
-  int64_t n, kind;
-};
-
-// Storage formats of a row of weights. `at` reads LANES weights as floats, `one` a single one; `finish` scales a sum.
-struct Float32 {
-  const float* w;
-  Float32(const Matrix& m, int64_t k, int64_t o) : w((const float*)m.w + o * k) {}
-  static int64_t bytes(int64_t k) { return k * 4; }
-  Vec at(int64_t i) const { return load(w + i); }
-  float one(int64_t i) const { return w[i]; }
-  float finish(float sum) const { return sum; }
-};
-struct BFloat16 {  // the upper half of a float
-  const uint16_t* w;
-  BFloat16(const Matrix& m, int64_t k, int64_t o) : w((const uint16_t*)m.w + o * k) {}
-  static int64_t bytes(int64_t k) { return k * 2; }
-  Vec at(int64_t i) const { return (Vec)(widen(w + i) << 16); }
-  float one(int64_t i) const {
-    const uint32_t bits = uint32_t(w[i]) << 16;
-    float f;
-    memcpy(&f, &bits, sizeof f);
-    return f;
-  }
-  float finish(float sum) const { return sum; }
-};
-struct Int8 {
-  const int8_t* w;
-  float scale;
-  Int8(const Matrix& m, int64_t k, int64_t o) : w((const int8_t*)m.w + o * k), scale(m.scale[o]) {}
-  static int64_t bytes(int64_t k) { return k; }
-  Vec at(int64_t i) const { return __builtin_convertvector(widen(w + i), Vec); }
-  float one(int64_t i) const { return float(w[i]); }
-  float finish(float sum) const { return sum * scale; }
-};
-struct Int4 {
-  const uint8_t* w;
-  const float* scale;
-  Int4(const Matrix& m, int64_t k, int64_t o)
-      : w((const uint8_t*)m.w + o * bytes(k)), scale(m.scale + o * (bytes(k) / HALF)) {}
-  static int64_t bytes(int64_t k) { return (k + GROUP - 1) / GROUP * HALF; }
-  Vec at(int64_t i) const {
-    const Ints codes = widen(w + i / GROUP * HALF + i % HALF) >> (i & HALF ? 4 : 0) & 15;
-    return __builtin_convertvector(codes - 8, Vec) * all(scale[i / GROUP]);
-  }
-  float one(int64_t i) const {
-    const uint8_t code = w[i / GROUP * HALF + i % HALF];
-    return float((i & HALF ? code >> 4 : code & 15) - 8) * scale[i / GROUP];
-  }
-  float finish(float sum) const { return sum; }
-  enum { HALF = GROUP / 2 };
+struct Widened : Float32 {  // weights in the cache
+  using Float32::Float32;
+  enum { STREAMS = false };
 };
 
 template <class W, int... c>
@@ -84,18 +32,14 @@ INLINE std::array<W, sizeof...(c)> rows_of(const Matrix& m, int64_t k, int64_t o
   return {W(m, k, o + c * apart)...};
 }
 
-// Compute y[r, o + c * apart] for R rows and C outputs that are `apart` from each other, with all accumulators in
-// registers. Each step along k also prefetches a line for each of the C weight rows: for the first at `ahead`, which
-// advances by `pace` bytes per step. A function of its own, or the compiler runs out of registers.
+// acc[r][c] += x[r] * w[c], lane by lane, over rows of k numbers. Each step also prefetches a line for each of the C
+// weight rows: for the first at `ahead`, which advances by `pace` bytes per step; `between` is from row to row.
 template <class W, int R, int C>
-__attribute__((noinline)) static void tile(const float* x, int64_t k, const Matrix& m, int64_t o, int64_t apart,
-                                           float* y, int64_t stride, const char* ahead, size_t pace) {
-  Vec acc[R][C];
-  UNROLL for (int r = 0; r < R; r++) UNROLL for (int c = 0; c < C; c++) acc[r][c] = Vec{};
-  auto w = rows_of<W>(m, k, o, apart, std::make_integer_sequence<int, C>{});
-  const int64_t whole = k / LANES * LANES, part = k - whole, between = apart * W::bytes(k);
+INLINE void add_up(Vec (&acc)[R][C], const float* x, int64_t k, std::array<W, C>& w, const char* ahead, size_t pace,
+                   int64_t between) {
+  const int64_t whole = k / LANES * LANES, part = k - whole;
   for (int64_t i = 0; i < whole; i += LANES, ahead += pace) {  // not unrolled, which would spill registers
-    if (R > 1) UNROLL for (int c = 0; c < C; c++) __builtin_prefetch(ahead + c * between);
+    if (R > 1 && W::STREAMS) UNROLL for (int c = 0; c < C; c++) __builtin_prefetch(ahead + c * between);
     Vec wv[C];
     UNROLL for (int c = 0; c < C; c++) {
       wv[c] = w[c].at(i);
@@ -114,6 +58,42 @@ __attribute__((noinline)) static void tile(const float* x, int64_t k, const Matr
       for (int64_t i = 0; i < part; i++) wp[c][i] = w[c].one(whole + i);
     UNROLL for (int r = 0; r < R; r++) UNROLL for (int c = 0; c < C; c++) fma(acc[r][c], load(xp[r]), load(wp[c]));
   }
+}
+
+// The same for weights in blocks. Their bytes are few and arithmetic takes longer, so nothing is prefetched.
+template <class W, int R, int C>
+INLINE void add_up_blocks(Vec (&acc)[R][C], const float* x, int64_t k, std::array<W, C>& w) {
+  for (int64_t i = 0; i < k; i += CHUNK) {
+    const int64_t n = k - i < CHUNK ? k - i : int64_t(CHUNK);
+    UNROLL for (int c = 0; c < C; c++) w[c].enter(i, n);
+    for (int64_t b = 0; b < n / BLOCK; b++) {
+      const float* from = x + i + b * BLOCK;
+      UNROLL for (int v = 0; v < PARTS; v++) {
+        Vec wv[C];
+        UNROLL for (int c = 0; c < C; c++) {
+          wv[c] = w[c].template at<(R > 2)>(i, b, v);
+          ORDER(wv[c]);
+        }
+        UNROLL for (int r = 0; r < R; r++) {
+          Vec xv = load(from + r * k + v * LANES);
+          if (C > 1) ORDER(xv);
+          UNROLL for (int c = 0; c < C; c++) fma(acc[r][c], xv, wv[c]);
+        }
+      }
+    }
+  }
+}
+
+// Compute y[r, o + c * apart] for R rows and C outputs that are `apart` from each other, with all accumulators in
+// registers; `ahead` and `pace` as in `add_up`. A function of its own, or the compiler runs out of registers.
+template <class W, int R, int C>
+__attribute__((noinline)) static void tile(const float* x, int64_t k, const Matrix& m, int64_t o, int64_t apart,
+                                           float* y, int64_t stride, const char* ahead, size_t pace) {
+  Vec acc[R][C];
+  UNROLL for (int r = 0; r < R; r++) UNROLL for (int c = 0; c < C; c++) acc[r][c] = Vec{};
+  auto w = rows_of<W>(m, k, o, apart, std::make_integer_sequence<int, C>{});
+  if constexpr (W::BLOCKED) add_up_blocks<W, R, C>(acc, x, k, w);
+  else add_up<W, R, C>(acc, x, k, w, ahead, pace, apart * W::bytes(k));
   enum { TOGETHER = R % 4 ? 1 : 4 };  // rows whose lanes are summed at the same time
   UNROLL for (int r = 0; r < R; r += TOGETHER) UNROLL for (int c = 0; c < C; c++) {
     float total[TOGETHER];
@@ -137,18 +117,18 @@ INLINE void tiles(int r, const float* x, int64_t k, const Matrix& m, int64_t o, 
 }
 
 // Compute outputs [begin, end) of one matrix for all rows, in one thread; y has `stride` floats per row. The outputs
-// are cut into COLS runs (more for a single row) that are read side by side, because memory delivers several streams
+// are cut into W::C runs (more for a single row) that are read side by side, because memory delivers several streams
 // faster than one. A panel of a few weight rows per run stays in the first-level cache, while one group of at most
-// ROWS rows after the other is multiplied with it.
+// W::R rows after the other is multiplied with it.
 template <class W>
 static void outputs(const float* x, int64_t rows, int64_t k, const Matrix& m, float* y, int64_t stride, int64_t begin,
                     int64_t end) {
-  // WIDE: runs for a single row. PANEL: weight rows of a run in the cache. DISTANCE: bytes that are prefetched ahead.
-  enum { WIDE = ROWS * COLS / 2, PANEL = 4, DISTANCE = 16 << 10 };
-  const int64_t groups = (rows + ROWS - 1) / ROWS;
+  // PANEL: weight rows of a run in the cache. DISTANCE: bytes that are prefetched ahead.
+  enum { PANEL = 4, DISTANCE = 16 << 10 };
+  const int64_t groups = (rows + W::R - 1) / W::R;
   const size_t pace = k < LANES ? 0 : W::bytes(k) / (k / LANES) / groups;  // all passes over a panel prefetch one panel
   auto run = [&](auto columns, int64_t first, int64_t length) {
-    enum { C = decltype(columns)::value, R = C > COLS ? 1 : ROWS };
+    enum { C = decltype(columns)::value, R = C > W::C ? 1 : int(W::R) };
     for (int64_t p = first; p < first + length; p += PANEL) {
       const int64_t past = first + length - p < PANEL ? first + length : p + PANEL;
       const char* ahead = (const char*)m.w + p * W::bytes(k) + DISTANCE;
@@ -159,20 +139,83 @@ static void outputs(const float* x, int64_t rows, int64_t k, const Matrix& m, fl
       }
     }
   };
-  const int columns = rows == 1 ? int(WIDE) : int(COLS);
+  const int columns = rows == 1 ? int(W::WIDE) : int(W::C);
   const int64_t length = (end - begin) / columns, rest = begin + length * columns;
-  if (columns == COLS) run(std::integral_constant<int, COLS>{}, begin, length);
-  else run(std::integral_constant<int, WIDE>{}, begin, length);
+  if (columns == W::C) run(std::integral_constant<int, W::C>{}, begin, length);
+  else run(std::integral_constant<int, W::WIDE>{}, begin, length);
   run(std::integral_constant<int, 1>{}, rest, end - rest);
+}
+
+// Widen weight row `o` to k floats.
+template <class W>
+static void widen_row(const Matrix& m, int64_t k, int64_t o, float* to) {
+  W w(m, k, o);
+  if constexpr (W::BLOCKED) {
+    for (int64_t i = 0; i < k; i += CHUNK) {
+      const int64_t n = k - i < CHUNK ? k - i : int64_t(CHUNK);
+      w.enter(i, n);
+      for (int64_t b = 0; b < n / BLOCK; b++)
+        UNROLL for (int v = 0; v < PARTS; v++) store(to + i + b * BLOCK + v * LANES, w.template at<false>(i, b, v));
+    }
+  } else {
+    int64_t i = 0;
+    for (; i + LANES <= k; i += LANES) store(to + i, w.at(i) * all(w.finish(1)));
+    for (; i < k; i++) to[i] = w.finish(w.one(i));
+  }
+}
+
+// Many rows: a panel of weight rows is widened once, then multiplied with all rows. The sums are the same.
+template <class W>
+static void outputs_by_panels(const float* x, int64_t rows, int64_t k, const Matrix& m, float* y, int64_t stride,
+                              int64_t begin, int64_t end) {
+  enum { PANEL = 4 * COLS };
+  thread_local std::vector<float> panel;
+  if (int64_t(panel.size()) < PANEL * k) panel.resize(PANEL * k);
+  for (int64_t o = begin; o < end; o += PANEL) {
+    const int64_t n = end - o < PANEL ? end - o : int64_t(PANEL);
+    for (int64_t i = 0; i < n; i++) widen_row<W>(m, k, o + i, panel.data() + i * k);
+    const Matrix widened{panel.data(), nullptr, m.bias ? m.bias + o : nullptr, n, FLOAT32};
+    outputs<Widened>(x, rows, k, widened, y + o, stride, 0, n);
+  }
+}
+
+// Call `use` with the format of a matrix, as std::common_type<W>.
+template <class Use>
+INLINE void in_format(const Matrix& m, Use use) {
+  switch (m.kind) {
+    case FLOAT32:
+      return use(std::common_type<Float32>{});
+    case BFLOAT16:
+      return use(std::common_type<BFloat16>{});
+    case FLOAT16:
+      return use(std::common_type<Float16>{});
+    case INT8:
+      return use(std::common_type<Int8>{});
+    case INT4:
+      return use(std::common_type<Int4>{});
+    case Q4_0:
+      return use(std::common_type<BlocksQ4_0>{});
+    case Q4_1:
+      return use(std::common_type<BlocksQ4_1>{});
+    case Q8_0:
+      return use(std::common_type<BlocksQ8_0>{});
+    case Q4_K:
+      return use(std::common_type<BlocksQ4_K>{});
+    case Q5_K:
+      return use(std::common_type<BlocksQ5_K>{});
+    default:
+      return use(std::common_type<BlocksQ6_K>{});
+  }
 }
 
 static void outputs(const float* x, int64_t rows, int64_t k, const Matrix& m, float* y, int64_t stride, int64_t begin,
                     int64_t end) {
   if (begin >= end || !rows) return;
-  if (m.kind == FLOAT32) outputs<Float32>(x, rows, k, m, y, stride, begin, end);
-  else if (m.kind == BFLOAT16) outputs<BFloat16>(x, rows, k, m, y, stride, begin, end);
-  else if (m.kind == INT8) outputs<Int8>(x, rows, k, m, y, stride, begin, end);
-  else outputs<Int4>(x, rows, k, m, y, stride, begin, end);
+  in_format(m, [&](auto format) {
+    using W = typename decltype(format)::type;
+    if (W::PANELS && rows >= MANY) outputs_by_panels<W>(x, rows, k, m, y, stride, begin, end);
+    else outputs<W>(x, rows, k, m, y, stride, begin, end);
+  });
 }
 
 struct Share {  // a part of a range

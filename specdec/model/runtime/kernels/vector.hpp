@@ -6,37 +6,45 @@
 #include <cstring>
 
 #define INLINE static inline __attribute__((always_inline))
+#define INLINE_MEMBER inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
 
 // Vec holds LANES floats. ROWS x COLS is the register tile of a product: ROWS * COLS accumulators, COLS weights and
-// one x must fit in the machine's vector registers. KEEP stops the compiler from loading a value again.
+// one x must fit in the machine's vector registers; BLOCK_ROWS x BLOCK_COLS is that of weights in blocks, which need
+// more registers, and BLOCK_WIDE outputs are computed together for a single row. KEEP stops the compiler from loading a
+// value again; ORDER keeps instructions in the order they are written in.
 #if defined(__AVX512F__)
 #include <immintrin.h>
 using Vec = __m512;
-enum { LANES = 16, ROWS = 8, COLS = 3 };
+enum { LANES = 16, ROWS = 8, COLS = 3, BLOCK_ROWS = 8, BLOCK_COLS = 2, BLOCK_WIDE = 4 };
 INLINE void fma(Vec& a, Vec b, Vec c) { a = _mm512_fmadd_ps(b, c, a); }
 #define KEEP(v) asm("" : "+v"(v))
+#define ORDER(v) asm volatile("" : "+v"(v))
 #elif defined(__AVX2__) && defined(__FMA__)
 #include <immintrin.h>
 using Vec = __m256;
-enum { LANES = 8, ROWS = 4, COLS = 3 };
+enum { LANES = 8, ROWS = 4, COLS = 3, BLOCK_ROWS = 5, BLOCK_COLS = 2, BLOCK_WIDE = 4 };
 INLINE void fma(Vec& a, Vec b, Vec c) { a = _mm256_fmadd_ps(b, c, a); }
 #define KEEP(v) asm("" : "+x"(v))
+#define ORDER(v) asm volatile("" : "+x"(v))
 #elif defined(__aarch64__)
 #include <arm_neon.h>
 typedef float Vec __attribute__((vector_size(16)));
-enum { LANES = 4, ROWS = 8, COLS = 3 };
+enum { LANES = 4, ROWS = 8, COLS = 3, BLOCK_ROWS = 8, BLOCK_COLS = 2, BLOCK_WIDE = 4 };
 INLINE void fma(Vec& a, Vec b, Vec c) { a = (Vec)vfmaq_f32((float32x4_t)a, (float32x4_t)b, (float32x4_t)c); }
 #define KEEP(v) asm("" : "+w"(v))
+#define ORDER(v) asm volatile("" : "+w"(v))
 #else  // other machines: the compiler has 16-byte vectors, or emulates them
 typedef float Vec __attribute__((vector_size(16)));
-enum { LANES = 4, ROWS = 4, COLS = 2 };
+enum { LANES = 4, ROWS = 4, COLS = 2, BLOCK_ROWS = 4, BLOCK_COLS = 1, BLOCK_WIDE = 2 };
 INLINE void fma(Vec& a, Vec b, Vec c) { a += b * c; }
 #define KEEP(v)
+#define ORDER(v)
 #endif
+#define HIDE(pointer) asm volatile("" : "+r"(pointer))  // what it points to is read again
 typedef int32_t Ints __attribute__((vector_size(LANES * 4)));
 
-INLINE Vec all(float x) { return Vec{} + x; }
+INLINE Vec all(float x) { return x - Vec{}; }  // x - 0 is x, which compilers know
 INLINE Vec load(const float* p) {
   Vec v;
   memcpy(&v, p, sizeof v);
@@ -59,6 +67,31 @@ INLINE Ints widen(const T* p) {
   return Ints{p[0], p[1], p[2], p[3]};
 }
 #endif
+
+// Widen one fp16 number.
+INLINE float half(uint16_t h) {
+  const uint32_t sign = uint32_t(h & 0x8000) << 16, exponent = h >> 10 & 31, fraction = h & 1023;
+  uint32_t bits = sign | (exponent + 112) << 23 | fraction << 13;
+  if (exponent == 31) bits = sign | 0x7F800000 | fraction << 13;
+  float f;
+  memcpy(&f, &bits, sizeof f);
+  return exponent ? f : (sign ? -1 : 1) * 0x1p-24f * float(fraction);
+}
+
+// Widen LANES fp16 numbers.
+INLINE Vec halves(const uint16_t* p) {
+#if defined(__AVX512F__)
+  return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p));
+#elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
+  return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p));
+#elif defined(__aarch64__)
+  return (Vec)vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p)));
+#else
+  float t[LANES];
+  for (int i = 0; i < LANES; i++) t[i] = half(p[i]);
+  return load(t);
+#endif
+}
 
 INLINE float first(Vec v) {
   float f;

@@ -16,7 +16,8 @@ from specdec.model.block import Block
 from specdec.model.cache import TreeCache
 from specdec.model.load import load_tiny
 from specdec.model.runtime.few_rows import FewRowLinear
-from specdec.model.runtime.quantised import QuantisedLinear
+from specdec.model.runtime.packed import PackedLinear
+from specdec.model.runtime.storage import rounded
 from specdec.model.runtime.vocabulary import argmaxes, entropies, mass, masses
 from tests.support.families import build
 
@@ -27,11 +28,15 @@ def linear() -> nn.Linear:
         return nn.Linear(40, 7).requires_grad_(False)
 
 
+def packed_linear(plain: nn.Linear, form: str) -> PackedLinear:
+    return PackedLinear(rounded(plain.weight, form), plain.bias)
+
+
 def fast_and_torch(made: str) -> tuple[nn.Module, nn.Module]:
     plain = linear()
     if made == "few rows":
         return FewRowLinear(plain), plain
-    quantised = QuantisedLinear(plain, made)
+    quantised = packed_linear(plain, made)
     stock = linear()
     stock.weight.copy_(quantised.weight)
     return quantised, stock
@@ -120,11 +125,11 @@ def test_weights_that_changed_after_wrapping_are_the_ones_that_count() -> None:
     halved = FewRowLinear(linear()).to(torch.bfloat16)
     with pytest.raises(RuntimeError, match="dtype"):
         halved(x)
-    quantised = QuantisedLinear(linear(), "int8")
+    quantised = packed_linear(linear(), "int8")
     before = quantised(x)
     quantised.codes, quantised.scale = quantised.codes.clone(), quantised.scale * 2
     torch.testing.assert_close(quantised(x) - quantised.bias, 2 * (before - quantised.bias))
-    with pytest.raises(RuntimeError, match="dtype"):
+    with pytest.raises(RuntimeError, match="packed as int8 have been moved, or converted to another dtype"):
         quantised.to(torch.bfloat16)(x)
 
 

@@ -8,7 +8,8 @@ from transformers import AutoModelForCausalLM
 from transformers.models.auto import CONFIG_MAPPING
 
 from specdec.model.runtime.experts import Experts
-from specdec.model.runtime.quantised import QuantisedLinear, quantise
+from specdec.model.runtime.packed import PackedLinear
+from specdec.model.runtime.storage import pack
 from tests.support.families import FAMILIES, build
 
 # of the largest logit: what rounding the weights of two small layers may change
@@ -22,7 +23,7 @@ def test_all_products_of_a_model_are_covered(family: str, weights: str) -> None:
     ids = torch.tensor([[3, 1, 4, 1, 5, 9]])
     model = build(family)
     before = model(ids).logits
-    line = quantise(model, weights)
+    line = pack(model, weights)
     after = model(ids).logits
     assert after.isfinite().all()
     assert 0 < float((after - before).abs().max()) <= STEP[weights] * float(before.abs().max())
@@ -30,8 +31,8 @@ def test_all_products_of_a_model_are_covered(family: str, weights: str) -> None:
     assert stay <= {"Embedding", "MixtralTopKRouter"}
     assert line is not None
     assert line.startswith(f"storage={weights}: ")
-    assert "in fp32 stay Embedding" in line
-    quantised = sum(isinstance(m, QuantisedLinear) for m in model.modules())
+    assert "; in fp32 stay Embedding" in line
+    quantised = sum(isinstance(m, PackedLinear) for m in model.modules())
     assert quantised > (20 if family == "mixtral" else 8)
 
 

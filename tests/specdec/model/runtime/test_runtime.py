@@ -21,7 +21,8 @@ from specdec.model.runtime import choose_runtime
 from specdec.model.runtime.build import BuildError, load_library
 from specdec.model.runtime.few_rows import MAX_ROWS, FewRowLinear
 from specdec.model.runtime.library import kernels
-from specdec.model.runtime.quantised import QuantisedLinear, quantise
+from specdec.model.runtime.packed import PackedLinear
+from specdec.model.runtime.storage import pack, rounded
 from specdec.model.target import TargetModel
 from specdec.trees.tree import TokenTree
 from tests.support.families import FAMILIES, build
@@ -220,7 +221,7 @@ def test_padding_is_not_computed(committed: Any) -> None:
 def test_quantised_products_equal_those_of_the_widened_weights(shape: tuple[int, int], weights: str) -> None:
     torch.manual_seed(0)
     linear = torch.nn.Linear(*shape).requires_grad_(False)
-    quantised = QuantisedLinear(linear, weights)
+    quantised = PackedLinear(rounded(linear.weight, weights), linear.bias)
     largest = float(linear.weight.abs().max())
     half_step = largest * {"bf16": 2**-8, "int8": 0.5 / 127, "int4": 0.5 / 7}[weights]
     assert float((quantised.weight - linear.weight).abs().max()) <= half_step * 1.001
@@ -260,15 +261,17 @@ def test_quantising_frees_the_originals_and_fusing_copies_nothing() -> None:
     plain = build("llama")
     originals = [weakref.ref(m.weight) for m in plain.modules() if type(m) is torch.nn.Linear]
     held = sum(ref().nbytes for ref in originals)
-    quantise(plain, "int4")
+    pack(plain, "int4")
     gc.collect()
     assert all(ref() is None for ref in originals)
-    kept = sum(buffer.nbytes for m in plain.modules() if isinstance(m, QuantisedLinear) for buffer in m.buffers())
+    kept = sum(buffer.nbytes for m in plain.modules() if isinstance(m, PackedLinear) for buffer in m.buffers())
     assert kept < held / 5
 
 
 def test_bad_weights_get_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InputError, match=r"target.storage: expected one of stored, bf16, int8, int4, got 'int3'"):
+    with pytest.raises(
+        InputError, match=r"target.storage: expected one of exact, stored, bf16, int8, int4, got 'int3'"
+    ):
         load_tiny(storage="int3")
     with pytest.raises(InputError, match=r"expected a model in float32 on a CPU for storage=int8, got torch.bfloat16"):
         load_tiny(device="cpu", dtype="bfloat16", storage="int8")
