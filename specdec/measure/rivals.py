@@ -213,7 +213,7 @@ class Speculative:
 
 
 class LlamaCpp:
-    """llama.cpp through `llama-cpp-python`, with the target's weights and a KV cache in fp32, and torch's thread count.
+    """llama.cpp through `llama-cpp-python`, with a KV cache in fp32 and torch's thread count.
 
     Prompts run one at a time, and greedy only, because its samplers draw in another order.
 
@@ -221,10 +221,12 @@ class LlamaCpp:
         name: name in results.
         num_pred_tokens: tokens drafted by the library's own prompt lookup; 0 for plain decoding.
         max_ngram_size: longest suffix that the prompt lookup searches for.
+        as_stored: whether it reads the GGUF file that the target was read from, as people run it. It then rounds
+            activations to 8 bits, so its texts may differ. Otherwise it reads the target's weights in fp32.
     """
 
-    def __init__(self, name: str, num_pred_tokens: int = 0, max_ngram_size: int = 2) -> None:
-        self.name, self._drafted, self._ngram = name, num_pred_tokens, max_ngram_size
+    def __init__(self, name: str, num_pred_tokens: int = 0, max_ngram_size: int = 2, as_stored: bool = False) -> None:
+        self.name, self._drafted, self._ngram, self._as_stored = name, num_pred_tokens, max_ngram_size, as_stored
         self._file: Path | None = None
         self._target: TargetModel | None = None
         self._loaded: Any = None
@@ -240,6 +242,8 @@ class LlamaCpp:
                 got=f"temperature {sampling.temperature}, processors: {asked}",
                 fix="leave it out: choose another reference",
             )
+        if self._as_stored:
+            return None if target.gguf is not None else f"{target.name} was not read from a GGUF file"
         require_plain_llama(target)
         return None
 
@@ -263,7 +267,8 @@ class LlamaCpp:
     def _load(self, target: TargetModel, capacity: int) -> Any:
         """Return the model with room for `capacity` tokens; load and warm it up again if it has less."""
         if self._target is not target:
-            self._target, self._file, self._loaded = target, gguf_file(target), None
+            self._target, self._loaded = target, None
+            self._file = target.gguf if self._as_stored else gguf_file(target)
         if self._loaded is None or self._loaded.n_ctx() < capacity:
             from llama_cpp import GGML_TYPE_F32, Llama
             from llama_cpp.llama_speculative import LlamaPromptLookupDecoding
