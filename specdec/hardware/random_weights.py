@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig
 from specdec.errors import InputError
 from specdec.hardware.configs import load_config
 from specdec.model.load import byte_tokenizer, resolve_device, resolve_dtype
-from specdec.model.runtime import quantise
+from specdec.model.runtime import pack
 from specdec.model.target import TargetModel
 
 
@@ -24,7 +24,7 @@ def load_random(
     device: str = "auto",
     kernel: str = "auto",
     runtime: str = "auto",
-    storage: str = "stored",
+    storage: str = "exact",
 ) -> TargetModel:
     """Return a model of a given shape with seeded random weights.
 
@@ -52,7 +52,7 @@ def load_random(
         with where:
             model: Any = AutoModelForCausalLM.from_config(shape, dtype=kind)
     model.generation_config.eos_token_id = None
-    if line := quantise(model, storage):
+    if line := pack(model, storage, fast=runtime != "stock"):
         sys.stderr.write(line + "\n")
     tokenizer = byte_tokenizer()
     enough = len(tokenizer) <= shape.get_text_config().vocab_size
