@@ -6,6 +6,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +127,9 @@ def load_embedded(
     """
     folder = str(embedded_folder())
     target = load_hub(folder, dtype=dtype, device=device, kernel=kernel, runtime=runtime, storage=storage, **options)
-    target.name, target.gguf = target.name.replace(folder, EMBEDDED), wheel_file()
+    target.name = target.name.replace(folder, EMBEDDED)
+    with suppress(InputError):  # the folder serves without the wheel
+        target.gguf = wheel_file()
     return target
 
 

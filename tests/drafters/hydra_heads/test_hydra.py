@@ -240,7 +240,7 @@ def test_training_goes_on_from_either_kind_of_heads(tiny: TargetModel, tmp_path:
         (lambda t: Hydra("nowhere"), "drafter.heads: expected a folder with drafter.json"),
         (lambda t: Hydra(), "drafter.heads=auto: expected a target that hydra_heads weights are shipped for"),
         (lambda t: Hydra("fresh", depth=0), "drafter.depth: expected an integer >= 1, got 0"),
-        (lambda t: Hydra("fresh", storage="int3"), "drafter.storage: expected one of stored, bf16, int8, int4"),
+        (lambda t: Hydra("fresh", storage="int3"), "drafter.storage: expected one of exact, stored, bf16, int8, int4"),
         (lambda t: Hydra("fresh", children="best"), "drafter.children: expected one of"),
         (lambda t: Hydra(made(t, 2), depth=3), "drafter.depth: expected at most 2, as there are heads, got 3"),
         (lambda t: HydraRecipe(heads=0), "recipe.heads: expected an integer >= 1, got 0"),

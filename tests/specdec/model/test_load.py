@@ -57,7 +57,7 @@ def _ask(home: str, answers: multiprocessing.Queue) -> None:
 
     os.environ["SPECDEC_HOME"] = home
     embedded._convert = _convert_slowly
-    embedded._wheel_file = Path
+    embedded.wheel_file = Path
     folder = embedded.embedded_folder()
     answers.put(_made(folder))
 
@@ -78,7 +78,7 @@ def test_two_processes_at_once_convert_once_and_see_it_whole(tmp_path: Path) -> 
 def test_what_a_killed_conversion_left_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPECDEC_HOME", str(tmp_path))
     monkeypatch.setattr(embedded, "_convert", _convert_slowly)
-    monkeypatch.setattr(embedded, "_wheel_file", Path)
+    monkeypatch.setattr(embedded, "wheel_file", Path)
     folder = embedded.embedded_folder()
     left = folder.with_suffix(".unfinished")
     folder.rename(left)
