@@ -39,7 +39,7 @@ class Ngram:
         least = {"min_ngram": min_ngram, "depth": depth, "branches": branches, "nodes": nodes, "per_match": per_match}
         for name, value in least.items():
             if value < 1:
-                raise InputError(f"drafter.{name}", expected="an integer >= 1", got=value, fix="raise it")
+                raise InputError(f"drafter.{name}", expected="an integer >= 1", got=repr(value), fix="raise it")
         if max_ngram < min_ngram:
             fix = "raise drafter.max_ngram"
             raise InputError("drafter.max_ngram", expected=f"at least min_ngram ({min_ngram})", got=max_ngram, fix=fix)

@@ -38,9 +38,9 @@ class NgramLM:
         self, max_ngram: int, weight: float, widths: Sequence[int], children: str = "with_replacement"
     ) -> None:
         if max_ngram < 1:
-            raise InputError("drafter.max_ngram", expected="an integer >= 1", got=max_ngram, fix="raise it")
+            raise InputError("drafter.max_ngram", expected="an integer >= 1", got=repr(max_ngram), fix="raise it")
         if not 0 < weight < 1:
-            raise InputError("drafter.weight", expected="a number in (0, 1)", got=weight, fix="try 0.8")
+            raise InputError("drafter.weight", expected="a number in (0, 1)", got=repr(weight), fix="try 0.8")
         self.max_ngram, self.weight, self.shape = max_ngram, weight, TreeShape(widths, children)
 
     @property

@@ -62,7 +62,7 @@ class Oracle:
     ) -> None:
         if isinstance(tree, int):
             if tree < 1:
-                raise InputError("drafter.tree", expected="at least one token", got=tree, fix="raise it")
+                raise InputError("drafter.tree", expected="at least one token", got=repr(tree), fix="raise it")
             tree = [[0] * depth for depth in range(1, tree + 1)]
         self.topology = read_tree(tree) if isinstance(tree, str) else Topology.of(tree)
         paths = self.topology.paths

@@ -53,7 +53,7 @@ class UnionDrafter:
             expected = "at most one drafter with an exit layer"
             raise InputError("drafter.drafters", expected=expected, got="two", fix="remove one")
         if nodes is not None and nodes < 1:
-            raise InputError("drafter.nodes", expected="an integer >= 1, or null", got=nodes, fix="raise it")
+            raise InputError("drafter.nodes", expected="an integer >= 1, or null", got=repr(nodes), fix="raise it")
         self.nodes = nodes
 
     @property

@@ -23,6 +23,17 @@ except InputError as _error:
     print(f"error: {_error}", file=sys.stderr)
     sys.exit(2)
 
+RENAMED = {
+    "suite": "ratios",
+    "distill": "train drafter=draft_model",
+    "study_acceptance": "compare_acceptance synthetic=true",
+}
+_module = "".join(sys.orig_argv[sys.orig_argv.index("-m") + 1 :][:1]) if "-m" in sys.orig_argv else ""
+if (_old := _module.removeprefix("experiments.")) != _module and _old in RENAMED:
+    # Python imports this package before it looks for the module, which no longer exists.
+    print(f"error: command: expected one that exists, got {_module}; it is called {RENAMED[_old]} now", file=sys.stderr)
+    sys.exit(2)
+
 # Other projects on the package index use these names too; importing one of theirs would fail much later.
 for _package in (drafters, verifiers, sys.modules[__name__]):
     require_ours(_package)

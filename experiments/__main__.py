@@ -5,13 +5,11 @@ from __future__ import annotations
 import ast
 import runpy
 import sys
+from difflib import get_close_matches
 from pathlib import Path
 
-RENAMED = {
-    "suite": "ratios",
-    "distill": "train drafter=draft_model",
-    "study_acceptance": "compare_acceptance synthetic=true",
-}
+from experiments import RENAMED
+
 USAGE = "python -m experiments.COMMAND [option=value ...]; --help shows a command's options"
 
 
@@ -34,7 +32,9 @@ def main() -> None:
         return
     command = sys.argv.pop(1)
     if command not in known:
-        fix = f"it is called {RENAMED[command]} now" if command in RENAMED else "check the spelling"
+        near = get_close_matches(command, known, n=1, cutoff=0.6)
+        unlike = f"did you mean {near[0]}?" if near else "check the spelling"
+        fix = f"it is called {RENAMED[command]} now" if command in RENAMED else unlike
         print(f"error: command: expected one of {', '.join(known)}, got {command!r}; {fix}", file=sys.stderr)
         sys.exit(2)
     runpy.run_module(f"experiments.{command}", run_name="__main__", alter_sys=True)

@@ -23,6 +23,7 @@ from experiments.common.tables import print_path, stdout, within
 from experiments.pictures.several_runs import warnings
 from specdec.files.durable import write_json
 from specdec.measure.comparison import PLAIN, Difference, compare
+from specdec.notes import counted
 from specdec.runs.read import Run, find_runs
 
 WORSE = 1  # exit status
@@ -44,8 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for folder in options.others:
             group = find_runs([folder])
             differences, prompts = compare(first, group)
-            runs = f"{len(group)} and {len(first)} runs"
-            stdout.print(table(differences, f"{folder} over {options.first}: {prompts} prompts, {runs}"))
+            runs = f"{len(group)} and {counted(len(first), 'run')}"
+            title = f"{folder} over {options.first}: {counted(prompts, 'prompt')}, {runs}"
+            stdout.print(table(differences, title))
             for line in notes(first, group, prompts):
                 stdout.print(line, soft_wrap=True, highlight=False)
             found.append({"folder": str(folder), "prompts": prompts, "differences": [asdict(d) for d in differences]})
@@ -79,7 +81,9 @@ def notes(first: Sequence[Run], second: Sequence[Run], prompts: int) -> list[str
     """
     runs = [*first, *second]
     most = max(len({(g.get("prompt"), g.get("turn")) for g in run.generations}) for run in runs)
-    left_out = [f"{most - prompts} prompts that not all runs answered are left out."] if most > prompts else []
+    missing = counted(most - prompts, "prompt")
+    verb = "is" if most - prompts == 1 else "are"
+    left_out = [f"{missing} that not all runs answered {verb} left out."] if most > prompts else []
     of_runs = [f"{run.folder}: {note}" for run in runs for note in run.notes if "older version" not in note]
     return [*left_out, *of_runs, *warnings({str(run.folder): run for run in runs})]
 

@@ -33,6 +33,7 @@ from specdec.exactness.rules import require_proven
 from specdec.exactness.synthetic import Study
 from specdec.files.durable import write_json
 from specdec.measure.rules import RuleComparison, Trees
+from specdec.notes import counted
 from specdec.options import Count, NonNegative
 from specdec.prompts.sets import PromptEncoder, first_turns
 from specdec.runs.log import provenance
@@ -93,7 +94,9 @@ def main(cfg: DictConfig) -> None:
     write_json(folder / "summary.json", {"target": target.name, "prompts": len(prompts), "results": results})
     write_json(folder / "provenance.json", provenance())
     acceptance_plot(results).write_html(folder / "acceptance.html", include_plotlyjs=True)
-    stdout.print(table(results, f"acceptance rules on {target.name}, {len(prompts)} prompts, the same trees"))
+    stdout.print(
+        table(results, f"acceptance rules on {target.name}, {counted(len(prompts), 'prompt')}, the same trees")
+    )
     stdout.print(f"run folder: {folder} (plot: acceptance.html)", soft_wrap=True, highlight=False)
 
 

@@ -31,6 +31,7 @@ from experiments.pictures.style import COLOURS
 from experiments.sweeps.launch import launch
 from specdec.files.durable import write_json
 from specdec.measure.profiling import Footprint, figures, fitting, profile, sweep
+from specdec.notes import counted
 from specdec.options import Count, Natural, Seed
 from specdec.runs.log import provenance
 
@@ -99,7 +100,7 @@ def main(cfg: DictConfig) -> None:
     origin = provenance()
     folder = Path(HydraConfig.get().runtime.output_dir)
     write_json(folder / "profile.json", {**head, "points": rows, "provenance": origin})
-    title = f"a forward of {target.name} ({head['device']}, {head['dtype']}, {origin['threads']} threads)"
+    title = f"a forward of {target.name} ({head['device']}, {head['dtype']}, {counted(origin['threads'], 'thread')})"
     plot(rows, base, grid, title).write_html(folder / "profile.html", include_plotlyjs=True)
     stdout.print(table(rows, base, title, o.exit_layer))
     stdout.print(

@@ -14,7 +14,7 @@ from typing import Any
 
 from specdec.errors import InputError
 from specdec.files.checked import read_yaml
-from specdec.options import UNSET, advice, require_known
+from specdec.options import UNSET, advice, check_signature, require_known
 
 ROOT = Path(__file__).resolve().parents[1]
 CONF = ROOT / "conf"
@@ -35,7 +35,7 @@ def build(group: str, choice: str, options: Mapping[str, Any] | None = None, **a
     """
     config = described(group, choice)
     require_known(list(options or {}), [key for key in config if not key.startswith("_")], f"{group}={choice}")
-    return _made({**config, **(options or {})}, f"{group}={choice}", arguments)
+    return _made({**config, **(options or {})}, group, arguments)
 
 
 def described(group: str, choice: str) -> dict[str, Any]:
@@ -98,4 +98,7 @@ def _made(node: Any, where: str, arguments: Mapping[str, Any]) -> Any:
         )
     require_ours(import_module(top))
     component = getattr(import_module(path), name)
+    given = {key: part for key, part in node.items() if not key.startswith("_")}
+    nested = [key for key, part in given.items() if isinstance(part, dict) and "_target_" in part]
+    check_signature(component, given | dict.fromkeys(nested, UNSET), where)
     return partial(component, **plain) if node.get("_partial_") else component(**plain, **arguments)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 
 class InputError(ValueError):
     """Bad input from the caller.
@@ -23,3 +25,8 @@ class InputError(ValueError):
         """Return the same error with the prefix `where`, the place in which it was found."""
         what, expected, got, fix = self._parts
         return InputError(f"{where}: {what}", expected=expected, got=got, fix=fix)
+
+    def worded(self, reword: Callable[[str], str]) -> InputError:
+        """Return the same error with other words for everything but what came."""
+        what, expected, got, fix = self._parts
+        return InputError(reword(what), expected=reword(expected), got=got, fix=reword(fix))

@@ -7,8 +7,10 @@ print(text, text.tokens_per_step)
 
 from __future__ import annotations
 
+import re
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from inspect import signature
 from typing import Any
@@ -29,12 +31,20 @@ from specdec.model.load import load as load_target
 from specdec.model.load import load_embedded, load_hub, load_tiny
 from specdec.model.target import TargetModel
 from specdec.notes import note
-from specdec.options import require_known
+from specdec.options import Seed, check_signature, conform, require_known
 from specdec.prompts.sets import UNFINISHED, PromptEncoder
 
 EMBEDDED_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"  # hub id of the embedded model
 HUB_SECONDS = 3  # timeout of the connection to the hub
 OnText = Callable[[int, str], None]
+ARGUMENTS = (  # patterns of options on the command line, and the arguments of `load` and `generate` for them
+    (r"\btarget\.name\b", "model"),
+    (r"\b(?:target|generation)\.(?=[a-z])", ""),
+    (r"\bdrafter\.([a-z_]+)=auto\b", r'drafter_options={"\1": "auto"}'),
+    (r"\bdrafter\.([a-z_]+)=([A-Z]+)\b", r'drafter_options={"\1": \2}'),
+    (r"\bdrafter\.([a-z_]+)\b", r'drafter_options["\1"]'),
+    (r"\btarget=(\w+)$", r'model="\1"'),
+)
 
 
 @dataclass(frozen=True)
@@ -130,23 +140,40 @@ class SpeculativeLM:
             InputError: there is no prompt, a prompt has no tokens or too many, or a value is out of range.
         """
         prompts = require_texts(prompts)
-        if type(seed) is not int or seed < 0:
-            raise InputError("seed", expected="an integer >= 0", got=repr(seed), fix="pass one")
+        conform(seed, Seed, "seed")
+        conform(chat, bool, "chat")
+        conform(stop, Sequence[str], "stop")
+        if on_text is not None and not callable(on_text):
+            fix = "pass one that takes (index of the prompt, piece of text)"
+            raise InputError("on_text", expected="a function", got=repr(on_text), fix=fix)
         encoder = PromptEncoder.of(self.target)
-        tokenizer = encoder.tokenizer
-        rows = [encoder.encode([p], []) if chat else list(tokenizer.encode(p)) for p in prompts]
-        sampling = SamplingParams(temperature, top_k, top_p)
-        decoder = Decoder(
-            self.drafter, self.verifier, self.rule, sampling, stop_rule(self.target, max_new_tokens, stop)
-        )
-        growing = None if on_text is None else _Growing(encoder, len(rows), on_text)
-        done = decoder.speculative(rows, [[seed, row] for row in range(len(rows))], on_blocks=growing)
+        with python_names():
+            sampling, ends = SamplingParams(temperature, top_k, top_p), stop_rule(self.target, max_new_tokens, stop)
+            rows = [encoder.encode([p], []) if chat else list(encoder.tokenizer.encode(p)) for p in prompts]
+            growing = None if on_text is None else _Growing(encoder, len(rows), on_text)
+            decoder = Decoder(self.drafter, self.verifier, self.rule, sampling, ends)
+            done = decoder.speculative(rows, [[seed, row] for row in range(len(rows))], on_blocks=growing)
         if growing is not None:
             growing.flush()
         steps = [[step for step in done.steps if step.row == row] for row in range(len(rows))]
         return [
             Text(encoder.decode(ids), ids, encoder.pieces(ids), own) for ids, own in zip(done.texts, steps, strict=True)
         ]
+
+
+@contextmanager
+def python_names() -> Iterator[None]:
+    """Let errors name the arguments of `load` and `generate` instead of the options of the command line."""
+    try:
+        yield
+    except InputError as error:
+        raise error.worded(_as_arguments) from error.__cause__
+
+
+def _as_arguments(words: str) -> str:
+    for option, argument in ARGUMENTS:
+        words = re.sub(option, argument, words)
+    return words
 
 
 def require_texts(prompts: object) -> list[str]:
@@ -190,13 +217,15 @@ def load(
     Raises:
         InputError: no such model or name, an unknown option, or a model that is not proven.
     """
-    target = _target(model, tokenizer, target_options)
     if not isinstance(drafter, str) and drafter_options:
         fix = "pass options to the object itself"
         raise InputError("drafter_options", expected="the name of a drafter", got="an object", fix=fix)
-    made = build("drafter", drafter, drafter_options) if isinstance(drafter, str) else drafter
-    judge = build("verifier", verifier, target=target) if isinstance(verifier, str) else verifier
-    rule = build("acceptance", acceptance) if isinstance(acceptance, str) else acceptance
+    conform(drafter_options or {}, Mapping[str, Any], "drafter_options")
+    with python_names():
+        target = _target(model, tokenizer, target_options)
+        made = build("drafter", drafter, drafter_options) if isinstance(drafter, str) else drafter
+        judge = build("verifier", verifier, target=target) if isinstance(verifier, str) else verifier
+        rule = build("acceptance", acceptance) if isinstance(acceptance, str) else acceptance
     kinds = (("drafter", made, Drafter), ("verifier", judge, Verifier), ("acceptance", rule, AcceptanceRule))
     for option, part, kind in kinds:
         if isinstance(part, type) or not isinstance(part, kind):
@@ -220,6 +249,7 @@ def _target(
     loads = load_tiny if model == "tiny" else load_hub if isinstance(model, str) else TargetModel.__init__
     known = [name for name in signature(loads).parameters if name not in ("self", "model", "name", "option")]
     require_known(list(options), known, "specdec.load")
+    check_signature(loads, options, "")
     if model == EMBEDDED_ID and not _to_be_had(EMBEDDED_ID):
         note(f"{model}: the hub cannot be reached; the embedded copy stands in, made from a 4-bit file")
         return load_embedded(**options)

@@ -6,9 +6,10 @@ converted: `true` and 1.5 are not accepted for 1, nor "3" for 3. NaN and infinit
 
 from __future__ import annotations
 
+import inspect
 import math
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -119,6 +120,26 @@ def advice(name: str, known: Sequence[str]) -> str:
         return f"it is called {RENAMED[name]} now"
     near = get_close_matches(name, known, n=1, cutoff=0.5)
     return f"did you mean {near[0]}?" if near else "check the spelling"
+
+
+def check_signature(made: Callable[..., Any], options: Mapping[str, Any], where: str) -> None:
+    """Check options against the signature of the class or function that will get them.
+
+    Args:
+        made: the class or function.
+        options: values by parameter; a value that is not given yet (`UNSET`) is not checked.
+        where: name of the options, used in error messages; "" for none.
+
+    Raises:
+        InputError: an unknown option, or a value of another type.
+    """
+    takes = inspect.signature(made).parameters
+    if not any(p.kind is p.VAR_KEYWORD for p in takes.values()):
+        require_known(options, [name for name, p in takes.items() if p.kind is not p.VAR_POSITIONAL], where)
+    hints = get_type_hints(made.__init__ if inspect.isclass(made) else made, include_extras=True)
+    for name, value in options.items():
+        if value != UNSET:
+            conform(value, hints.get(name, Any), f"{where}.{name}".lstrip("."))
 
 
 def require_known(names: Any, known: Sequence[str], option: str) -> None:

@@ -50,10 +50,10 @@ class Adaptive:
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         if nodes is not None and nodes < 1:
-            raise InputError("adaptive.nodes", expected="an integer >= 1, or null", got=nodes, fix="raise it")
+            raise InputError("adaptive.nodes", expected="an integer >= 1, or null", got=repr(nodes), fix="raise it")
         if draft_ms is not None and draft_ms < 0:
             fix = "give a time, or null to have it measured"
-            raise InputError("adaptive.draft_ms", expected="milliseconds >= 0", got=draft_ms, fix=fix)
+            raise InputError("adaptive.draft_ms", expected="milliseconds >= 0", got=repr(draft_ms), fix=fix)
         curve = costs if not isinstance(costs, str) else None if costs == "auto" else MeasuredCurve(Path(costs))
         self.drafter, self.nodes, self._clock = drafter, nodes, clock
         self._verify, self._draft = VerifyCosts(curve), DraftCosts(None if draft_ms is None else draft_ms / 1e3)

@@ -64,7 +64,7 @@ class DistillRecipe:
     ) -> None:
         require_kind(loss)
         if not 0 <= on_policy <= 1:
-            raise InputError("recipe.on_policy", expected="a share in [0, 1]", got=on_policy, fix="try 0.5")
+            raise InputError("recipe.on_policy", expected="a share in [0, 1]", got=repr(on_policy), fix="try 0.5")
         if on_policy and loss == "token":
             raise InputError(
                 "recipe.on_policy",
@@ -74,7 +74,7 @@ class DistillRecipe:
             )
         if on_policy_tokens < 1:
             got = on_policy_tokens
-            raise InputError("recipe.on_policy_tokens", expected="an integer >= 1", got=got, fix="raise it")
+            raise InputError("recipe.on_policy_tokens", expected="an integer >= 1", got=repr(got), fix="raise it")
         self.layers, self.vocabulary, self.kind = layers, vocabulary, loss
         self.on_policy, self.on_policy_tokens, self.whole, self.depth = on_policy, on_policy_tokens, whole, depth
 

@@ -50,10 +50,10 @@ class EagleRecipe:
         require_kind(loss)
         if steps < 1:
             raise InputError(
-                "recipe.steps", expected="an integer >= 1", got=steps, fix="1 practises the first level only"
+                "recipe.steps", expected="an integer >= 1", got=repr(steps), fix="1 practises the first level only"
             )
         if not 0 < decay <= 1:
-            raise InputError("recipe.decay", expected="a number in (0, 1]", got=decay, fix="try 0.8")
+            raise InputError("recipe.decay", expected="a number in (0, 1]", got=repr(decay), fix="try 0.8")
         self.layers, self.vocabulary, self.kind = layers, vocabulary, loss
         self.steps, self.decay, self.depth = steps, decay, depth
 

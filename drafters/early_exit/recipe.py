@@ -50,7 +50,7 @@ class EarlyExitRecipe:
         threshold: float = 0.0,
     ) -> None:
         if blocks < 0:
-            raise InputError("recipe.blocks", expected="an integer >= 0", got=blocks, fix="use 0 for layers")
+            raise InputError("recipe.blocks", expected="an integer >= 0", got=repr(blocks), fix="use 0 for layers")
         require_kind(loss)
         self.exit_layer, self.blocks, self.layers, self.vocabulary = exit_layer, blocks, layers, vocabulary
         self.kind, self.depth, self.threshold = loss, depth, threshold

@@ -50,7 +50,7 @@ class Medusa:
     ) -> None:
         require_children(children)
         if isinstance(tree, int) and tree < 1:
-            raise InputError("drafter.tree", expected="at least one node", got=tree, fix="raise it")
+            raise InputError("drafter.tree", expected="at least one node", got=repr(tree), fix="raise it")
         self.children = children
         self._heads = heads
         self._tree = tree if isinstance(tree, int) else read_tree(tree) if isinstance(tree, str) else Topology.of(tree)

@@ -83,7 +83,7 @@ class JointMedusaRecipe:
             if value not in known:
                 raise InputError(f"recipe.{name}", expected=" or ".join(known), got=repr(value), fix="choose one")
         if not 0 <= warm_up < 1:
-            raise InputError("recipe.warm_up", expected="a share in [0, 1)", got=warm_up, fix="try 0.2")
+            raise InputError("recipe.warm_up", expected="a share in [0, 1)", got=repr(warm_up), fix="try 0.2")
         self.heads, self.backbone, self.rank, self.alpha = heads, backbone, rank, alpha
         self.lambda_0, self.schedule, self.warm_up = lambda_0, schedule, warm_up
         self.lr_scale: Mapping[str, float] = {"backbone": backbone_lr}

@@ -55,10 +55,10 @@ class MedusaRecipe:
     ) -> None:
         for name, value in (("heads", heads), ("layers", layers)):
             if value < 1:
-                raise InputError(f"recipe.{name}", expected="an integer >= 1", got=value, fix="raise it")
+                raise InputError(f"recipe.{name}", expected="an integer >= 1", got=repr(value), fix="raise it")
         for name, share in (("decay", decay), ("soft", soft)):
             if not 0 <= share <= 1:
-                raise InputError(f"recipe.{name}", expected="a number in [0, 1]", got=share, fix="choose another")
+                raise InputError(f"recipe.{name}", expected="a number in [0, 1]", got=repr(share), fix="choose another")
         self.heads, self.layers, self.own_output, self.vocabulary = heads, layers, own_output, vocabulary
         self.decay, self.soft, self.tree, self.start = decay, soft, tree, start
 

@@ -16,6 +16,7 @@ from experiments.common.settings import Settings
 from specdec.decoding.decoder import Decoder
 from specdec.measure.benchmark import Benchmark
 from specdec.measure.rivals import runnable
+from specdec.notes import counted
 from specdec.runs.log import RunLog
 
 
@@ -62,7 +63,8 @@ def closing(log: RunLog) -> Iterator[None]:
     except BaseException as error:
         status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
         log.stop(status)
-        stderr.print(f"{status}: {log.steps_written} steps are kept in {log.folder / 'steps.jsonl'}", soft_wrap=True)
+        kept = f"{counted(log.steps_written, 'step')} {'is' if log.steps_written == 1 else 'are'} kept"
+        stderr.print(f"{status}: {kept} in {log.folder / 'steps.jsonl'}", soft_wrap=True)
         raise
 
 

@@ -17,7 +17,7 @@ import importlib
 import inspect
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, get_type_hints
+from typing import Any
 
 import hydra.utils
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -27,7 +27,7 @@ from specdec.components import CONF, OURS
 from specdec.decoding.protocols import AcceptanceRule, Drafter, Verifier
 from specdec.errors import InputError
 from specdec.measure.rivals import Reference
-from specdec.options import UNSET, conform, require_known
+from specdec.options import UNSET, check_signature
 from specdec.runs.log import Tracker
 from specdec.training.recipe import Recipe
 
@@ -95,17 +95,9 @@ def _check(plain: Any, where: str, allowed: Sequence[str]) -> None:
         if TARGET in plain:
             made = component(plain[TARGET], f"{where}.{TARGET}", allowed)
             if is_component(made):
-                _check_signature(made, {k: v for k, v in plain.items() if k not in KEYWORDS}, where)
-
-
-def _check_signature(made: Component, options: dict[str, Any], where: str) -> None:
-    takes = inspect.signature(made).parameters
-    if not any(p.kind is p.VAR_KEYWORD for p in takes.values()):
-        require_known(options, [name for name, p in takes.items() if p.kind is not p.VAR_POSITIONAL], where)
-    hints = get_type_hints(made.__init__ if inspect.isclass(made) else made, include_extras=True)
-    for name, value in options.items():
-        if not (value == UNSET or (isinstance(value, dict) and TARGET in value)):
-            conform(value, hints.get(name, Any), f"{where}.{name}".lstrip("."))
+                options = {key: part for key, part in plain.items() if key not in KEYWORDS}
+                nested = [key for key, part in options.items() if isinstance(part, dict) and TARGET in part]
+                check_signature(made, options | dict.fromkeys(nested, UNSET), where)
 
 
 def choice_of(group: str, choice: str, option: str) -> DictConfig:

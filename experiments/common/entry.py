@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import warnings
 from collections.abc import Iterator
@@ -29,6 +30,7 @@ BAD_INPUT, SOME_FAILED = 2, 3
 LONGEST = 2000  # characters of an error message
 CONF = str(components.CONF)
 MERGING = "Error merging override"
+NO_GROUP = r"(?s)Could not override '(.+?)'\..*\+[^=]*=(\S*)"
 stderr = SafeConsole(stderr=True)
 
 
@@ -81,6 +83,11 @@ def explain(error: BaseException) -> str | None:  # noqa: PLR0911  (one return p
     if isinstance(error, ConfigCompositionException) and str(error).startswith(MERGING):
         key, _, value = str(error).removeprefix(MERGING).strip().lstrip("+~").partition("=")
         return f"{key}: expected a value that fits there, got {value}; {str(unknown).splitlines()[0]}"
+    if isinstance(error, ConfigCompositionException) and (unlisted := re.match(NO_GROUP, str(error))):
+        name, choice = unlisted.groups()
+        return (
+            f"{name}: expected an option of this command, got {name}={choice}; leave it out (--help lists the options)"
+        )
     if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
         group, _, choice = error.missing_cfg_file.rpartition("/")
         near = get_close_matches(choice, error.options, n=1, cutoff=0.4)

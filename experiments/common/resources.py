@@ -26,7 +26,9 @@ def claim_resources(cfg: DictConfig) -> None:
     threads, gpus = (OmegaConf.select(cfg, f"sweep.{name}") for name in ("threads", "gpus"))
     if threads is not None:
         if not isinstance(threads, int) or threads < 1:
-            raise InputError("sweep.threads", expected="an integer >= 1 or null", got=threads, fix="use 1 or more")
+            raise InputError(
+                "sweep.threads", expected="an integer >= 1 or null", got=repr(threads), fix="use 1 or more"
+            )
         torch.set_num_threads(threads)
     if gpus not in (None, 1):
         raise InputError("sweep.gpus", expected="1, or null for all", got=gpus, fix="use sweep.gpus=1")

@@ -82,7 +82,7 @@ def settings(cfg: DictConfig) -> Settings:
     options = typed(cfg, Settings)
     for name, value in (("generation.batch_size", options.generation.batch_size), ("repeats", options.repeats)):
         if value < 1:
-            raise InputError(name, expected="an integer >= 1", got=value, fix="use 1 or more")
+            raise InputError(name, expected="an integer >= 1", got=repr(value), fix="use 1 or more")
     if len(set(options.seeds)) < len(options.seeds):
         raise InputError("seeds", expected="seeds that differ", got=options.seeds, fix="raise repeats instead")
     if options.tree not in TREES:

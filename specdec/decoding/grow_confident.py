@@ -41,9 +41,11 @@ class DynamicTree:
     def __init__(self, depth: int, beam: int, nodes: int, threshold: float = 0.0) -> None:
         for name, value in (("depth", depth), ("beam", beam), ("nodes", nodes)):
             if value < 1:
-                raise InputError(f"drafter.{name}", expected="an integer >= 1", got=value, fix="raise it")
+                raise InputError(f"drafter.{name}", expected="an integer >= 1", got=repr(value), fix="raise it")
         if not 0 <= threshold < 1:
-            raise InputError("drafter.threshold", expected="a probability in [0, 1)", got=threshold, fix="try 0.1")
+            raise InputError(
+                "drafter.threshold", expected="a probability in [0, 1)", got=repr(threshold), fix="try 0.1"
+            )
         self.depth, self.beam, self.nodes, self.threshold = depth, beam, nodes, threshold
 
     def grow(

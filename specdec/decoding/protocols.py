@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -139,6 +139,14 @@ class DraftState:
     def draws(self, slots: int) -> Draws:
         """Return the drafter's draws of this step; slot i decides the token of node i."""
         return self.streams.draws([len(row) for row in self.rows], Streams.DRAFT, slots)
+
+    if not TYPE_CHECKING:  # a type checker refuses unknown names by itself
+
+        def __getattr__(self, name: str) -> None:
+            raise AttributeError(
+                f"DraftState has no {name!r}, but rows, kept (the nodes kept in the step before), room, streams and "
+                "draws(slots); see docs/adding-a-drafter.md"
+            )
 
 
 @runtime_checkable

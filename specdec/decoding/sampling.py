@@ -231,7 +231,7 @@ def _finite(value: object) -> bool:
 
 def _require(name: str, got: object, ok: bool, expected: str, fix: str) -> None:
     if not ok:
-        raise InputError(f"generation.{name}", expected=expected, got=got, fix=fix)
+        raise InputError(f"generation.{name}", expected=expected, got=repr(got), fix=fix)
 
 
 @runtime_checkable

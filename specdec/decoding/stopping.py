@@ -37,7 +37,10 @@ class StopRule:
     def __post_init__(self) -> None:
         if type(self.max_new_tokens) is not int or self.max_new_tokens < 1:
             raise InputError(
-                "generation.max_new_tokens", expected="an integer >= 1", got=self.max_new_tokens, fix="ask for a token"
+                "generation.max_new_tokens",
+                expected="an integer >= 1",
+                got=repr(self.max_new_tokens),
+                fix="ask for a token",
             )
         require_stop_strings(self.stop)
         if self.stop and self.decode is None:

@@ -219,7 +219,7 @@ def profile(
         InputError: no rounds, no memory for a KV cache, or an exit layer out of range.
     """
     if rounds < 1:
-        raise InputError("rounds", expected="an integer >= 1", got=rounds, fix="ask for one")
+        raise InputError("rounds", expected="an integer >= 1", got=repr(rounds), fix="ask for one")
     if exit_layer is not None:
         target.halves.require_layer(exit_layer, "exit_layer")
     exits = [None] if exit_layer is None else [None, exit_layer]

@@ -224,7 +224,7 @@ def even_share(prompts: Sequence[Prompt], limit: int | None) -> list[Prompt]:
     if limit is None or limit >= len(prompts):
         return list(prompts)
     if limit < 1:
-        raise InputError("prompts.limit", expected="an integer >= 1, or null for all", got=limit, fix="raise it")
+        raise InputError("prompts.limit", expected="an integer >= 1, or null for all", got=repr(limit), fix="raise it")
     rank: dict[str, int] = {}
     order = []  # (number of prompts of its category before it, index in the file)
     for place, prompt in enumerate(prompts):

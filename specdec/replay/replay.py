@@ -236,19 +236,24 @@ def right_ranks(trace: Trace) -> Array:
     """
     if not trace.ranked:
         fix = "replay it with tree=NODES"
-        raise InputError("tree", expected="a drafter with ranked candidates", got=trace.origin.drafter, fix=fix)
+        expected = "a drafter that records ranked candidates at every depth (such as medusa)"
+        raise InputError("tree", expected=expected, got=trace.origin.drafter, fix=fix)
     return np.concatenate([text.right for text in trace.texts])
 
 
 def _checked(trace: Trace, tree: Topology | int | None, temperature: float) -> Topology | int:
     origin = trace.origin
     if temperature < 0:
-        raise InputError("temperature", expected="a number >= 0", got=temperature, fix="use 0 for greedy decoding")
+        raise InputError(
+            "temperature", expected="a number >= 0", got=repr(temperature), fix="use 0 for greedy decoding"
+        )
     if trace.ranked:
         if tree is None and origin.tree is not None:
             tree = Topology.of(origin.tree)
         if not isinstance(tree, Topology):
-            raise InputError("tree", expected="index paths, for a drafter that ranks", got=tree, fix="name a tree")
+            raise InputError(
+                "tree", expected=f"index paths: {origin.drafter} records ranked candidates", got=tree, fix="name a tree"
+            )
         if tree.depth > origin.depths or tree.ranks > origin.ranks:
             expected = f"at most {origin.depths} deep and {origin.ranks} candidates wide, as was recorded"
             got, fix = f"{tree.depth} deep and {tree.ranks} wide", "prune it, or record with more record_ranks"
@@ -256,7 +261,8 @@ def _checked(trace: Trace, tree: Topology | int | None, temperature: float) -> T
         return tree
     if temperature > 0:
         fix = "use temperature=0"
-        raise InputError("temperature", expected=f"0: {origin.drafter} does not rank", got=temperature, fix=fix)
+        expected = f"0: {origin.drafter} records no ranked candidates, so only its greedy texts can be replayed"
+        raise InputError("temperature", expected=expected, got=temperature, fix=fix)
     most = max(text.nodes.shape[1] for text in trace.texts if text.nodes is not None)
     if isinstance(tree, Topology):
         expected = f"a number of nodes, or nothing: {origin.drafter} draws its own trees"
@@ -264,7 +270,7 @@ def _checked(trace: Trace, tree: Topology | int | None, temperature: float) -> T
     if tree is None:
         return most
     if tree < 1:
-        raise InputError("tree", expected="at least one node", got=tree, fix="raise it")
+        raise InputError("tree", expected="at least one node", got=repr(tree), fix="raise it")
     return tree
 
 

@@ -70,7 +70,8 @@ class JsonLines:
         """Message about what could not be read, or None."""
         refused = f"{self._path.name} cannot be read" if self._refused else None
         cut = f"the last line of {self._path.name} is cut off" if self.rest else None
-        bad = f"{self.broken} lines of {self._path.name} hold no record" if self.broken else None
+        holds = "holds" if self.broken == 1 else "hold"
+        bad = f"{counted(self.broken, 'line')} of {self._path.name} {holds} no record" if self.broken else None
         return "; ".join(filter(None, (refused, cut, bad))) or None
 
 

@@ -37,7 +37,7 @@ class Checkpoints:
 
     def __init__(self, folder: Path, accelerator: Accelerator, config: Mapping[str, Any], keep: int) -> None:
         if keep < 1:
-            raise InputError("keep", expected="an integer >= 1", got=keep, fix="keep one checkpoint at least")
+            raise InputError("keep", expected="an integer >= 1", got=repr(keep), fix="keep one checkpoint at least")
         self._folder, self._accelerator, self._keep = folder / "checkpoints", accelerator, keep
         self._latest = self._newest_whole()
         file = folder / "config.json"

@@ -90,4 +90,4 @@ class Reports:
         for field in fields(self):
             if getattr(self, field.name) < 1:
                 got = getattr(self, field.name)
-                raise InputError(f"reports.{field.name}", expected="an integer >= 1", got=got, fix="raise it")
+                raise InputError(f"reports.{field.name}", expected="an integer >= 1", got=repr(got), fix="raise it")

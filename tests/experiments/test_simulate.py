@@ -340,7 +340,10 @@ def test_the_best_tree_is_found_and_a_run_can_draft_it(
         ("tree=adaptive", "error: tree: expected costs to choose by, got none; pass profile=... or hardware=..."),
         ("acceptance=typical", "error: acceptance: expected exact, or at temperature 0 any lossless rule"),
         ("temperature=-1", "error: temperature: expected a number >= 0, got -1"),
-        ("temperature=1", "error: temperature: expected 0: ngram does not rank, got 1"),
+        (
+            "temperature=1",
+            "error: temperature: expected 0: ngram records no ranked candidates, so only its greedy texts can be",
+        ),
         ("tree=[[0]]", "error: tree: expected a number of nodes, or nothing: ngram draws its own trees"),
         ("tree=0", "error: tree: expected at least one node, got 0; raise it"),
         ("hardware=a100", "got 'a100'; did you mean a100_80g?"),

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
 import pytest
+import torch
 
 import specdec
 from specdec.components import CONF, build, described
 from specdec.decoding.generate import autoregressive
-from specdec.decoding.sampling import SamplingParams
+from specdec.decoding.protocols import DraftState, Kept
+from specdec.decoding.sampling import SamplingParams, Streams
 from specdec.decoding.stopping import stop_rule
 from specdec.errors import InputError
 from specdec.model.target import TargetModel
@@ -72,10 +75,13 @@ def test_every_yaml_of_a_drafter_is_read_as_hydra_reads_it(file: object) -> None
         (lambda t: specdec.load(t, dtype="float32"), "expected no options beside a TargetModel, got dtype"),
         (lambda _: specdec.load("tiny", weights="int8"), "got 'weights'; it is called storage now"),
         (lambda _: specdec.load("nowhere", layers="model.layers"), "got 'layers'; it is called layer_path now"),
-        (lambda t: specdec.load(t).generate("x", seed=-1), "seed: expected an integer >= 0, got -1"),
+        (lambda t: specdec.load(t).generate("x", seed=-1), "seed: expected an integer >= 0, got -1; "),
         (lambda t: specdec.load(t).generate([]), "prompts: expected at least one text, got an empty list"),
         (lambda t: specdec.load(t).generate("", chat=False), "expected at least one token"),
-        (lambda t: specdec.load(t).generate("x", 0), "generation.max_new_tokens: expected an integer >= 1"),
+        (
+            lambda t: specdec.load(t).generate("x", 0),
+            "max_new_tokens: expected an integer >= 1, got 0; ask for a token",
+        ),
         (lambda t: specdec.load(t).generate("x", temperature=-1), "temperature"),
     ],
 )
@@ -83,6 +89,45 @@ def test_bad_input_is_one_clear_line(tiny: TargetModel, call: object, line: str)
     with pytest.raises(InputError) as error:
         call(tiny)  # type: ignore[operator]
     assert line in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("call", "line"),
+    [
+        (
+            lambda t: specdec.load(t, drafter_options={"depth": 0}),
+            'drafter_options["depth"]: expected an integer >= 1, ',
+        ),
+        (lambda t: specdec.load(t, drafter_options={"depth": "4"}), "expected an integer, got '4'; "),
+        (lambda t: specdec.load(t, drafter_options={"depth": True}), "expected an integer, got true; "),
+        (lambda t: specdec.load(t, "early_exit").generate("x"), 'drafter_options["exit_layer"]: expected 1 to 1, '),
+        (lambda t: specdec.load(t, "medusa").generate("x"), 'and pass drafter_options={"heads": FOLDER}'),
+        (lambda _: specdec.load("tiny", device="cuda:99"), "device: expected one of auto, cpu"),
+        (lambda _: specdec.load("tiny", storage="int3"), "storage: expected one of "),
+        (lambda _: specdec.load("tiny", seed="3"), "seed: expected an integer, got '3'; "),
+        (lambda t: specdec.load(t).generate("x " * 5000, 4), "shorten the prompt or lower max_new_tokens"),
+        (lambda t: specdec.load(t).generate("x", 4, top_p=2.0), "top_p: expected a number in (0, 1], got 2.0; "),
+    ],
+)
+def test_errors_name_arguments_and_no_options_of_the_command_line(tiny: TargetModel, call: object, line: str) -> None:
+    with pytest.raises(InputError) as error:
+        call(tiny)  # type: ignore[operator]
+    message = str(error.value)
+    assert line in message
+    assert not re.search(r"(drafter|target|generation)\.\w", message)
+
+
+def test_a_draft_state_names_its_parts() -> None:
+    state = DraftState(
+        [[1]],
+        Kept(torch.tensor([[0]]), torch.zeros(1, 1, 2)),
+        [1],
+        Streams([[0]], SamplingParams(), torch.device("cpu")),
+    )
+    with pytest.raises(
+        AttributeError, match=r"no 'verdict', but rows, kept \(the nodes kept in the step before\), room"
+    ):
+        _ = state.verdict
 
 
 def test_the_front_door_is_cheap_and_complete() -> None:
@@ -101,7 +146,9 @@ def test_values_of_other_types_are_one_clear_line() -> None:
 import specdec
 lm = specdec.load("tiny", device="cpu")
 for call in (lambda: specdec.load("tiny", drafter=None), lambda: specdec.load(3), lambda: lm.generate(None),
-             lambda: lm.generate([{"role": "user"}]), lambda: lm.generate(["a", 1])):
+             lambda: lm.generate([{"role": "user"}]), lambda: lm.generate(["a", 1]),
+             lambda: lm.generate("a", "4"), lambda: lm.generate("a", 4, temperature="1"),
+             lambda: lm.generate("a", stop="b"), lambda: lm.generate("a", on_text=3)):
     try:
         call()
     except specdec.InputError as error:
@@ -115,6 +162,10 @@ for call in (lambda: specdec.load("tiny", drafter=None), lambda: specdec.load(3)
         "prompts: expected a text or a list of texts, got NoneType; ",
         "prompts: expected a text or a list of texts, got a list with a dict; ",
         "prompts: expected a text or a list of texts, got a list with a int; ",
+        "max_new_tokens: expected an integer >= 1, got '4'; ",
+        "temperature: expected a number >= 0, got '1'; ",
+        "stop: expected a list of texts, got 'b'; ",
+        "on_text: expected a function, got 3; ",
     )
     assert len(lines) == len(expected)
     assert all(line.startswith(words) for line, words in zip(lines, expected, strict=True))

@@ -49,7 +49,7 @@ class Forced:
         lengths: Sequence[float] | None = None,
     ) -> None:
         if depth < 1:
-            raise InputError("acceptance.depth", expected="an integer >= 1", got=depth, fix="raise it")
+            raise InputError("acceptance.depth", expected="an integer >= 1", got=repr(depth), fix="raise it")
         chain = [(0,) * level for level in range(1, depth + 1)]
         options = {"rates": rates, "lengths": lengths, "where": "acceptance"}
         self.rates = prescribed(schedule, tokens_per_step, chain, **options)  # type: ignore[arg-type]

@@ -42,7 +42,9 @@ class Typical:
     def __init__(self, epsilon: float, alpha: float) -> None:
         for name, value in (("epsilon", epsilon), ("alpha", alpha)):
             if not 0 < value < 1:
-                raise InputError(f"acceptance.{name}", expected="a number in (0, 1)", got=value, fix="try 0.09 and 0.3")
+                raise InputError(
+                    f"acceptance.{name}", expected="a number in (0, 1)", got=repr(value), fix="try 0.09 and 0.3"
+                )
         self.epsilon, self.alpha = epsilon, alpha
 
     def accept(self, tree: TokenTree, target_probs: Float[Tensor, "batch nodes vocab"], draws: Draws) -> Verdict:
