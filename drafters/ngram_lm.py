@@ -16,6 +16,7 @@ from torch import Tensor
 from specdec.decoding.grow_fixed import TreeShape, level_q
 from specdec.decoding.protocols import DraftState, Session
 from specdec.errors import InputError
+from specdec.trees.transfer import on_device
 from specdec.trees.tree import TokenTree, histories
 
 
@@ -65,7 +66,7 @@ class NgramLM:
 
         how = "top_k" if self._sampling.greedy else self.shape.children
         depth = max(0, min(self.shape.depth, max(state.room) - 1))
-        root = torch.tensor([row[-1] for row in state.rows], device=self._target.device)
+        root = on_device([row[-1] for row in state.rows], self._target.device)
         return self.shape.grow(root, next_q, state.draws(self.max_nodes), depth, how)
 
     def _logits(self, history: Sequence[int], row: int) -> Tensor:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import torch
-
 from specdec.decoding.protocols import DraftState, Session
+from specdec.trees.transfer import on_device
 from specdec.trees.tree import TokenTree
 
 
@@ -17,4 +16,4 @@ class NoDrafter:
         self._device = session.target.device
 
     def propose(self, state: DraftState) -> TokenTree:
-        return TokenTree.root_only(torch.tensor([row[-1] for row in state.rows], device=self._device))
+        return TokenTree.root_only(on_device([row[-1] for row in state.rows], self._device))

@@ -24,6 +24,7 @@ from specdec.model.target import TargetModel
 from specdec.replay.prescribed import GivenRates, prescribed
 from specdec.trees.files import read_tree
 from specdec.trees.topology import Topology
+from specdec.trees.transfer import on_device
 from specdec.trees.tree import TokenTree
 
 SAMPLED = SamplingParams(temperature=1.0)  # the oracle's own draws are random at temperature 0 too
@@ -105,7 +106,7 @@ class Oracle:
             for prompt, row, uniforms in zip(self._prompts, state.rows, draws.uniforms.numpy(), strict=True)
         ]
         nodes = torch.from_numpy(np.stack(tokens)).to(self._parents.device)
-        sure = torch.tensor(self._sure, device=nodes.device).expand(nodes.shape)
+        sure = on_device(self._sure, nodes.device).expand(nodes.shape)
         return TokenTree(nodes, self._parents.expand_as(nodes), confidence=sure)
 
     def _tokens(self, prompt: tuple[int, ...], row: Sequence[int], uniforms: np.ndarray) -> np.ndarray:

@@ -21,6 +21,7 @@ from drafters.shared.estimates import SILENT, Estimates, Pending, Proposal
 from specdec.decoding.grow_fixed import require_ranked
 from specdec.decoding.protocols import Drafter, DraftState, Session, Size, Traits, traits_of
 from specdec.errors import InputError
+from specdec.trees.transfer import on_device
 from specdec.trees.tree import PAD, TokenTree
 
 MEMORY = 0.9  # decay of the counts per proposal; fast, because texts turn from copying to new words within a few steps
@@ -112,7 +113,7 @@ class UnionDrafter:
             [PAD if node == PAD else row.own[number].get(node, BEYOND) for node in kept]
             for row, kept in zip(self._rows, path.tolist(), strict=True)
         ]
-        return torch.tensor(named, device=path.device).view_as(path)
+        return on_device(named, path.device).view_as(path)
 
 
 class _MergedRow:

@@ -17,6 +17,7 @@ from specdec.decoding.grow_fixed import require_ranked
 from specdec.decoding.protocols import Drafter, DraftState, Session, Traits, traits_of
 from specdec.errors import InputError
 from specdec.hardware import CostCurve, MeasuredCurve
+from specdec.trees.transfer import on_device
 from specdec.trees.tree import PAD, TokenTree
 
 
@@ -96,7 +97,7 @@ class Adaptive:
         begun = self._choice.begun
         if begun:
             path = state.kept.path
-            own = torch.tensor(self._choice.own(path.tolist()), device=path.device)
+            own = on_device(self._choice.own(path.tolist()), path.device)
             state = replace(state, kept=replace(state.kept, path=own))
         if depth is not None:
             state = replace(state, room=[min(room, 1 + depth) for room in state.room])

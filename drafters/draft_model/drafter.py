@@ -29,6 +29,7 @@ from specdec.model.students import Student
 from specdec.model.target import TargetModel
 from specdec.model.vocabularies import SAME, SharedTokens, require_vocabulary, shared_tokens
 from specdec.training.saving import training_tokens
+from specdec.trees.transfer import on_device
 from specdec.trees.tree import TokenTree
 
 
@@ -111,7 +112,7 @@ class DraftModel:
 
     @torch.inference_mode()
     def propose(self, state: DraftState) -> TokenTree:
-        root = torch.tensor([row[-1] for row in state.rows], device=self.model.device)
+        root = on_device([row[-1] for row in state.rows], self.model.device)
         self._keep_accepted(state)
         room = [min(room, self._window_room(len(row))) for room, row in zip(state.room, state.rows, strict=True)]
         if max(room) <= 1:
@@ -136,7 +137,7 @@ class DraftModel:
         self._read = order.where(order < tree.nodes - leaves, -1).expand_as(tree.tokens)
         if min(room) > depth:
             return tree
-        return tree.clip(torch.tensor([max(r - 1, 0) for r in room], device=root.device))
+        return tree.clip(on_device([max(r - 1, 0) for r in room], root.device))
 
     def _bind(self, target: TargetModel) -> None:
         self._target, self._vocab = target, target.vocab_size

@@ -14,6 +14,7 @@ from specdec.decoding.grow_confident import ConfidentTree
 from specdec.decoding.protocols import DraftState, Session, Size, Traits
 from specdec.model.target import TargetModel
 from specdec.training.saving import training_tokens
+from specdec.trees.transfer import on_device
 from specdec.trees.tree import TokenTree
 
 
@@ -59,7 +60,7 @@ class Eagle:
     @torch.inference_mode()
     def propose(self, state: DraftState) -> TokenTree:
         at_root = self._layers.read_text(state)
-        root = torch.tensor([row[-1] for row in state.rows], device=at_root.hidden.device)
+        root = on_device([row[-1] for row in state.rows], at_root.hidden.device)
         hidden = at_root.hidden  # [batch read dim] the predicted hidden states of the nodes read so far, in order
 
         def next_logits(known: TokenTree, level: int) -> Tensor:

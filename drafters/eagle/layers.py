@@ -12,6 +12,7 @@ from specdec.model.block import Block, TargetOutput
 from specdec.model.runtime import linear
 from specdec.model.runtime.storage import STORED
 from specdec.model.target import PREFILL_CHUNK, TargetModel
+from specdec.trees.transfer import on_device
 from specdec.trees.tree import PAD, TokenTree
 
 
@@ -53,21 +54,22 @@ class EagleLayers:
 
         Returns logits and hidden state at the root. Both are undefined for finished rows.
         """
-        counts = (state.kept.path >= 0).sum(1).tolist()  # 0 for finished rows
+        counts = state.kept.counts
         width, device = max(counts), self._layers.device
         new = [list(row[len(row) - count :]) for row, count in zip(state.rows, counts, strict=True)]
-        tokens = torch.tensor([row + [0] * (width - len(row)) for row in new], device=device)
+        tokens = on_device([row + [0] * (width - len(row)) for row in new], device)
         entering = self._entries(tokens, state.kept.hidden[:, :width])
         logits = hidden = entering.new_empty(())
         for begin in range(0, width, PREFILL_CHUNK):
             part = entering[:, begin : begin + PREFILL_CHUNK]
-            inside = torch.tensor([min(max(count - begin, 0), part.shape[1]) for count in counts], device=device)
+            within = [min(max(count - begin, 0), part.shape[1]) for count in counts]
+            inside = on_device(within, device)
             ends = (inside[:, None] - 1).clamp(min=0)
             order = torch.arange(part.shape[1], device=device)
             there = order < inside[:, None].clamp(min=1)  # a row without entries here reads one that is not kept
             block = Block.chain(self._cache, torch.where(there, 0, PAD), ends)
             out = self._layers.halves.upper(self._cache, block, part, 0)
-            self._cache.advance(inside.tolist())
+            self._cache.advance(within)
             reached = torch.ones_like(ends, dtype=torch.bool) if begin == 0 else inside[:, None] > 0
             at_end = out.hidden.gather(1, ends[..., None].expand(-1, -1, out.hidden.shape[-1]))
             logits, hidden = out.logits.where(reached[..., None], logits), at_end.where(reached[..., None], hidden)

@@ -14,6 +14,7 @@ from specdec.decoding.grow_confident import ConfidentTree
 from specdec.decoding.protocols import DraftState, Session, Size, Traits
 from specdec.model.target import TargetModel
 from specdec.training.saving import training_tokens
+from specdec.trees.transfer import on_device
 from specdec.trees.tree import TokenTree
 
 
@@ -76,7 +77,7 @@ class EarlyExit:
         def next_logits(known: TokenTree, level: int) -> Tensor:
             return self._exit.logits(known, self._begin(known, state.rows, level))
 
-        root = torch.tensor([row[-1] for row in state.rows], device=self._target.device)
+        root = on_device([row[-1] for row in state.rows], self._target.device)
         vocabulary, vocab = self._exit.vocabulary, self._target.vocab_size
         tree, read = self.tree.propose(root, next_logits, state, self._sampling, vocabulary, vocab, keep_read=True)
         self._exit.remember(read)

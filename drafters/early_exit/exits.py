@@ -15,6 +15,7 @@ from specdec.model.block import Block
 from specdec.model.runtime import linear
 from specdec.model.students import output_rows
 from specdec.model.target import PREFILL_CHUNK, TargetModel
+from specdec.trees.transfer import on_device
 from specdec.trees.tree import PAD, TokenTree
 
 
@@ -100,7 +101,7 @@ class AdaptedExit:
         """Keep the accepted nodes that were read, and read the other accepted ones (leaves, other drafters' nodes)."""
         if self._layers is None:
             return
-        counts = (kept.path >= 0).sum(1).tolist()
+        counts = kept.counts
         had = [0] * len(counts)
         if self._read is not None:
             slots, had = already_read(self._read, kept.path)
@@ -108,14 +109,14 @@ class AdaptedExit:
         missing = [n - m for n, m in zip(counts, had, strict=True)]
         assert kept.residual is not None
         width, order = max(missing), torch.arange(max(missing), device=self._device)
-        at = torch.tensor(had, device=self._device)[:, None] + order
+        at = on_device(had, self._device)[:, None] + order
         at = at.clamp(max=kept.residual.shape[1] - 1)[..., None].expand(-1, -1, kept.residual.shape[-1])
         residual = kept.residual.gather(1, at)
         for begin in range(0, width, PREFILL_CHUNK):
             part = residual[:, begin : begin + PREFILL_CHUNK]
             none = torch.zeros(len(part), 0, dtype=torch.long, device=self._device)  # no logits are needed
             new = [min(max(count - begin, 0), part.shape[1]) for count in missing]
-            there = order[: part.shape[1]] < torch.tensor(new, device=self._device)[:, None]
+            there = order[: part.shape[1]] < on_device(new, self._device)[:, None]
             tokens = torch.where(there, 0, PAD)  # only marks padding: the residual stream replaces the embeddings
             self._layers.halves.upper(self._cache, Block.chain(self._cache, tokens, none), part, 0)
             self._cache.advance(new)

@@ -20,6 +20,7 @@ from specdec.errors import InputError
 from specdec.model.runtime import linear
 from specdec.model.target import TargetModel
 from specdec.training.saving import training_tokens
+from specdec.trees.transfer import on_device
 from specdec.trees.tree import TokenTree
 
 
@@ -69,7 +70,7 @@ class Hydra:
         hidden = state.kept.last_hidden
         if self._prefix is not None:
             hidden = hidden + self._mix(self._prefix.read_text(state).hidden[:, 0])
-        root = torch.tensor([row[-1] for row in state.rows], device=hidden.device)
+        root = on_device([row[-1] for row in state.rows], hidden.device)
         head = 0
 
         def next_logits(known: TokenTree, level: int) -> Tensor:

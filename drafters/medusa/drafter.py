@@ -21,6 +21,7 @@ from specdec.model.runtime import linear
 from specdec.model.target import TargetModel
 from specdec.trees.files import GUESSED_HEADS, first_paths, read_tree
 from specdec.trees.topology import Topology
+from specdec.trees.transfer import on_device
 from specdec.trees.tree import PAD, TokenTree
 
 
@@ -79,7 +80,7 @@ class Medusa:
 
     @torch.inference_mode()
     def propose(self, state: DraftState) -> TokenTree:
-        root = torch.tensor([row[-1] for row in state.rows], device=self._parents.device)
+        root = on_device([row[-1] for row in state.rows], self._parents.device)
         if max(state.room) <= 1:
             return TokenTree.root_only(root)
         logits = self._products(state.kept.last_hidden)

@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from specdec.errors import InputError
+from specdec.trees import transfer
 from specdec.trees.tree import TokenTree
 
 TOTAL_TOLERANCE = 1e-3  # softmax over 150,000 tokens in fp32 sums to 1 within 1e-5; logits and half a q do not
@@ -14,7 +15,7 @@ TOTAL_TOLERANCE = 1e-3  # softmax over 150,000 tokens in fp32 sums to 1 within 1
 
 def holds(ok: Bool[Tensor, "*shape"], message: str) -> bool:
     """Whether all conditions hold. On a device, return True without waiting and let the device assert it."""
-    if ok.is_cpu:
+    if transfer.on_host(ok):
         return bool(ok.all())
     torch._assert_async(ok.all(), message)
     return True
@@ -45,7 +46,7 @@ def require_q(tree: TokenTree, q: Float[Tensor, "batch nodes vocab"], vocab: int
         raise InputError(
             "tree.probs", expected=expected, got=q.shape[-1], fix="map the drafter's tokens to the target's"
         )
-    if q.device.type == "cpu":
+    if transfer.on_host(q):
         q = q[:, : max(int(tree.parents.max()), 0) + 1]  # leaves have no q; in most trees they come last
     parent = torch.where(tree.parents >= 0, tree.parents, tree.nodes)  # for root and padding: behind the end
     inner = torch.zeros(tree.batch, tree.nodes + 1, dtype=torch.bool, device=q.device).scatter_(1, parent, True)

@@ -35,6 +35,7 @@ from specdec.metrics import StepRecord
 from specdec.model.block import Block, TargetOutput
 from specdec.model.runtime.graphs import captures_postponed
 from specdec.model.target import TargetModel
+from specdec.trees.transfer import on_device
 from specdec.trees.tree import PAD, TokenTree
 
 Blocks = Sequence[Sequence[int]]  # per row, the tokens that a step appended
@@ -106,7 +107,7 @@ def speculative(
 
     scores = verifier.prefill(progress.rows, sampling, capacity, traits_of(drafter).exit_layer)
     first = _next_token(scores, streams, progress)
-    kept = Kept(_positions(prompts, target.device), scores.hidden, scores.residual)
+    kept = Kept(_positions(prompts, target.device), scores.hidden, scores.residual, [len(row) for row in prompts])
     progress.emit([[token] for token in first.tolist()])
     prefill_seconds = time.perf_counter() - begun
     drafter.start(Session(target, prompts, sampling, capacity, verifier.begin, stop))
@@ -306,14 +307,14 @@ def _within_room(tree: TokenTree, room: Sequence[int]) -> TokenTree:
     """Cut nodes that cannot be kept because the text ends before them. A finished row keeps only its root."""
     if tree.nodes < min(room):
         return tree
-    return tree.clip(torch.tensor([max(r - 1, 0) for r in room], device=tree.tokens.device))
+    return tree.clip(on_device([max(r - 1, 0) for r in room], tree.tokens.device))
 
 
 def _kept(verdict: Verdict, scores: Scores, counts: Sequence[int]) -> Kept:
     """Cut a verdict to the nodes that were emitted, and add the target's features of these."""
     width = max(counts)
     order = torch.arange(width, device=verdict.path.device)
-    within = order < torch.tensor(list(counts), device=verdict.path.device)[:, None]
+    within = order < on_device(list(counts), verdict.path.device)[:, None]
     path = torch.where(within, verdict.path[:, :width], PAD)
     index = path.clamp(min=0)[..., None]
 
@@ -321,13 +322,13 @@ def _kept(verdict: Verdict, scores: Scores, counts: Sequence[int]) -> Kept:
         return features.gather(1, index.expand(-1, -1, features.shape[-1]))
 
     residual = None if scores.residual is None else of_path(scores.residual)
-    return Kept(path, of_path(scores.hidden), residual)
+    return Kept(path, of_path(scores.hidden), residual, counts)
 
 
 def _positions(prompts: Rows, device: torch.device) -> Tensor:
     """Return the positions of each prompt's tokens, padded with -1, [batch longest]."""
     longest = max(map(len, prompts))
-    return torch.tensor([[*range(len(p)), *[PAD] * (longest - len(p))] for p in prompts], device=device)
+    return on_device([[*range(len(p)), *[PAD] * (longest - len(p))] for p in prompts], device)
 
 
 def _next_token(scores: Scores, streams: RandomStreams, progress: Progress) -> Tensor:

@@ -13,6 +13,7 @@ from specdec.decoding.grow_fixed import NextQ, TreeShape, level_q, level_q_among
 from specdec.decoding.protocols import DraftState
 from specdec.decoding.sampling import SamplingParams
 from specdec.errors import InputError
+from specdec.trees.transfer import on_device
 from specdec.trees.tree import PAD, TokenTree
 
 
@@ -76,7 +77,7 @@ class DynamicTree:
         """
         known = TokenTree.root_only(root)
         worth = torch.ones_like(known.tokens, dtype=torch.float32)  # values of the level that is run next
-        deepest = torch.tensor([max(tokens - 1, 0) for tokens in room], device=root.device)[:, None]
+        deepest = on_device([max(tokens - 1, 0) for tokens in room], root.device)[:, None]
         depth = max(0, min(self.depth, max(room) - 1))
         pool = _Pool.of(root)
         for level in range(1, depth + 1):

@@ -127,7 +127,9 @@ class TreeShape:
         return TokenTree(tree.tokens, tree.parents, torch.cat([*q, leaves], 1), replacement)
 
     def _tree(self, tokens: Int[Tensor, "batch nodes"]) -> TokenTree:
-        parents = self.parents[: tokens.shape[1]].to(tokens.device)
+        if self.parents.device != tokens.device:
+            self.parents = self.parents.to(tokens.device)  # once: the copy waits for the device
+        parents = self.parents[: tokens.shape[1]]
         return TokenTree(tokens, torch.where(tokens >= 0, parents, PAD))
 
 

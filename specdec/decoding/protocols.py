@@ -83,11 +83,18 @@ class Kept:
         hidden: the target's last hidden states of these nodes, [batch kept dim].
         residual: the residual stream after the exit layer, [batch kept dim]. None if the drafter has no exit layer
             (`Traits`).
+        lengths: number of nodes of each row, if the host knows it.
     """
 
     path: Int[Tensor, "batch kept"]
     hidden: Float[Tensor, "batch kept dim"]
     residual: Float[Tensor, "batch kept dim"] | None = None
+    lengths: Sequence[int] | None = None
+
+    @property
+    def counts(self) -> list[int]:
+        """Number of nodes of each row; 0 for finished rows. Waits for the device only without `lengths`."""
+        return (self.path >= 0).sum(1).tolist() if self.lengths is None else list(self.lengths)
 
     @property
     def last_hidden(self) -> Float[Tensor, "batch dim"]:

@@ -33,6 +33,7 @@ from specdec.decoding.processors import TextProcessors, not_used, processors_for
 from specdec.decoding.stopping import StopRule
 from specdec.errors import InputError
 from specdec.model.runtime.vocabulary import argmaxes, picks
+from specdec.trees.transfer import on_device
 from specdec.trees.tree import TokenTree, histories
 
 
@@ -323,7 +324,7 @@ class Streams:
             np.random.Generator(np.random.Philox(key=key, counter=[0, 0, phase, length])).random(slots)
             for key, length in zip(self._keys, lengths, strict=True)
         ]
-        return UniformDraws(torch.from_numpy(np.stack(rows)).to(self._device, non_blocking=True))
+        return UniformDraws(on_device(np.stack(rows), self._device))
 
 
 def draw_without_replacement(

@@ -28,6 +28,8 @@ from transformers import Cache
 
 from specdec.errors import InputError
 from specdec.model.attention.context import AttentionContext
+from specdec.trees import transfer
+from specdec.trees.transfer import on_device
 
 KVShape = tuple[int, int, int]  # kv heads, key dim, value dim
 ROOM = 256  # a kept cache's capacity is a multiple of it, so that one serves many prompts
@@ -108,8 +110,8 @@ class TreeCache(Cache):
         """Record the prompt length of each row that is empty."""
         empty = [length == 0 for length in self.host_lengths]
         if any(empty):
-            prompts = torch.tensor(list(lengths), device=self.device)
-            self.prompts.copy_(torch.where(torch.tensor(empty, device=self.device), prompts, self.prompts))
+            prompts = on_device(list(lengths), self.device)
+            self.prompts.copy_(torch.where(on_device(empty, self.device), prompts, self.prompts))
 
     @property
     def hands_out(self) -> bool:
@@ -163,7 +165,7 @@ class TreeCache(Cache):
         """
         order = torch.arange(path.shape[1], device=self.device)
         # On a CPU the check costs nothing, and an accepted chain needs no moves.
-        if not (self.device.type == "cpu" and bool(((path == order) | (path < 0)).all())):
+        if not (transfer.on_host(path) and bool(((path == order) | (path < 0)).all())):
             base = self.lengths[:, None]
             source, to = base + path.clamp(min=0), base + order
             for storage in self._storage.values():
@@ -175,7 +177,7 @@ class TreeCache(Cache):
     def advance(self, counts: Sequence[int]) -> None:
         """Commit the first `counts[b]` block nodes of each row in place."""
         self.host_lengths = [length + n for length, n in zip(self.host_lengths, counts, strict=True)]
-        self.lengths += torch.tensor(list(counts), device=self.device)
+        self.lengths += on_device(list(counts), self.device)
 
     def fits(self, batch: int, capacity: int) -> bool:
         """Whether this storage, emptied with `crop`, serves a batch of this size and capacity."""
@@ -185,7 +187,7 @@ class TreeCache(Cache):
         """Forget everything behind the first `lengths[b]` committed tokens."""
         assert all(new <= old for new, old in zip(lengths, self.host_lengths, strict=True))
         self.host_lengths = list(lengths)
-        self.lengths.copy_(torch.tensor(self.host_lengths))
+        self.lengths.copy_(on_device(self.host_lengths, self.device))
 
     def clear(self) -> None:
         """Forget everything, for an unrelated batch. Writes zeros, because a masked product multiplies unseen slots by
@@ -198,12 +200,12 @@ class TreeCache(Cache):
     def at_lengths(self, lengths: Sequence[int]) -> Iterator[None]:
         """Run the body as if each row had committed `lengths[b]` tokens. Their slots are not restored."""
         before, self.host_lengths = self.host_lengths, list(lengths)
-        self.lengths.copy_(torch.tensor(self.host_lengths))
+        self.lengths.copy_(on_device(self.host_lengths, self.device))
         try:
             yield
         finally:
             self.host_lengths = before
-            self.lengths.copy_(torch.tensor(before))
+            self.lengths.copy_(on_device(before, self.device))
 
     def adopt(self, row: int, source: TreeCache, source_row: int) -> None:
         """Replace a row by the committed tokens of a row of another cache with the same layers. A freed row thus takes

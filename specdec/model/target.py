@@ -29,6 +29,7 @@ from specdec.model.modules import ModuleForwards
 from specdec.model.proof import ForwardPath, admitted
 from specdec.model.rope import RopeRuntime, stretched_window
 from specdec.model.runtime import CapturedForwards, FusedDecoder, NotCovered, choose_runtime, unpacked
+from specdec.trees.transfer import on_device
 from specdec.trees.tree import TokenTree
 
 PREFILL_CHUNK = 256  # tokens of a prompt per forward: bounds activation memory, long enough for the matrix units
@@ -189,8 +190,8 @@ class TargetModel:
         while any(left):
             new = min(max(map(len, left)), PREFILL_CHUNK)
             chunk = [row[:new] for row in left]
-            tokens = torch.tensor([row + [-1] * (new - len(row)) for row in chunk], device=self.device)
-            ends = torch.tensor([[max(len(row) - 1, 0)] for row in chunk], device=self.device)
+            tokens = on_device([row + [-1] * (new - len(row)) for row in chunk], self.device)
+            ends = on_device([[max(len(row) - 1, 0)] for row in chunk], self.device)
             block = Block.chain(cache, tokens, ends)
             if exit_layer is None:
                 out = self.forward(cache, block)

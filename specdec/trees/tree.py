@@ -23,6 +23,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from specdec.errors import InputError
+from specdec.trees import transfer
+from specdec.trees.transfer import on_device
 
 PAD = -1
 
@@ -74,7 +76,7 @@ class TokenTree:
         size = max(len(row) for row in tokens)
 
         def padded(rows: Sequence[Sequence[float]], fill: float = PAD) -> Tensor:
-            return torch.tensor([[*row, *[fill] * (size - len(row))] for row in rows], device=device)
+            return on_device([[*row, *[fill] * (size - len(row))] for row in rows], device)
 
         sure = None if confidence is None else padded(confidence, 0.0)
         return cls(padded(tokens), padded(parents), confidence=sure)
@@ -99,7 +101,7 @@ class TokenTree:
 
         On a CPU masks are cached by `parents`, because trees of one shape come back step after step.
         """
-        if self.parents.is_cpu:
+        if transfer.on_host(self.parents):
             return _remembered_mask(tuple(map(tuple, self.parents.tolist())))
         return _ancestor_mask(self.parents)
 

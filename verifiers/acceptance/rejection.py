@@ -11,6 +11,7 @@ from torch import Tensor
 from specdec.decoding.protocols import Verdict
 from specdec.decoding.sampling import Draws
 from specdec.model.runtime.vocabulary import leftover, masses, without_tokens
+from specdec.trees import transfer
 from specdec.trees.tree import PAD, TokenTree
 
 
@@ -66,7 +67,7 @@ class Offers:
     """
 
     def __init__(self, tree: TokenTree) -> None:
-        self._parents = tree.parents.T.tolist() if tree.parents.is_cpu else None
+        self._parents = tree.parents.T.tolist() if transfer.on_host(tree.parents) else None
 
     def nobody(self, child: int, node: Int[Tensor, " batch"]) -> bool:
         """Return whether no row is known to stand at the child's parent. False on a GPU."""
@@ -166,7 +167,7 @@ def tried(
 
 def at(x: Tensor, node: Int[Tensor, " batch"] | int) -> Tensor:
     """Return entry `node[b]` of row b of x [batch nodes ...]; a view if all rows are known to have the same node."""
-    if not isinstance(node, int) and len(x) == 1 and x.device.type == "cpu":
+    if not isinstance(node, int) and len(x) == 1 and transfer.on_host(x):
         node = int(node)
     return x[:, node] if isinstance(node, int) else x[torch.arange(len(x), device=x.device), node]
 
@@ -176,18 +177,18 @@ def none_of(rows: Bool[Tensor, " batch"]) -> bool:
 
     False on a GPU, where looking would wait for the device; all rows are computed instead.
     """
-    return rows.device.type == "cpu" and not bool(rows.any())
+    return transfer.on_host(rows) and not bool(rows.any())
 
 
 def nobody_at(node: Int[Tensor, " batch"], i: int) -> bool:
     """Return whether no row is known to stand at node i. False on a GPU."""
-    return node.device.type == "cpu" and i not in node.tolist()
+    return transfer.on_host(node) and i not in node.tolist()
 
 
 def choose(
     rows: Bool[Tensor, " batch"], yes: Float[Tensor, "batch vocab"], no: Float[Tensor, "batch vocab"]
 ) -> Float[Tensor, "batch vocab"]:
     """Return `yes` in the marked rows and `no` in the others, without a copy if all are known to be marked."""
-    if rows.device.type == "cpu" and bool(rows.all()):
+    if transfer.on_host(rows) and bool(rows.all()):
         return yes
     return torch.where(rows[:, None], yes, no)

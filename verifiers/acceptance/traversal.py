@@ -42,6 +42,7 @@ from specdec.decoding.grow_fixed import CHILDREN
 from specdec.decoding.protocols import ExactFor, Verdict
 from specdec.decoding.sampling import Draws
 from specdec.model.runtime.vocabulary import mass, masses
+from specdec.trees import transfer
 from specdec.trees.tree import PAD, TokenTree
 from verifiers.acceptance.rejection import HUGE, at, none_of, normalised, ratios, tried, untaken, untaken_mass
 from verifiers.acceptance.requirements import require_exact_for, require_probabilities
@@ -60,7 +61,7 @@ class Traversal:
     def accept(self, tree: TokenTree, target_probs: Float[Tensor, "batch nodes vocab"], draws: Draws) -> Verdict:
         require_exact_for(self, tree)
         require_probabilities(tree, target_probs)
-        alone = tree.batch == 1 and tree.tokens.device.type == "cpu"
+        alone = tree.batch == 1 and transfer.on_host(tree.tokens)
         end, taken = (Row if alone else Rows)(tree, target_probs).visit_all(draws)
         left = untaken(tree, target_probs, end, taken)
         return Verdict(tree.path_to(end), draws.categorical(normalised(left, at(target_probs, end)), 0))

@@ -15,6 +15,7 @@ from specdec.decoding.protocols import Verdict
 from specdec.decoding.sampling import Draws
 from specdec.errors import InputError
 from specdec.model.runtime.vocabulary import entropies
+from specdec.trees import transfer
 from specdec.trees.tree import TokenTree
 from verifiers.acceptance.rejection import at
 from verifiers.acceptance.requirements import require_probabilities
@@ -57,7 +58,7 @@ class Typical:
     ) -> Bool[Tensor, "batch nodes"]:
         rows, parents = torch.arange(tree.batch, device=tree.tokens.device)[:, None], tree.parents.clamp(min=0)
         p_x = target_probs[rows, parents, tree.tokens.clamp(min=0)]
-        if p_x.device.type != "cpu":
+        if not transfer.on_host(p_x):
             entropy = entropies(target_probs.flatten(0, 1)).view(tree.batch, tree.nodes)
             return p_x > self._threshold(entropy).gather(1, parents)
         # -log(sum p^2) <= H <= log(vocab) settles most tokens without the entropy. It is computed only for the others,
