@@ -1,31 +1,32 @@
 """Forwards of fixed shape, captured once and replayed: on CUDA one graph launch instead of hundreds of kernels.
 
-A step of few tokens is bound by kernel launches as much as by memory. The trees of one drafter have one shape, and the
-cache keeps its addresses, so everything but the contents of a few inputs is the same at every step. Graphs belong to a
-cache and are deleted with it. While time is measured nothing is captured (`captures_postponed`).
+A step of few tokens is bound by kernel launches as much as by memory. Trees are padded to few shapes, and the cache
+keeps its addresses, so everything but the contents of a few inputs is the same at every step. Graphs belong to a cache
+and are deleted with it. While time is measured nothing is captured (`captures_postponed`).
 """
 
 from __future__ import annotations
 
-import dataclasses
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
+from specdec.errors import InputError
 from specdec.model.block import Block
 from specdec.model.cache import TreeCache
+from specdec.model.runtime.buckets import Key, StaticInputs, cut, key, padding
 
 MAX_CHAIN = 16  # trees have few shapes, chains of prompt tokens have many: only chains up to this length are captured
 WARM_UPS = 3  # forwards before a capture: libraries allocate and choose their kernels in the first ones
 
 Outputs = tuple[Tensor, ...]
-Inputs = tuple[Tensor | None, ...]
 # Runs a forward. Returns a function that repeats it on the same memory, and its outputs.
 Capture = Callable[[Callable[[], Outputs]], tuple[Callable[[], Any], Outputs]]
 
@@ -54,95 +55,111 @@ def captures_postponed() -> Iterator[None]:
         capture()
 
 
-def cuda_graph(forward: Callable[[], Outputs]) -> tuple[Callable[[], Any], Outputs]:
-    """Capture a forward as a CUDA graph. Return its replay function and its outputs."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(WARM_UPS):
-            forward()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        outputs = forward()
-    return graph.replay, outputs
+class CudaGraphs:
+    """Captures forwards as CUDA graphs that share one memory pool.
+
+    Memory that one forward frees serves the next. Outputs are kept, so no other graph writes over them.
+    """
+
+    def __init__(self) -> None:
+        self._pool: Any = None
+
+    def __call__(self, forward: Callable[[], Outputs]) -> tuple[Callable[[], Any], Outputs]:
+        """Capture a forward. Return its replay function and its outputs."""
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(WARM_UPS):
+                forward()
+        torch.cuda.current_stream().wait_stream(side)
+        self._pool = self._pool or torch.cuda.graph_pool_handle()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            outputs = forward()
+        return graph.replay, outputs
 
 
 class CapturedForwards:
-    """Calls `forward(cache, block, *tensors)` through one capture per cache and shape of the tensors.
+    """Calls `forward(cache, block, *tensors)` through one capture per cache and bucket of shapes (`buckets.py`).
 
     `forward` must read nothing but the tensors and the cache's storage and lengths on the device, and write nothing but
-    the cache's storage. Then running it several times, as a capture does, changes nothing. Its outputs are overwritten
-    by the next call of the same shape. A forward that cannot be captured (because it waits for the device) runs
-    uncaptured, with a warning.
+    the cache's storage behind the committed prefix. Then running it several times, as a capture does, changes nothing.
+    Its outputs are overwritten by the next call of the same bucket. A bucket that cannot be captured (because the
+    forward waits for the device) runs uncaptured, with a warning. So does a block whose padding finds no room in the
+    cache.
 
     Args:
         forward: the forward.
-        capture: how it is captured.
+        capture: how it is captured; None for CUDA graphs.
+
+    Raises:
+        InputError: too little memory for a capture.
     """
 
-    def __init__(self, forward: Callable[..., Outputs], capture: Capture = cuda_graph) -> None:
-        fields = len(dataclasses.fields(Block))
-        self._forward = lambda cache, *flat: forward(cache, Block(*flat[:fields]), *flat[fields:])
-        self.capture = capture
-        self._replays: WeakKeyDictionary[TreeCache, dict[Any, _Replay]] = WeakKeyDictionary()
-        self._met: WeakKeyDictionary[TreeCache, set[Any]] = WeakKeyDictionary()  # shapes whose capture is postponed
-        self._impossible = False
+    def __init__(self, forward: Callable[..., Outputs], capture: Capture | None = None) -> None:
+        self._forward, self.capture = forward, capture or CudaGraphs()
+        self._replays: WeakKeyDictionary[TreeCache, dict[Key, _Replay]] = WeakKeyDictionary()
+        self._met: WeakKeyDictionary[TreeCache, set[Key]] = WeakKeyDictionary()  # buckets whose capture is postponed
+        self._impossible: set[Key] = set()
 
     def covers(self, block: Block) -> bool:
         """Whether a forward of this shape is worth capturing."""
         return block.mask is not None or block.new <= MAX_CHAIN
 
     def __call__(self, cache: TreeCache, block: Block, *more: Tensor) -> Outputs:
-        tensors = (*block.tensors, *more)
-        if self._impossible:
-            return self._forward(cache, *tensors)
+        shapes = key(block, more)
+        if shapes in self._impossible or not cache.has_room(block.size + padding(block)):
+            return self._forward(cache, block, *more)
         replays = self._replays.setdefault(cache, {})
-        shapes = _shapes(tensors)
-        if shapes in replays:
-            return replays[shapes](tensors)
-        if (waiting := _postponed.get()) is not None:
-            if shapes not in self._met.setdefault(cache, set()):
-                self._met[cache].add(shapes)
-                waiting.append(self._later(cache, tensors))
-            return self._forward(cache, *tensors)
-        self._capture(cache, tensors)
-        return replays[shapes](tensors) if shapes in replays else self._forward(cache, *tensors)
+        if shapes not in replays:
+            if (waiting := _postponed.get()) is not None:
+                if shapes not in self._met.setdefault(cache, set()):
+                    self._met[cache].add(shapes)
+                    waiting.append(self._later(cache, StaticInputs(block, more), shapes))
+                return self._forward(cache, block, *more)
+            self._capture(cache, StaticInputs(block, more), shapes)
+        return replays[shapes](block, more) if shapes in replays else self._forward(cache, block, *more)
 
-    def _capture(self, cache: TreeCache, tensors: Inputs) -> None:
-        if self._impossible:
+    def _capture(self, cache: TreeCache, inputs: StaticInputs, shapes: Key) -> None:
+        if shapes in self._impossible:
             return
         try:
-            self._replays.setdefault(cache, {})[_shapes(tensors)] = _Replay(self._forward, self.capture, cache, tensors)
+            replay, outputs = self.capture(lambda: self._forward(cache, inputs.block, *inputs.more))
+        except torch.OutOfMemoryError as error:
+            raise InputError(
+                "target.runtime",
+                expected=f"memory for a captured graph of {inputs.block.new} nodes in {len(inputs.block.tokens)} rows",
+                got=str(error).splitlines()[0],
+                fix="lower generation.batch_size, or use target.runtime=stock",
+            ) from error
         except RuntimeError as error:
-            self._impossible = True
-            warnings.warn(f"runs without captured graphs: {str(error).splitlines()[0]}", stacklevel=5)
+            self._impossible.add(shapes)
+            warnings.warn(
+                f"{inputs.block.new} nodes run without a captured graph: {str(error).splitlines()[0]}", stacklevel=5
+            )
+        else:
+            self._replays.setdefault(cache, {})[shapes] = _Replay(inputs, replay, outputs)
 
-    def _later(self, cache: TreeCache, tensors: Inputs) -> Callable[[], None]:
+    def _later(self, cache: TreeCache, inputs: StaticInputs, shapes: Key) -> Callable[[], None]:
         """Return a function that captures this forward at its present lengths, to be called after the batch."""
-        lengths, inputs = list(cache.host_lengths), tuple(None if t is None else t.clone() for t in tensors)
+        lengths = list(cache.host_lengths)
 
         def capture() -> None:
             with cache.at_lengths(lengths):
-                self._capture(cache, inputs)
+                self._capture(cache, inputs, shapes)
 
         return capture
 
 
-def _shapes(tensors: Inputs) -> tuple[torch.Size | None, ...]:
-    return tuple(None if tensor is None else tensor.shape for tensor in tensors)
-
-
+@dataclass(frozen=True)
 class _Replay:
     """A captured forward with its own input tensors, into which a call copies its arguments."""
 
-    def __init__(self, forward: Callable[..., Outputs], capture: Capture, cache: TreeCache, tensors: Inputs) -> None:
-        self._inputs = tuple(None if tensor is None else tensor.clone() for tensor in tensors)
-        self._replay, self._outputs = capture(lambda: forward(cache, *self._inputs))
+    inputs: StaticInputs
+    replay: Callable[[], Any]
+    outputs: Outputs
 
-    def __call__(self, tensors: Inputs) -> Outputs:
-        for static, tensor in zip(self._inputs, tensors, strict=True):
-            if static is not None and tensor is not None:
-                static.copy_(tensor)
-        self._replay()
-        return self._outputs
+    def __call__(self, block: Block, more: tuple[Tensor, ...]) -> Outputs:
+        self.inputs.copy(block, more)
+        self.replay()
+        return cut(self.outputs, block)

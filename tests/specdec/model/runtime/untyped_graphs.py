@@ -21,11 +21,13 @@ from specdec.decoding.generate import autoregressive, speculative
 from specdec.decoding.protocols import Drafter
 from specdec.decoding.sampling import SamplingParams
 from specdec.decoding.stopping import StopRule
+from specdec.errors import InputError
 from specdec.model.attention.dense import Dense
 from specdec.model.block import Block
 from specdec.model.load import load_tiny
 from specdec.model.runtime.graphs import CapturedForwards
 from specdec.model.target import TargetModel
+from specdec.trees.tree import TokenTree
 from tests.conftest import tiny_draft
 from tests.specdec.model.test_target import rows, tree_over
 from tests.support.families import build
@@ -132,6 +134,55 @@ def test_what_cannot_be_captured_runs_as_it_is() -> None:
     target.graphs = CapturedForwards(target._run_modules, waits)
     cache = target.new_cache(1, 8)
     target.prefill(cache, [[1, 2]])
-    with pytest.warns(UserWarning, match="runs without captured graphs: operation not permitted"):
+    with pytest.warns(
+        UserWarning, match="^1 nodes run without a captured graph: operation not permitted when stream is capturing$"
+    ):
         first = target.forward(cache, Block.chain(cache, torch.tensor([[3]])))
     assert torch.equal(first.logits, target.forward(cache, Block.chain(cache, torch.tensor([[3]]))).logits)
+    target.graphs.capture = lambda forward: (lambda: None, forward())  # another shape may be possible
+    target.forward(cache, Block.chain(cache, torch.tensor([[3, 4]])))
+    assert len(target.graphs._replays[cache]) == 1
+
+
+def test_too_little_memory_for_a_graph_is_passed_on() -> None:
+    def full(_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nand more")
+
+    target = load_tiny(device="cpu", kernel="dense", runtime="stock")
+    target.graphs = CapturedForwards(target._run_modules, full)
+    cache = target.new_cache(1, 8)
+    target.prefill(cache, [[1, 2]])
+    with pytest.raises(
+        InputError, match=r"a captured graph of 2 nodes in 1 rows, got CUDA out of memory.*runtime=stock"
+    ):
+        target.forward(cache, Block.chain(cache, torch.tensor([[3, 4]])))
+
+
+@torch.inference_mode()
+def test_few_captures_serve_trees_of_all_sizes() -> None:
+    """Trees of 1 to 20 nodes, falling and rising: the same scores as uncaptured, and one capture per bucket."""
+    plain = load_tiny(device="cpu", kernel="dense", runtime="stock")
+    target = load_tiny(device="cpu", kernel="dense", runtime="stock")
+    captures = captured(target)
+    caches = [model.new_cache(2, 96) for model in (plain, target)]
+    for model, cache in zip((plain, target), caches, strict=True):
+        model.prefill(cache, [[1, 2, 3], [4]])
+    for nodes in [*range(20, 0, -1), *range(1, 21)]:
+        tree = TokenTree.from_rows([range(nodes)] * 2, [[-1, *((i * 7) % i for i in range(1, nodes))]] * 2)
+        ours, expected = (
+            model.forward_tree(c, tree) for model, c in zip((target, plain), (caches[1], caches[0]), strict=True)
+        )
+        torch.testing.assert_close(ours.logits, expected.logits, atol=2e-5, rtol=1e-4)
+        torch.testing.assert_close(ours.hidden, expected.hidden, atol=2e-5, rtol=1e-4)
+    assert captures.made == 6  # 1, 2, 4, 8, 16, 32
+
+
+@torch.inference_mode()
+def test_a_block_whose_padding_has_no_room_runs_uncaptured() -> None:
+    target = load_tiny(device="cpu", kernel="dense", runtime="stock")
+    captures = captured(target)
+    cache = target.new_cache(1, 8)
+    target.prefill(cache, [[1, 2, 3]])
+    chain = Block.chain(cache, torch.tensor([[3, 4, 5, 6, 7]]))
+    assert target.forward(cache, chain).logits.shape[1] == 5
+    assert captures.made == 0
