@@ -67,7 +67,9 @@ class UnionDrafter:
 
     @property
     def traits(self) -> Traits:
-        return Traits(traits_of(self.drafters[0]).exit_layer, self.nodes is not None, self._size)
+        each = [traits_of(drafter) for drafter in self.drafters]
+        remembers = self.nodes is not None or any(traits.remembers for traits in each)
+        return Traits(each[0].exit_layer, remembers, self._size, max(traits.top_k for traits in each))
 
     @property
     def _size(self) -> Size:

@@ -24,6 +24,7 @@ from specdec.decoding.protocols import (
     Scores,
     Session,
     Verdict,
+    Verified,
     Verifier,
     traits_of,
 )
@@ -105,7 +106,9 @@ def speculative(
     streams = seeds if isinstance(seeds, RandomStreams) else Streams(seeds, sampling, target.device, random)
     clock = PhaseClock(target.device)
 
-    scores = verifier.prefill(progress.rows, sampling, capacity, traits_of(drafter).exit_layer)
+    traits = traits_of(drafter)
+    scores = verifier.prefill(progress.rows, sampling, capacity, traits.exit_layer)
+    verified = _verified(TokenTree.root_only(_last_tokens(prompts, target.device)), scores, traits.top_k)
     first = _next_token(scores, streams, progress)
     kept = Kept(_positions(prompts, target.device), scores.hidden, scores.residual, [len(row) for row in prompts])
     progress.emit([[token] for token in first.tolist()])
@@ -114,7 +117,7 @@ def speculative(
 
     clock.start()
     while any(progress.room):
-        tree = drafter.propose(DraftState(progress.rows, kept, progress.room, streams))
+        tree = drafter.propose(DraftState(progress.rows, kept, progress.room, streams, verified))
         if validate:
             require_valid(tree, drafter, progress.rows, progress.steps, target.vocab_size)
         tree = _within_room(tree, progress.room)
@@ -133,6 +136,7 @@ def speculative(
         live = [r for r, room in enumerate(progress.room) if room]
         blocks = progress.emit(outcome.blocks)
         kept = _kept(verdict, scores, [len(block) for block in blocks])
+        verified = _verified(tree, scores, traits.top_k)
         verifier.commit(kept.path, [len(block) for block in blocks])
         clock.lap("commit")
         steps += outcome.records(progress.steps, live, blocks, clock.take())
@@ -323,6 +327,15 @@ def _kept(verdict: Verdict, scores: Scores, counts: Sequence[int]) -> Kept:
 
     residual = None if scores.residual is None else of_path(scores.residual)
     return Kept(path, of_path(scores.hidden), residual, counts)
+
+
+def _verified(tree: TokenTree, scores: Scores, top_k: int) -> Verified | None:
+    """Return the target's `top_k` most likely tokens at every node, or None if 0 are wanted."""
+    return Verified(tree, *scores.top(top_k)) if top_k else None
+
+
+def _last_tokens(prompts: Rows, device: torch.device) -> Tensor:
+    return torch.tensor([prompt[-1] for prompt in prompts], device=device)
 
 
 def _positions(prompts: Rows, device: torch.device) -> Tensor:

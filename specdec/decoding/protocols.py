@@ -60,6 +60,11 @@ class Scores:
         """The most likely token after each node; -1 if one of its logits is NaN or infinite."""
         return argmaxes(self.logits.flatten(0, 1)).view(self.logits.shape[:2])
 
+    def top(self, k: int) -> tuple[Int[Tensor, "batch nodes k"], Float[Tensor, "batch nodes k"]]:
+        """Return the `k` most likely tokens after each node and their probabilities at temperature 1, best first."""
+        best = self.logits.topk(min(k, self.logits.shape[-1]), -1)
+        return best.indices, (best.values - self.logits.logsumexp(-1, keepdim=True)).exp()
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -103,6 +108,24 @@ class Kept:
         return self.hidden[torch.arange(len(last), device=last.device), last]
 
 
+@dataclass(frozen=True)
+class Verified:
+    """The tree of the step before, with the target's most likely tokens after each of its nodes, kept or not.
+
+    A rejected node tells what the target would say there, which often comes true a few tokens later.
+
+    Args:
+        tree: the tree that was verified: that of all drafters, if several draft together. After the prompts: the last
+            token of each as a tree of one node.
+        tokens: the most likely tokens after each node, best first, [batch nodes k]. Undefined for padding.
+        probs: their probabilities at temperature 1, [batch nodes k].
+    """
+
+    tree: TokenTree
+    tokens: Int[Tensor, "batch nodes k"]
+    probs: Float[Tensor, "batch nodes k"]
+
+
 Begin = Callable[[TokenTree, Rows, int], Tensor]
 
 
@@ -136,12 +159,15 @@ class DraftState:
         kept: the nodes that were kept in the step before.
         room: how many tokens each row may still emit. 0 for a finished row, whose tree is cut to the root.
         streams: random draws, for children that are sampled.
+        verified: the target's most likely tokens at every node of the step before. None unless the drafter asks for
+            them (`Traits.top_k`).
     """
 
     rows: Rows
     kept: Kept
     room: Sequence[int]
     streams: RandomStreams
+    verified: Verified | None = None
 
     def draws(self, slots: int) -> Draws:
         """Return the drafter's draws of this step; slot i decides the token of node i."""
@@ -205,12 +231,29 @@ class Traits:
             be replayed.
         size: size of its own weights, known once it has started.
         greedy_only: whether it drafts at temperature 0 only. Its `start` refuses other temperatures.
+        top_k: how many of the target's most likely tokens it wants at each node of the last tree (`Verified`); 0: none.
+        known_tokens: tokens of other texts that it drafts from; 0 is a cold start, None a drafter that never does.
     """
 
     exit_layer: int | None = None
     remembers: bool = False
     size: Size = Size()
     greedy_only: bool = False
+    top_k: int = 0
+    known_tokens: int | None = None
+
+
+@runtime_checkable
+class Learner(Protocol):
+    """A drafter that may learn from finished texts.
+
+    The loop never calls `learn`: whoever generates decides. A benchmark calls it once a text has been measured for the
+    last time, so that no text is drafted from itself.
+    """
+
+    def learn(self, rows: Rows) -> None:
+        """Draft from these texts, too (prompt and answer), from the next batch on. Does nothing unless asked to learn."""
+        ...
 
 
 def traits_of(drafter: Drafter) -> Traits:
