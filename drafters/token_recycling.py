@@ -1,85 +1,124 @@
 """Draft from what the target said before: after each token, its most likely next tokens (arXiv 2408.08696).
 
 Every verify scores nodes that are then rejected. What the target would have said there is kept: a table maps a token to
-the most likely tokens after it, as of the last time it was verified. The tree of the most probable paths through the
-table is drafted. No training, no second model, no forward.
+the most likely tokens after it, as of the last time that the target read it. The most probable paths through the table
+are drafted. This needs no training, no second model and no forward.
 
-    table   the -> cat .6, dog .2        the ( cat .6 ( sat .5 ( on .2 ) ), dog .2 )
+    table   the -> cat .6, dog .2        drafted   the ( cat .6 ( sat .5 ( on .2 ) ), dog .2 )
             cat -> sat .8, ran .1
             sat -> on .4
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import ChainMap
+from collections.abc import MutableMapping, Sequence
 
 from drafters.shared.best_first import Follower, best_first
-from specdec.decoding.protocols import DraftState, Session, Traits, Verified
+from drafters.suffix.corpus import Corpus
+from drafters.suffix.sources import open_corpus
+from specdec.decoding.protocols import DraftState, Rows, Session, Traits, Verified
 from specdec.errors import InputError
 from specdec.trees.tree import TokenTree
 
+PROMPT = 0.25  # probability, as a guess, that a token follows again as it did in the prompt
+
+_Entry = list[tuple[int, float]]  # next tokens and their probabilities, best first
+_Table = MutableMapping[int, _Entry]
+
 
 class TokenRecycling:
-    """Draft the most probable paths through the table of the target's own next tokens.
+    """Draft the most probable paths through a table of the target's own next tokens.
 
-    The paper drafts a fixed tree of 80 nodes by rank; here the target's probabilities choose the nodes, so that any
-    number makes a good tree.
+    The paper drafts a fixed tree of 80 nodes, by rank. Here the target's probabilities choose the nodes, so that a tree
+    of any size is the best one of its size.
 
     Args:
         nodes: drafted nodes per row, the root not counted.
-        candidates: tokens kept per entry of the table.
+        candidates: next tokens kept per token.
         depth: largest depth of the tree.
-        learn: `off` forgets the table before every batch, and each row has its own; `online` keeps one for all rows and
-            batches, as the paper does. Then texts depend on earlier ones in time, not in content.
+        corpus: texts whose bigrams are used for tokens that the target has not read yet (`open_corpus`), or None.
+        learn: `off` forgets the table of every text; `online` also uses the tables of the texts that `learn` was called
+            with, as the paper does.
 
     Raises:
         InputError: a number below 1, or another `learn`.
     """
 
-    def __init__(self, nodes: int, candidates: int, depth: int, learn: str = "off") -> None:
+    def __init__(
+        self, nodes: int, candidates: int, depth: int, corpus: str | None = None, learn: str = "off"
+    ) -> None:
         for name, value in {"nodes": nodes, "candidates": candidates, "depth": depth}.items():
             if value < 1:
                 raise InputError(f"drafter.{name}", expected="an integer >= 1", got=value, fix="raise it")
         if learn not in ("off", "online"):
             raise InputError("drafter.learn", expected="off or online", got=repr(learn), fix="choose one")
-        self.nodes, self.depth, self._online = nodes, depth, learn == "online"
-        self.traits = Traits(remembers=True, top_k=candidates)
-        self._shared: _Table = {}
+        self.nodes, self.candidates, self.depth = nodes, candidates, depth
+        self._folder, self._learns = corpus, learn == "online"
+        self._bigrams: _Bigrams | None = None
+        self._learnt: dict[int, _Entry] = {}
+        self._tables: list[ChainMap[int, _Entry]] = []
 
     @property
     def max_nodes(self) -> int:
         return self.nodes + 1
 
+    @property
+    def traits(self) -> Traits:
+        known = len(self._learnt) + (len(self._bigrams.corpus) if self._bigrams else 0)
+        warm = self._learns or self._folder is not None
+        return Traits(remembers=True, top_k=self.candidates, known_tokens=known if warm else None)
+
     def start(self, session: Session) -> None:
         self._device = session.target.device
-        self._tables: list[_Table] = [self._shared if self._online else {} for _ in session.rows]
+        if self._folder is not None and self._bigrams is None:
+            self._bigrams = _Bigrams(open_corpus(self._folder, session.target), self.candidates)
+        self._tables = [ChainMap({}, self._learnt) for _ in session.rows]
         for table, row in zip(self._tables, session.rows, strict=True):
-            _read_prompt(table, row)
+            for token, follower in zip(row, row[1:], strict=False):
+                table[token] = [(follower, PROMPT)]
+
+    def learn(self, rows: Rows) -> None:
+        """Use the tables of the last batch from the next one on. Does nothing unless `learn=online`."""
+        if self._learns:
+            for table in self._tables:
+                self._learnt.update(table.maps[0])
 
     def propose(self, state: DraftState) -> TokenTree:
         if state.verified is not None:
             _read(self._tables, state.verified)
         trees = []
         for table, row, room in zip(self._tables, state.rows, state.room, strict=True):
-            depth = min(self.depth, room - 1)
+            limit = min(self.depth, room - 1)
 
-            def followers(token: int, at: int, table: _Table = table, depth: int = depth) -> list[Follower[int]]:
-                return [(to, sure, to) for to, sure in table.get(token, ())] if at < depth else []
+            def followers(token: int, at: int, table: _Table = table, limit: int = limit) -> list[Follower[int]]:
+                return [(to, sure, to) for to, sure in self._entry(table, token)] if at < limit else []
 
             trees.append(best_first(row[-1], [row[-1]], followers, self.nodes))
         tokens, parents, confidence = zip(*trees, strict=True)
         return TokenTree.from_rows(tokens, parents, self._device, confidence)
 
+    def _entry(self, table: _Table, token: int) -> _Entry:
+        if token in table:
+            return table[token]
+        return [] if self._bigrams is None else self._bigrams.entry(token)
 
-_Table = dict[int, list[tuple[int, float]]]  # token -> (next token, its probability), best first
 
-PROMPT = 0.25  # probability of a token that followed in the prompt, until the target has said what follows
+class _Bigrams:
+    """The most frequent followers of a token in a corpus, looked up once each."""
 
+    def __init__(self, corpus: Corpus, candidates: int) -> None:
+        self.corpus, self._candidates = corpus, candidates
+        self._known: dict[int, _Entry] = {}
 
-def _read_prompt(table: _Table, row: Sequence[int]) -> None:
-    """Enter what followed each token of a prompt, the latest time. The target's own word replaces it."""
-    for token, follower in zip(row, row[1:], strict=False):
-        table[token] = [(follower, PROMPT)]
+    def entry(self, token: int) -> _Entry:
+        """Return the followers of a token with their shares, best first."""
+        if token not in self._known:
+            length, low, high = self.corpus.longest([token])
+            found = sorted(self.corpus.followers(length, low, high), key=lambda f: -f[1]) if length else []
+            best = found[: self._candidates]
+            self._known[token] = [(to, count / (high - low)) for to, count, _, _ in best]
+        return self._known[token]
 
 
 def _read(tables: Sequence[_Table], verified: Verified) -> None:

@@ -1,6 +1,6 @@
 """A suffix array over many texts, in a folder of memory-mapped files (REST, arXiv 2311.08252).
 
-    corpus.json    what it was built for: tokenizer, number of tokens
+    corpus.json    the tokenizer it was built for, and the number of tokens
     tokens.npy     int32 ids of all texts, `SORTED` separators (-1) after each
     order.npy      int32, the positions of all tokens, sorted by the next `SORTED` tokens
 
@@ -14,6 +14,7 @@ import hashlib
 import json
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,32 +32,75 @@ END = -1  # separator between texts; it never follows
 REBUILD = "build it again: python -m experiments.build_corpus folder=... data=..."
 
 
+@dataclass(frozen=True, eq=False)
 class Corpus:
-    """Look up contexts in a folder that `build` has written.
+    """Texts whose contexts can be looked up.
 
     Args:
-        folder: the folder.
-        tokenizer: the target's tokenizer (`tokenizer_hash`).
-
-    Raises:
-        InputError: no such folder, a file cut short or changed, or texts of another tokenizer.
+        tokens: ids of all texts, separators after each, [all].
+        order: positions of all tokens but separators, sorted by the `SORTED` tokens from each on, [tokens].
     """
 
-    def __init__(self, folder: Path, tokenizer: str) -> None:
-        if not (folder / "corpus.json").is_file() or not is_whole(folder):
-            got = "no such folder" if not folder.is_dir() else "a folder without one, or with files cut short or changed"
-            raise InputError("drafter.corpus", expected=f"a corpus in {folder}", got=got, fix=REBUILD)
+    tokens: np.ndarray
+    order: np.ndarray
+
+    @classmethod
+    def of(cls, texts: Iterable[Sequence[int]]) -> Corpus:
+        """Sort texts in memory.
+
+        Raises:
+            InputError: no texts.
+        """
+        gap = np.full(SORTED, END, dtype=np.int32)
+        parts = [part for text in texts for part in (np.asarray(text, dtype=np.int32), gap)]
+        if not parts:
+            raise InputError("data", expected="at least one text", got="none", fix="write some: experiments.self_distill")
+        tokens = np.concatenate(parts)
+        return cls(tokens, sorted_suffixes(tokens))
+
+    @classmethod
+    def open(cls, folder: Path, tokenizer: str) -> Corpus:
+        """Map the files that `write` has written.
+
+        Args:
+            folder: the folder.
+            tokenizer: the target's tokenizer (`tokenizer_hash`).
+
+        Raises:
+            InputError: no such folder, a file cut short or changed, or texts of another tokenizer.
+        """
+        if not is_whole(folder):
+            got = "one with files that are cut short or changed" if folder.is_dir() else "no such folder"
+            raise InputError("drafter.corpus", expected=f"a whole corpus in {folder}", got=got, fix=REBUILD)
         about = read_json(folder / "corpus.json")
         if about["tokenizer"] != tokenizer:
-            raise InputError(
-                "drafter.corpus",
-                expected="a corpus of the target's tokenizer",
-                got=f"{folder}, whose tokens are those of {about['target']}",
-                fix=REBUILD,
-            )
-        self.tokens: np.ndarray = np.load(folder / "tokens.npy", mmap_mode="r")
-        self.order: np.ndarray = np.load(folder / "order.npy", mmap_mode="r")
-        self.texts, self.size = int(about["texts"]), int(about["tokens"])
+            expected, got = "a corpus of the target's own tokenizer", f"{folder}, made with that of {about['target']}"
+            raise InputError("drafter.corpus", expected=expected, got=got, fix=REBUILD)
+        files = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("tokens", "order"))
+        return cls(*files)
+
+    def write(self, folder: Path, tokenizer: str, target: str) -> None:
+        """Write a folder; one that stands there is replaced once the new one is whole.
+
+        Args:
+            folder: the folder.
+            tokenizer: the tokenizer that the texts were made with (`tokenizer_hash`).
+            target: name of its model, for messages.
+        """
+        with replacing(folder) as unfinished:
+            unfinished.mkdir()
+            self.fill(unfinished, tokenizer, target)
+
+    def fill(self, folder: Path, tokenizer: str, target: str) -> None:
+        """Write the files into an empty folder. Arguments as in `write`."""
+        np.save(folder / "tokens.npy", self.tokens)
+        np.save(folder / "order.npy", self.order)
+        write_json(folder / "corpus.json", {"target": target, "tokenizer": tokenizer, "tokens": len(self)})
+        seal(folder)
+
+    def __len__(self) -> int:
+        """Return the number of tokens."""
+        return len(self.order)
 
     def longest(self, context: Sequence[int]) -> tuple[int, int, int]:
         """Return the length of the longest suffix of `context` that occurs, and its range [low, high) in `order`.
@@ -107,35 +151,6 @@ class Corpus:
             if low == high:
                 break
         return low, high
-
-
-def build(folder: Path, texts: Iterable[Sequence[int]], tokenizer: str, target: str) -> int:
-    """Write a corpus, and return its number of tokens.
-
-    Args:
-        folder: where to write it; a corpus that stands there is replaced once the new one is whole.
-        texts: token ids of each text.
-        tokenizer: the tokenizer they were made with (`tokenizer_hash`).
-        target: its model's name, for messages.
-
-    Raises:
-        InputError: no texts.
-    """
-    parts: list[np.ndarray] = []
-    for text in texts:
-        parts += [np.asarray(text, dtype=np.int32), np.full(SORTED, END, dtype=np.int32)]
-    if not parts:
-        raise InputError("data", expected="at least one text", got="none", fix="write some: experiments.self_distill")
-    tokens = np.concatenate(parts)
-    order = sorted_suffixes(tokens)
-    about = {"target": target, "tokenizer": tokenizer, "texts": len(parts) // 2, "tokens": len(order)}
-    with replacing(folder) as unfinished:
-        unfinished.mkdir()
-        np.save(unfinished / "tokens.npy", tokens)
-        np.save(unfinished / "order.npy", order)
-        write_json(unfinished / "corpus.json", about)
-        seal(unfinished)
-    return len(order)
 
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:

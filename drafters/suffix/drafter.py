@@ -11,11 +11,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 
 from drafters.shared.best_first import Follower, best_first
 from drafters.suffix.automaton import SuffixAutomaton
-from drafters.suffix.corpus import CONTEXT, Corpus, tokenizer_hash
+from drafters.suffix.corpus import CONTEXT, Corpus
+from drafters.suffix.sources import open_corpus
 from specdec.decoding.protocols import DraftState, Rows, Session, Traits
 from specdec.errors import InputError
 from specdec.notes import note
@@ -72,7 +72,7 @@ class Suffix:
         depth: largest depth of a tree.
         least: leave out nodes whose probability of being accepted is smaller, by the drafter's own estimate.
         own: look up the text itself.
-        corpus: a folder of `experiments.build_corpus` to look up, or None.
+        corpus: texts to look up (`open_corpus`), or None.
         learn: `off` forgets every text; `online` also looks up the texts that `learn` was called with.
         remember: largest number of learnt tokens; later texts are not learnt, and a line is printed.
 
@@ -114,14 +114,13 @@ class Suffix:
 
     @property
     def traits(self) -> Traits:
-        known = (self._corpus.size if self._corpus else 0) + len(self._learnt)
+        known = (len(self._corpus) if self._corpus else 0) + len(self._learnt)
         return Traits(remembers=self._learns, known_tokens=known if self._learns or self._folder else None)
 
     def start(self, session: Session) -> None:
         self._device = session.target.device
         if self._folder is not None and self._corpus is None:
-            assert session.target.tokenizer is not None
-            self._corpus = Corpus(Path(self._folder), tokenizer_hash(session.target.tokenizer))
+            self._corpus = open_corpus(self._folder, session.target)
         self._texts = [_Text(self._learnt) for _ in session.rows]
 
     def learn(self, rows: Rows) -> None:

@@ -15,7 +15,7 @@ from specdec.decoding.protocols import AcceptanceRule
 from specdec.errors import InputError
 
 # replaces weights that are shipped for one target
-UNTRAINED = {"heads": "fresh", "head": "fresh", "adapter": "plain"}
+UNTRAINED = {"corpus": "fresh", "heads": "fresh", "head": "fresh", "adapter": "plain"}
 EXIT_LAYER = 1  # the tiny targets have two layers
 
 

@@ -58,7 +58,7 @@ def import_text(file: Path, shard: Shard) -> int:
         InputError: the file cannot be read, or is of another target or chat template.
     """
     try:
-        origin, texts, ids = _read(file)
+        origin, texts, ids = read_archive(file)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             str(file), expected="a file written with export_to=", got=str(error) or type(error).__name__,
@@ -74,7 +74,7 @@ def import_text(file: Path, shard: Shard) -> int:
     return new
 
 
-def _read(file: Path) -> tuple[Origin, list[Text], np.ndarray]:
+def read_archive(file: Path) -> tuple[Origin, list[Text], np.ndarray]:
     """Read and check a file: its origin, its sequences and their ids. Unpack no more bytes than its head announces.
 
     Raises:
