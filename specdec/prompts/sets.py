@@ -21,6 +21,7 @@ from specdec.prompts.conversations import FIELDS, KINDS, Reader, rows
 
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # a tokenizer decodes incomplete characters to this
 TOO_LONG = ("refuse", "skip")
+BUILTIN = {"mixed": "builtin_prompts.jsonl", "edits": "edit_prompts.jsonl", "agent": "agent_prompts.jsonl"}
 MOST_FILE = 4 * 2**30  # largest file of prompts, in bytes
 
 
@@ -131,10 +132,22 @@ def first_turns(prompts: PromptSet, encoder: PromptEncoder, window: int | None, 
     return [first(prompt) for prompt in kept]
 
 
-def builtin(limit: int | None = None, too_long: str = TOO_LONG[0]) -> PromptSet:
-    """Return the built-in prompts: ten in each of six categories. `limit` and `too_long` as in `jsonl`."""
-    source = resources.files("specdec") / "data" / "builtin_prompts.jsonl"
-    return PromptSet(even_share(_parse(source.read_bytes(), "built-in prompts"), limit), too_long)
+def builtin(limit: int | None = None, too_long: str = TOO_LONG[0], kind: str = "mixed") -> PromptSet:
+    """Return built-in prompts.
+
+    Args:
+        limit: as in `jsonl`.
+        too_long: as in `jsonl`.
+        kind: `mixed`, ten in each of six categories; `edits`, texts to return with a change; `agent`, conversations of
+            tool calls and records that repeat a system message and each other's form.
+
+    Raises:
+        InputError: another kind.
+    """
+    if kind not in BUILTIN:
+        raise InputError("prompts.kind", expected=f"one of {', '.join(BUILTIN)}", got=repr(kind), fix="choose one")
+    source = resources.files("specdec") / "data" / BUILTIN[kind]
+    return PromptSet(even_share(_parse(source.read_bytes(), f"built-in prompts ({kind})"), limit), too_long)
 
 
 def jsonl(path: str, limit: int | None = None, too_long: str = TOO_LONG[0]) -> PromptSet:
