@@ -62,7 +62,7 @@ class _Text:
     """The window and the n-grams of one row.
 
     Attributes:
-        levels: guesses at each distance, [ngram - 1][window]; level l of column j stands l + j + 1 tokens after the root.
+        levels: guesses at each distance, [ngram - 1][window]; level l of column j is l + j + 1 tokens after the root.
         pool: first token -> the rest of its n-grams, the latest last.
     """
 

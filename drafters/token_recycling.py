@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections import ChainMap
 from collections.abc import MutableMapping, Sequence
+from itertools import pairwise
 
 from drafters.shared.best_first import Follower, best_first
 from drafters.suffix.corpus import Corpus
@@ -45,9 +46,7 @@ class TokenRecycling:
         InputError: a number below 1, or another `learn`.
     """
 
-    def __init__(
-        self, nodes: int, candidates: int, depth: int, corpus: str | None = None, learn: str = "off"
-    ) -> None:
+    def __init__(self, nodes: int, candidates: int, depth: int, corpus: str | None = None, learn: str = "off") -> None:
         for name, value in {"nodes": nodes, "candidates": candidates, "depth": depth}.items():
             if value < 1:
                 raise InputError(f"drafter.{name}", expected="an integer >= 1", got=value, fix="raise it")
@@ -75,7 +74,7 @@ class TokenRecycling:
             self._bigrams = _Bigrams(open_corpus(self._folder, session.target), self.candidates)
         self._tables = [ChainMap({}, self._learnt) for _ in session.rows]
         for table, row in zip(self._tables, session.rows, strict=True):
-            for token, follower in zip(row, row[1:], strict=False):
+            for token, follower in pairwise(row):
                 table[token] = [(follower, PROMPT)]
 
     def learn(self, rows: Rows) -> None:
@@ -112,12 +111,10 @@ class _Bigrams:
         self._known: dict[int, _Entry] = {}
 
     def entry(self, token: int) -> _Entry:
-        """Return the followers of a token with their shares, best first."""
+        """Return the followers of a token with their shares, most frequent first."""
         if token not in self._known:
             length, low, high = self.corpus.longest([token])
-            found = sorted(self.corpus.followers(length, low, high), key=lambda f: -f[1]) if length else []
-            best = found[: self._candidates]
-            self._known[token] = [(to, count / (high - low)) for to, count, _, _ in best]
+            self._known[token] = self.corpus.followers(length, low, high)[: self._candidates] if length else []
         return self._known[token]
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from drafters.shared.estimates import SILENT, Estimates, Pending, Proposal
 from specdec.decoding.grow_fixed import require_ranked
-from specdec.decoding.protocols import Drafter, DraftState, Session, Size, Traits, traits_of
+from specdec.decoding.protocols import Drafter, DraftState, Learner, Rows, Session, Size, Traits, traits_of
 from specdec.errors import InputError
 from specdec.trees.transfer import on_device
 from specdec.trees.tree import PAD, TokenTree
@@ -68,8 +68,15 @@ class UnionDrafter:
     @property
     def traits(self) -> Traits:
         each = [traits_of(drafter) for drafter in self.drafters]
-        remembers = self.nodes is not None or any(traits.remembers for traits in each)
-        return Traits(each[0].exit_layer, remembers, self._size, max(traits.top_k for traits in each))
+        known = [traits.known_tokens for traits in each if traits.known_tokens is not None]
+        return Traits(
+            exit_layer=each[0].exit_layer,
+            remembers=self.nodes is not None or any(traits.remembers for traits in each),
+            size=self._size,
+            greedy_only=any(traits.greedy_only for traits in each),
+            top_k=max(traits.top_k for traits in each),
+            known_tokens=sum(known) if known else None,
+        )
 
     @property
     def _size(self) -> Size:
@@ -86,6 +93,12 @@ class UnionDrafter:
             drafter.start(session)
         self._rows = [_MergedRow(len(self.drafters)) for _ in session.rows]
         self._first = True
+
+    def learn(self, rows: Rows) -> None:
+        """Let the drafters that may learn do so."""
+        for drafter in self.drafters:
+            if isinstance(drafter, Learner):
+                drafter.learn(rows)
 
     @torch.inference_mode()
     def propose(self, state: DraftState) -> TokenTree:

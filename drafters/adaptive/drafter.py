@@ -14,7 +14,7 @@ from drafters.adaptive.costs import DraftCosts, VerifyCosts
 from drafters.adaptive.depth import DepthChoice
 from drafters.shared.estimates import Estimates, Proposal
 from specdec.decoding.grow_fixed import require_ranked
-from specdec.decoding.protocols import Drafter, DraftState, Session, Traits, traits_of
+from specdec.decoding.protocols import Drafter, DraftState, Learner, Rows, Session, Traits, traits_of
 from specdec.errors import InputError
 from specdec.hardware import CostCurve, MeasuredCurve
 from specdec.trees.transfer import on_device
@@ -68,6 +68,11 @@ class Adaptive:
     @property
     def traits(self) -> Traits:
         return replace(traits_of(self.drafter), remembers=True)
+
+    def learn(self, rows: Rows) -> None:
+        """Let the wrapped drafter learn, if it may."""
+        if isinstance(self.drafter, Learner):
+            self.drafter.learn(rows)
 
     def start(self, session: Session) -> None:
         self.drafter.start(session)

@@ -17,8 +17,8 @@ COUNTED = 64  # suffixes of the text whose count grows with a token; only text t
 class SuffixAutomaton:
     """Read a text token by token; find its suffixes that occurred before, and what followed them.
 
-    Counts are exact as long as no more than `COUNTED` different states are suffixes of the text; after that the counts of the
-    shortest suffixes fall behind, which keeps very repetitive text fast.
+    Counts are exact while at most `COUNTED` states are suffixes of the text. Beyond that the counts of the shortest
+    suffixes fall behind, which keeps very repetitive text fast.
     """
 
     def __init__(self, tokens: Iterable[int] = ()) -> None:
@@ -44,7 +44,7 @@ class SuffixAutomaton:
             state = self._link[state]
 
     def step(self, state: int, length: int, token: int) -> tuple[int, int]:
-        """Follow a text other than the one that was read: return the state and length of its longest suffix that occurs.
+        """Follow another text: return the state and the length of its longest suffix that occurs in this one.
 
         Args:
             state: where the text stood; 0 at its beginning.
@@ -64,7 +64,12 @@ class SuffixAutomaton:
             length = self._length[state]
 
     def followers(self, state: int) -> list[tuple[int, int, int]]:
-        """Return (token, number of occurrences, state behind it) for every token that followed."""
+        """Return (token, number of occurrences, state behind it) for every token that followed.
+
+        The end of the text is followed as its longest suffix that occurred before: text that goes in circles goes on.
+        """
+        while not self._next[state] and state > 0:
+            state = self._link[state]
         return [(token, self._count[to], to) for token, to in self._next[state].items()]
 
     def _append(self, token: int) -> None:

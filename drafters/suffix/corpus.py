@@ -13,10 +13,10 @@ from __future__ import annotations
 import hashlib
 import json
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -28,6 +28,7 @@ from specdec.files.durable import is_whole, replacing, seal, write_json
 SORTED = 64  # tokens that the suffixes are sorted by: context and continuation together
 CONTEXT = 16  # longest context that is looked up
 SAMPLE = 256  # occurrences to look at, spread evenly, when a context is frequent
+FOLLOWERS = 8  # followers that are returned, the most frequent ones
 END = -1  # separator between texts; it never follows
 REBUILD = "build it again: python -m experiments.build_corpus folder=... data=..."
 
@@ -54,7 +55,9 @@ class Corpus:
         gap = np.full(SORTED, END, dtype=np.int32)
         parts = [part for text in texts for part in (np.asarray(text, dtype=np.int32), gap)]
         if not parts:
-            raise InputError("data", expected="at least one text", got="none", fix="write some: experiments.self_distill")
+            raise InputError(
+                "data", expected="at least one text", got="none", fix="write some: experiments.self_distill"
+            )
         tokens = np.concatenate(parts)
         return cls(tokens, sorted_suffixes(tokens))
 
@@ -76,8 +79,8 @@ class Corpus:
         if about["tokenizer"] != tokenizer:
             expected, got = "a corpus of the target's own tokenizer", f"{folder}, made with that of {about['target']}"
             raise InputError("drafter.corpus", expected=expected, got=got, fix=REBUILD)
-        files = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("tokens", "order"))
-        return cls(*files)
+        # the memory stays mapped; a plain view is read several times faster than a memmap
+        return cls(*(np.load(folder / f"{name}.npy", mmap_mode="r").view(np.ndarray) for name in ("tokens", "order")))
 
     def write(self, folder: Path, tokenizer: str, target: str) -> None:
         """Write a folder; one that stands there is replaced once the new one is whole.
@@ -118,36 +121,33 @@ class Corpus:
                 most = length - 1
         return found, low, high
 
-    def followers(self, depth: int, low: int, high: int) -> list[tuple[int, int, int, int]]:
-        """Return (token, number of occurrences, low, high) for the tokens at `depth` after the positions of a range.
+    def followers(self, depth: int, low: int, high: int) -> list[tuple[int, float]]:
+        """Return the most frequent tokens at `depth` after the positions of a range, and the share of each.
 
-        All positions of the range must agree in the tokens before `depth`. A frequent range is sampled: tokens that are
-        rare in it may be missing, and ends of ranges are found by bisection.
+        All positions of the range must agree in the tokens before `depth`. A frequent range is sampled, so shares are
+        estimates there.
         """
         if depth >= SORTED:
             return []
-        step = max(1, (high - low) // SAMPLE)
-        seen = self.tokens[self.order[low:high:step] + depth]
-        firsts = np.flatnonzero(np.r_[True, seen[1:] != seen[:-1]]) if len(seen) else seen
-        found = []
-        for token in seen[firsts].tolist():
-            if token == END:
-                continue
-            key = self._token_at(depth)
-            begin = bisect_left(range(len(self.order)), token, low, high, key=key)
-            end = bisect_right(range(len(self.order)), token, begin, high, key=key)
-            found.append((token, end - begin, begin, end))
-        return found
+        seen = self.tokens[self.order[low : high : max(1, (high - low) // SAMPLE)] + depth]
+        found = Counter(seen[seen != END].tolist())
+        return [(token, count / found.total()) for token, count in found.most_common(FOLLOWERS)]
 
-    def _token_at(self, depth: int) -> Any:
-        return lambda i: int(self.tokens[self.order[i] + depth])
+    def narrow(self, token: int, depth: int, low: int, high: int) -> tuple[int, int]:
+        """Return the part of a range whose positions have `token` at `depth`."""
+        at = self._token_at(depth)
+        begin = bisect_left(range(len(self.order)), token, low, high, key=at)
+        return begin, bisect_right(range(len(self.order)), token, begin, high, key=at)
+
+    def _token_at(self, depth: int) -> Callable[[int], int]:
+        token, position = self.tokens.item, self.order.item
+        return lambda i: token(position(i) + depth)
 
     def _range(self, context: Sequence[int]) -> tuple[int, int]:
         """Return the range of positions that are followed by `context`."""
         low, high = 0, len(self.order)
         for depth, token in enumerate(context):
-            low = bisect_left(range(len(self.order)), token, low, high, key=self._token_at(depth))
-            high = bisect_right(range(len(self.order)), token, low, high, key=self._token_at(depth))
+            low, high = self.narrow(token, depth, low, high)
             if low == high:
                 break
         return low, high

@@ -2,8 +2,8 @@
 
 Three sources are looked up at every step: the text itself, texts that were generated before (if it may learn from
 them), and a corpus on disk. Each gives the longest suffix of the text that occurs there, and what followed it how often.
-The tree of the most probable continuations of all sources is drafted. A long match is drafted far: text that is
-copied, as in editing or by agents, is accepted by the hundred tokens.
+The tree of the most probable continuations of all sources is drafted. Text that is copied, as in editing or by agents,
+matches at length, and is drafted far.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import Protocol, runtime_checkable
 
 from drafters.shared.best_first import Follower, best_first
 from drafters.suffix.automaton import SuffixAutomaton
@@ -25,37 +26,50 @@ BACK_OFF = 4  # suffixes of the text that guess together: the longest that occur
 SEPARATOR = -1  # stands between the texts that were learnt
 
 
+@runtime_checkable
+class _Match(Protocol):
+    """A context in a source: the text's end and what was drafted after it."""
+
+    most: int  # depth that its guesses may reach
+
+    def followers(self) -> Iterator[Follower[_Match]]:
+        """Yield what may follow. Its probability is its share of the occurrences, times the trust in a context of this
+        length (`_trust`)."""
+        ...
+
+
 @dataclass(frozen=True)
-class _Match:
-    """A context in a source, and how it goes on there.
+class _InText:
+    """A context of `length` tokens at a state of an automaton."""
 
-    Args:
-        source: an automaton or a corpus.
-        length: tokens of the context, those drafted so far included.
-        place: the automaton's state, or the corpus's (tokens matched, low, high).
-        most: depth that its guesses may reach.
-    """
-
-    source: SuffixAutomaton | Corpus
+    source: SuffixAutomaton
     length: int
-    place: int | tuple[int, int, int]
+    state: int
     most: int
 
     def followers(self) -> Iterator[Follower[_Match]]:
-        """Yield what may follow. Its probability is its share of the occurrences, times how far a context of this
-        length can be trusted (`_trust`)."""
-        found = self._counted()
+        found = [follower for follower in self.source.followers(self.state) if follower[0] != SEPARATOR]
         total, trust = sum(count for _, count, _ in found), _trust(self.length)
-        for token, count, place in found:
-            yield token, trust * count / total, _Match(self.source, self.length + 1, place, self.most)
+        for token, count, state in found:
+            yield token, trust * count / total, _InText(self.source, self.length + 1, state, self.most)
 
-    def _counted(self) -> Sequence[tuple[int, int, int | tuple[int, int, int]]]:
-        if isinstance(self.source, Corpus):
-            depth, low, high = self.place  # type: ignore[misc]
-            found = self.source.followers(depth, low, high)
-            return [(token, count, (depth + 1, begin, end)) for token, count, begin, end in found]
-        followers = self.source.followers(self.place)  # type: ignore[arg-type]
-        return [(token, count, state) for token, count, state in followers if token != SEPARATOR]
+
+@dataclass(frozen=True)
+class _InCorpus:
+    """A context of `length` tokens in a corpus: a range of it that agrees in all but the last, and the last token."""
+
+    source: Corpus
+    length: int
+    low: int
+    high: int
+    last: int
+    most: int
+
+    def followers(self) -> Iterator[Follower[_Match]]:
+        low, high = self.source.narrow(self.last, self.length - 1, self.low, self.high)
+        trust = _trust(self.length)
+        for token, share in self.source.followers(self.length, low, high):
+            yield token, trust * share, _InCorpus(self.source, self.length + 1, low, high, token, self.most)
 
 
 def _trust(length: int) -> float:
@@ -156,11 +170,11 @@ class Suffix:
         if self._corpus is not None:
             length, low, high = self._corpus.longest(row[-CONTEXT:])
             if length:
-                yield _Match(self._corpus, length, (length, low, high), self._most(length))
+                yield _InCorpus(self._corpus, length, low, high, row[-1], self._most(length))
 
     def _of(self, source: SuffixAutomaton, suffixes: Iterator[tuple[int, int]]) -> Iterator[_Match]:
         for length, state in islice(suffixes, BACK_OFF):
-            yield _Match(source, length, state, self._most(length))
+            yield _InText(source, length, state, self._most(length))
 
     def _most(self, length: int) -> int:
         return max(1, round(self.per_match * length))

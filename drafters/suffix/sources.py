@@ -43,7 +43,9 @@ def open_corpus(name: str, target: TargetModel) -> Corpus:
     if not archive.is_file():
         shipped = ", ".join(sorted(file.parent.name for file in WEIGHTS.glob(f"*/{ARCHIVE}")))
         fix = "build a corpus with `python -m experiments.build_corpus target=... data=...` and pass drafter.corpus=FOLDER"
-        raise InputError("drafter.corpus=auto", expected=f"a target with shipped text ({shipped})", got=target.name, fix=fix)
+        raise InputError(
+            "drafter.corpus=auto", expected=f"a target with shipped text ({shipped})", got=target.name, fix=fix
+        )
 
     def make(folder: Path) -> None:
         Corpus.of(texts_of(archive, target)).fill(folder, tokenizer, target.name)

@@ -252,7 +252,10 @@ class Learner(Protocol):
     """
 
     def learn(self, rows: Rows) -> None:
-        """Draft from these texts, too (prompt and answer), from the next batch on. Does nothing unless asked to learn."""
+        """Draft from these texts (prompt and answer), too, from the next batch on.
+
+        Does nothing unless the drafter was asked to learn.
+        """
         ...
 
 
