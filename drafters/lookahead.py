@@ -55,7 +55,8 @@ class Lookahead:
             for text, tokens, parents, words in zip(self._texts, *parts, strict=True):
                 text.read(tokens, parents, words)
         trees = [text.tree(row) for text, row in zip(self._texts, state.rows, strict=True)]
-        return TokenTree.from_rows(*zip(*trees, strict=True), device=self._device)
+        tokens, parents = zip(*trees, strict=True)
+        return TokenTree.from_rows(tokens, parents, self._device)
 
 
 class _Text:

@@ -66,7 +66,7 @@ class TokenRecycling:
     def traits(self) -> Traits:
         known = len(self._learnt) + (len(self._bigrams.corpus) if self._bigrams else 0)
         warm = self._learns or self._folder is not None
-        return Traits(remembers=True, top_k=self.candidates, known_tokens=known if warm else None)
+        return Traits(remembers=True, top_k=self.candidates, known_tokens=known if warm else None, learns=self._learns)
 
     def start(self, session: Session) -> None:
         self._device = session.target.device

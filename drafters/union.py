@@ -76,6 +76,7 @@ class UnionDrafter:
             greedy_only=any(traits.greedy_only for traits in each),
             top_k=max(traits.top_k for traits in each),
             known_tokens=sum(known) if known else None,
+            learns=any(traits.learns for traits in each),
         )
 
     @property

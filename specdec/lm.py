@@ -22,7 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from specdec.components import build
 from specdec.decoding.decoder import Decoder
 from specdec.decoding.generate import Blocks
-from specdec.decoding.protocols import AcceptanceRule, Drafter, Verifier
+from specdec.decoding.protocols import AcceptanceRule, Drafter, Learner, Verifier
 from specdec.decoding.sampling import SamplingParams
 from specdec.decoding.stopping import stop_rule
 from specdec.errors import InputError
@@ -155,6 +155,8 @@ class SpeculativeLM:
             done = decoder.speculative(rows, [[seed, row] for row in range(len(rows))], on_blocks=growing)
         if growing is not None:
             growing.flush()
+        if isinstance(self.drafter, Learner):
+            self.drafter.learn([[*row, *text] for row, text in zip(rows, done.texts, strict=True)])
         steps = [[step for step in done.steps if step.row == row] for row in range(len(rows))]
         return [
             Text(encoder.decode(ids), ids, encoder.pieces(ids), own) for ids, own in zip(done.texts, steps, strict=True)

@@ -134,7 +134,14 @@ class Corpus:
         return [(token, count / found.total()) for token, count in found.most_common(FOLLOWERS)]
 
     def narrow(self, token: int, depth: int, low: int, high: int) -> tuple[int, int]:
-        """Return the part of a range whose positions have `token` at `depth`."""
+        """Return the part of a range whose positions have a token at a depth.
+
+        Args:
+            token: the token.
+            depth: its distance from the positions; all of the range must agree in the tokens before it.
+            low: begin of the range in `order`.
+            high: its end.
+        """
         at = self._token_at(depth)
         begin = bisect_left(range(len(self.order)), token, low, high, key=at)
         return begin, bisect_right(range(len(self.order)), token, begin, high, key=at)

@@ -1,7 +1,7 @@
-"""Draft the continuations of earlier occurrences of the text's end (SuffixDecoding, arXiv 2411.04975; SAM, 2411.10666).
+"""Draft what followed earlier occurrences of the text's end (SuffixDecoding, arXiv 2411.04975; SAM, 2411.10666).
 
 Three sources are looked up at every step: the text itself, texts that were generated before (if it may learn from
-them), and a corpus on disk. Each gives the longest suffix of the text that occurs there, and what followed it how often.
+them), and a corpus on disk. Each gives the longest suffix of the text that occurs there, and how often it went on how.
 The tree of the most probable continuations of all sources is drafted. Text that is copied, as in editing or by agents,
 matches at length, and is drafted far.
 """
@@ -30,7 +30,10 @@ SEPARATOR = -1  # stands between the texts that were learnt
 class _Match(Protocol):
     """A context in a source: the text's end and what was drafted after it."""
 
-    most: int  # depth that its guesses may reach
+    @property
+    def most(self) -> int:
+        """Depth that its guesses may reach."""
+        ...
 
     def followers(self) -> Iterator[Follower[_Match]]:
         """Yield what may follow. Its probability is its share of the occurrences, times the trust in a context of this
@@ -129,7 +132,8 @@ class Suffix:
     @property
     def traits(self) -> Traits:
         known = (len(self._corpus) if self._corpus else 0) + len(self._learnt)
-        return Traits(remembers=self._learns, known_tokens=known if self._learns or self._folder else None)
+        warm = self._learns or self._folder is not None
+        return Traits(remembers=self._learns, known_tokens=known if warm else None, learns=self._learns)
 
     def start(self, session: Session) -> None:
         self._device = session.target.device

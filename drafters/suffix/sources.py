@@ -42,7 +42,7 @@ def open_corpus(name: str, target: TargetModel) -> Corpus:
     archive = WEIGHTS / target.name / ARCHIVE
     if not archive.is_file():
         shipped = ", ".join(sorted(file.parent.name for file in WEIGHTS.glob(f"*/{ARCHIVE}")))
-        fix = "build a corpus with `python -m experiments.build_corpus target=... data=...` and pass drafter.corpus=FOLDER"
+        fix = "build one with `python -m experiments.build_corpus target=... data=...`, and pass drafter.corpus=FOLDER"
         raise InputError(
             "drafter.corpus=auto", expected=f"a target with shipped text ({shipped})", got=target.name, fix=fix
         )

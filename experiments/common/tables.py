@@ -135,19 +135,17 @@ def steps(summaries: Mapping[str, Summary], what: str) -> Table:
     """Show a step of each run (time by phase, acceptance by depth), and the size and training of its drafter."""
     table = Table(title="a step, and its drafter")
     table.add_column(what, overflow="fold")
+    warm = any(s.known_tokens is not None for s in summaries.values())
     for column in (
-        "draft ms",
-        "verify ms",
-        "draft efficiency",
-        "parameters added",
-        "training tokens",
+        *("draft ms", "verify ms", "draft efficiency", "parameters added", "training tokens"),
+        *["known tokens"] * warm,
         "acceptance at depth",
     ):
         table.add_column(column, justify="left" if column.startswith("acceptance ") else "right")
     for name, s in summaries.items():
         draft, verify = (rate(s.phase_ms.get(phase)) for phase in ("draft", "verify"))
-        parameters, tokens = (whole(value) for value in (s.parameters_added, s.training_tokens))
-        table.add_row(name, draft, verify, number(s.draft_efficiency), parameters, tokens, by_depth(s))
+        counts = (s.parameters_added, s.training_tokens, *[s.known_tokens] * warm)
+        table.add_row(name, draft, verify, number(s.draft_efficiency), *map(whole, counts), by_depth(s))
     return table
 
 

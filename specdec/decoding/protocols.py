@@ -233,6 +233,7 @@ class Traits:
         greedy_only: whether it drafts at temperature 0 only. Its `start` refuses other temperatures.
         top_k: how many of the target's most likely tokens it wants at each node of the last tree (`Verified`); 0: none.
         known_tokens: tokens of other texts that it drafts from; 0 is a cold start, None a drafter that never does.
+        learns: whether it learns from finished texts (`Learner`).
     """
 
     exit_layer: int | None = None
@@ -241,6 +242,7 @@ class Traits:
     greedy_only: bool = False
     top_k: int = 0
     known_tokens: int | None = None
+    learns: bool = False
 
 
 @runtime_checkable

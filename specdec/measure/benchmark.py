@@ -14,7 +14,8 @@ import torch
 
 from specdec.decoding.decoder import Decoder
 from specdec.decoding.generate import SHORTEN, longest_text
-from specdec.decoding.protocols import Preparing, Session, traits_of
+from specdec.decoding.protocols import Learner, Preparing, Session, traits_of
+from specdec.errors import InputError
 from specdec.exactness.rules import require_proven
 from specdec.measure.quiet import Watch
 from specdec.measure.rivals import Reference
@@ -81,6 +82,7 @@ class Benchmark:
         """
         target = self.decoder.target
         require_proven(self.decoder.rule)
+        self._require_one_pass()
         self.decoder.sampling.say_not_followed(target.model)
         for prompt in self.prompts:
             row = self._encode(prompt, 1, [])
@@ -94,6 +96,15 @@ class Benchmark:
         begin, stop = self.decoder.verifier.begin, self.decoder.stop
         self.decoder.drafter.start(Session(target, [row], sampling, capacity, begin, stop))
 
+    def _require_one_pass(self) -> None:
+        """Refuse to run a prompt again once its text was learnt."""
+        passes = self.repeats * len(self.seeds)
+        if traits_of(self.decoder.drafter).learns and passes > 1:
+            raise InputError(
+                "drafter.learn", expected="off, because every prompt runs several times", got=f"online, {passes} times",
+                fix="set repeats=1 with one seed, or drafter.learn=off",
+            )  # fmt: skip
+
     def run(self, log: RunLog, on_trial: Callable[[Trial], None] = lambda _: None) -> Summary:
         """Run everything and return the summary, without the names of the parts.
 
@@ -102,6 +113,7 @@ class Benchmark:
             on_trial: called after each trial.
         """
         self._warm_up()
+        known = traits_of(self.decoder.drafter).known_tokens
         results, ended = Results(), list(self.skipped)
         spare = Spare(round(self.repeat_disturbed * self.turns / self.batch_size))
         for repeat in range(self.repeats * len(self.seeds)):
@@ -112,7 +124,8 @@ class Benchmark:
                         on_trial(trial)
         whole = summarise(results, self.decoder, [method.name for method in self.references])
         quiet, skipped = quietness(results.trials, spare.used), [LeftOut(**vars(one)) for one in ended]
-        return replace(whole, **vars(self.setting), quiet=quiet, skipped=skipped)
+        setting = replace(self.setting, known_tokens=known)
+        return replace(whole, **vars(setting), quiet=quiet, skipped=skipped)
 
     @property
     def setting(self) -> Setting:
@@ -224,6 +237,10 @@ class Benchmark:
                 trials.append(Trial(prompt, place, turn, repeat, number, ids[r], of_row, share, *of_steps))
                 answers[place].append(self._encoder.decode(of_row[BASE]))
             log.generations([self._generation(trial) for trial in trials])
+            if isinstance(self.decoder.drafter, Learner):  # only now: no text is drafted from itself
+                self.decoder.drafter.learn(
+                    [[*prompt, *text] for prompt, text in zip(ids, done.texts[OURS], strict=True)]
+                )
             yield trials, steps
 
     def _round(self, ids: list[list[int]], seeds: list[list[int]], number: int, steps: list[StepRecord]) -> Round:

@@ -163,6 +163,7 @@ class Setting:
     seeds: list[int] = field(default_factory=list)
     parameters_added: int | None = None
     training_tokens: int | None = None
+    known_tokens: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

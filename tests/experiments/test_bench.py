@@ -330,3 +330,12 @@ def test_ctrl_c_keeps_finished_steps_and_exits_130(tmp_path: Path) -> None:
     assert all(json.loads(line) for line in steps.read_text("utf-8").splitlines())
     assert json.loads((tmp_path / "provenance.json").read_text("utf-8"))["status"] == "interrupted"
     assert not (tmp_path / "summary.json").exists()
+
+
+def test_a_drafter_that_learns_says_from_how_much_and_refuses_to_see_a_text_twice(run: Callable[..., Done]) -> None:
+    online = ("drafter=suffix", "drafter.learn=online")
+    assert run(*online).summary["known_tokens"] == 0
+    assert run("drafter=suffix").summary["known_tokens"] is None
+    done = run(*online, "repeats=2")
+    assert done.status == 2
+    assert "drafter.learn: expected off, because every prompt runs several times, got online, 2 times" in done.err
