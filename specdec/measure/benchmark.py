@@ -129,7 +129,7 @@ class Benchmark:
 
     @property
     def setting(self) -> Setting:
-        """What is run, and on what, without the names of the parts. Complete after `check`."""
+        """The options and the machine of the run, without the names of the parts. Complete after `check`."""
         decoder, target, size = self.decoder, self.decoder.target, traits_of(self.decoder.drafter).size
         return Setting(
             acceptance=decoder.rule.name,

@@ -144,7 +144,7 @@ class Figures:
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What was run, and on what."""
+    """The options and the machine of a run."""
 
     target: str | None = None
     drafter: str | None = None
