@@ -33,7 +33,7 @@ from specdec.files.durable import write_json
 from specdec.model.target import TargetModel
 from specdec.options import Count
 from specdec.prompts.sets import PromptEncoder, PromptSet, first_turns
-from specdec.runs.log import provenance
+from specdec.runs.provenance import provenance
 from specdec.training.text.store import TextStore
 from specdec.training.text.texts import HIDDEN, Origin
 from specdec.trees.files import GUESSED_HEADS, TREE_FILE, write_tree

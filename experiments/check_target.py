@@ -31,7 +31,7 @@ from specdec.model.proof.difference import LARGEST, MEDIAN
 from specdec.model.proof.serving import Serving, served
 from specdec.model.proof.twin import windows
 from specdec.model.target import TargetModel
-from specdec.runs.log import provenance
+from specdec.runs.provenance import provenance
 
 CHECK = "check.json"
 Facts = dict[str, Any]

@@ -36,7 +36,7 @@ from specdec.measure.rules import RuleComparison, Trees
 from specdec.notes import counted
 from specdec.options import Count, NonNegative
 from specdec.prompts.sets import PromptEncoder, first_turns
-from specdec.runs.log import provenance
+from specdec.runs.provenance import provenance
 
 
 @dataclass

@@ -26,7 +26,7 @@ from specdec.errors import InputError
 from specdec.files.durable import replacing, write_json
 from specdec.model.load import resolve_dtype
 from specdec.model.target import TargetModel
-from specdec.runs.log import provenance
+from specdec.runs.provenance import provenance
 
 SHOWN = 5  # tensors left out that are listed; a full model has hundreds
 

@@ -34,7 +34,7 @@ from specdec.hardware import CostCurve, DraftCost, MeasuredCurve, ModelShape, Ro
 from specdec.hardware.acceptance import Acceptances
 from specdec.hardware.planning import Acceptance, Plan, Planner
 from specdec.options import Count, Natural, NonNegative, Positive, Range, Share
-from specdec.runs.log import provenance
+from specdec.runs.provenance import provenance
 from specdec.runs.read import Run
 
 Grid = dict[tuple[int, int], Plan]  # by (batch, context); pairs that do not fit into memory are missing

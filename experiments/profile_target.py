@@ -33,7 +33,7 @@ from specdec.files.durable import write_json
 from specdec.measure.profiling import Footprint, figures, fitting, profile, sweep
 from specdec.notes import counted
 from specdec.options import Count, Natural, Seed
-from specdec.runs.log import provenance
+from specdec.runs.provenance import provenance
 
 AXES = {"tokens": "tokens in a forward", "prefix": "tokens before it", "batch": "rows"}
 Figures = dict[str, Any]

@@ -32,7 +32,7 @@ from specdec.exactness.finding import Finding, require_passed
 from specdec.exactness.rules import prove_rule
 from specdec.files.durable import write_json
 from specdec.model.target import TargetModel
-from specdec.runs.log import provenance
+from specdec.runs.provenance import provenance
 
 GENERAL = "traversal"  # judges a drafter's trees if no rule is named: it is exact for every tree
 

@@ -25,7 +25,7 @@ from experiments.sweeps.launch import launch
 from specdec.files.durable import write_json
 from specdec.hardware import FREE, CostCurve, Machine, ModelShape, Precision, Roofline, load_config
 from specdec.options import Count, Natural, Positive
-from specdec.runs.log import provenance
+from specdec.runs.provenance import provenance
 
 GPT_FAST = "a100_80g"
 

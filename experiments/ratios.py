@@ -38,7 +38,8 @@ from specdec.model.target import TargetModel
 from specdec.notes import counted
 from specdec.options import Count, Natural, NonNegative
 from specdec.prompts.sets import PromptEncoder, first_turns
-from specdec.runs.log import NoTracker, RunLog, machine
+from specdec.runs.log import NoTracker, RunLog
+from specdec.runs.provenance import machine
 from specdec.runs.summary import Summary
 
 REGRESSED = 1  # exit status

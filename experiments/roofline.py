@@ -30,7 +30,7 @@ from experiments.sweeps.launch import launch
 from specdec.files.durable import write_json
 from specdec.hardware import ForwardCost, Roofline
 from specdec.options import Count, Natural
-from specdec.runs.log import provenance
+from specdec.runs.provenance import provenance
 
 KINDS = {"decode": VERMILION, "verify": BLUE, "batch": GREEN, "prompt": ORANGE}
 CONTEXTS = (512, 4096, 32768, 131072)  # for each, the largest batch that fits is shown

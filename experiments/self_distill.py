@@ -31,7 +31,7 @@ from specdec.files.durable import write_text
 from specdec.model.target import TargetModel
 from specdec.options import Count, Natural, NonNegative, Seed
 from specdec.prompts.sets import Prompt, PromptEncoder, jsonl
-from specdec.runs.log import provenance
+from specdec.runs.provenance import provenance
 from specdec.training.processes import process_group_ends
 from specdec.training.text.archive import export_text, import_text
 from specdec.training.text.features import check_names, complete, missing_tokens

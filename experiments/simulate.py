@@ -34,7 +34,7 @@ from specdec.hardware.acceptance import counted
 from specdec.options import Count, NonNegative
 from specdec.replay.replay import Costs, Fixed, Replay, batches, by_category, replay, right_ranks, times
 from specdec.replay.trace import Trace
-from specdec.runs.log import provenance
+from specdec.runs.provenance import provenance
 from specdec.runs.read import Run
 from specdec.trees.files import TREE_FILE, read_tree, write_tree
 from specdec.trees.topology import Topology

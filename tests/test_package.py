@@ -15,7 +15,7 @@ import drafters
 import experiments
 import specdec
 import verifiers
-from specdec.runs import log as runlog
+from specdec.runs import provenance as origin
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -58,13 +58,13 @@ def test_the_ends_of_the_range_of_transformers_are_those_that_are_tested() -> No
 
 def test_a_commit_is_that_of_this_project_or_none(tmp_path: Path) -> None:
     """Neither a copy below the top of another repository nor one at its top is taken for a checkout."""
-    assert runlog._is_checkout(ROOT)
+    assert origin._is_checkout(ROOT)
     package = tmp_path / "specdec"
     shutil.copytree(ROOT / "specdec", package, ignore=shutil.ignore_patterns("__pycache__"))
     for place in (tmp_path.parent, tmp_path):
         subprocess.run(["git", "init", "-q", str(place)], check=True)
-        code = "import specdec.runs.log as r; p = r.provenance(); print(p['commit'], p['version'])"
+        code = "import specdec.runs.provenance as r; p = r.provenance(); print(p['commit'], p['version'])"
         done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True,
                               env={**os.environ, "PYTHONPATH": str(tmp_path)})  # fmt: skip
-        assert done.stdout.split() == ["None", str(runlog._version(runlog.DISTRIBUTION))]
+        assert done.stdout.split() == ["None", str(origin._version(origin.DISTRIBUTION))]
         shutil.rmtree(place / ".git")

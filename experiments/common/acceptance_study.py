@@ -12,7 +12,7 @@ from experiments.common.parts import rule
 from experiments.common.tables import stdout
 from specdec.exactness.synthetic import Study
 from specdec.files.durable import write_json
-from specdec.runs.log import provenance
+from specdec.runs.provenance import provenance
 
 
 def study(chosen: Study, folder: Path) -> list[dict[str, Any]]:

@@ -27,7 +27,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from experiments.common.components import ALLOW, granted, located, refuse_escapes, targets
 from specdec.errors import InputError
 from specdec.options import conform, require_known
-from specdec.runs.log import KEEP_DIFF
+from specdec.runs.provenance import KEEP_DIFF
 
 DIFF = "provenance.diff"  # true: provenance.json contains the diff of uncommitted changes
 BUILT_BY_HYDRA = ("callbacks", "launcher", "sweeper", "job_logging", "hydra_logging")

@@ -30,7 +30,7 @@ from specdec.errors import InputError
 from specdec.files.checked import read_json
 from specdec.files.claims import claim
 from specdec.files.durable import write_json
-from specdec.runs.log import this_process
+from specdec.runs.provenance import this_process
 
 JOB = "job.json"
 Function = Callable[[DictConfig], Any]

@@ -1,5 +1,6 @@
 """Runs on disk.
 
+provenance.py           where a run comes from: commit, versions, machine
 summary.py              the schema of summary.json
 log.py                  write a run: steps, generations, summary, provenance; copy it to a tracker
 read.py                 read runs: finished, growing, broken, from older versions

@@ -21,7 +21,7 @@ def card(
         tokens: answer tokens it was trained on, every epoch counted.
         figures: last figures of training and validation; only numbers are shown.
         config: options that the results depend on.
-        provenance: provenance of the run (`specdec.runs.log`).
+        provenance: provenance of the run (`specdec.runs.provenance`).
     """
     command = " ".join(["python", *map(str, provenance["command"][1:])])
     commit, changed = provenance["commit"] or "unknown", " with uncommitted changes" if provenance["changes"] else ""

@@ -53,7 +53,7 @@ CALLS = (  # dotted names that would do something
     "specdec.files.durable.write_text",
     "specdec.runs.log.write_json",
     "specdec.runs.log.RunLog",
-    "specdec.runs.log.subprocess.run",
+    "specdec.runs.provenance.subprocess.run",
     "specdec.model.runtime.build.shutil.rmtree",
     "specdec.training.text.archive.export_text",
     "specdec.training.saving.save_drafter",

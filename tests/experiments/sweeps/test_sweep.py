@@ -20,7 +20,7 @@ from experiments.sweeps.launch import launch
 from experiments.sweeps.report import show
 from specdec.decoding.decoder import Decoder
 from specdec.files.claims import claim
-from specdec.runs.log import this_process
+from specdec.runs.provenance import this_process
 from tests.experiments.test_bench import TINY
 from tests.support.commands import Done
 from tests.support.runs_on_disk import finished

@@ -11,7 +11,6 @@ import pytest
 
 from specdec.errors import InputError
 from specdec.metrics import StepRecord
-from specdec.runs import log as runlog
 from specdec.runs.log import CARD, Label, NoTracker, RunLog, TrainLog, WandbTracker
 from tests.support.wandb_files import wandb_records, whole_file
 
@@ -197,18 +196,3 @@ def test_a_run_that_is_stopped_while_its_tracker_starts_says_so(log: type[RunLog
     with pytest.raises(KeyboardInterrupt):
         log(tmp_path, Slow(), {})
     assert json.loads((tmp_path / "provenance.json").read_text())["status"] == "interrupted"
-
-
-@pytest.mark.parametrize("wanted", [False, True])
-def test_changes_are_a_hash_and_files_and_the_diff_only_if_it_is_wanted(
-    wanted: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    answers = {("diff", "HEAD"): "+a secret", ("diff", "HEAD", "--name-only"): "a.py\nb.py"}
-    monkeypatch.setattr(runlog, "_git", lambda *words: answers.get(words))
-    monkeypatch.setenv(runlog.KEEP_DIFF, "1" if wanted else "0")
-    found = runlog.changes()
-    assert found is not None
-    assert (found["files"], len(found["sha256"])) == (["a.py", "b.py"], 64)
-    assert found.get("diff") == ("+a secret" if wanted else None)
-    monkeypatch.setattr(runlog, "_git", lambda *words: "")
-    assert runlog.changes() is None
