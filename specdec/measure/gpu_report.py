@@ -1,4 +1,4 @@
-"""What a target costs on one card: bandwidth, decode, verify, the step around them, and what drafting gains.
+"""Measure what a target costs on one card: bandwidth, decode, verify, the step around them, and what drafting gains.
 
 Every row has a goal for GPUs, a share of what the same card measured in the same call.
 """
@@ -92,8 +92,14 @@ def costs(target: TargetModel, gb_per_second: float, prefix: int, rounds: int, m
 
 
 def attention(target: TargetModel, names: Sequence[str], lengths: Sequence[int], rounds: int) -> list[Row]:
-    """Return the time of one layer's attention over one node, by kernel and cached length; goals are those of the first
-    kernel against the second."""
+    """Return the time of one layer's attention over one node.
+
+    Args:
+        target: the target.
+        names: kernels; the first is compared with the second.
+        lengths: numbers of cached tokens.
+        rounds: number of measurements, of which the median counts.
+    """
     rows = []
     heads = target.model.config.get_text_config().num_attention_heads
     for length in lengths:
