@@ -37,6 +37,7 @@ KINDS = (Drafter, Verifier, AcceptanceRule, Recipe, Tracker, Reference)
 LOADERS = (
     "specdec.model.load.load_hub",
     "specdec.model.load.load_embedded",
+    "specdec.model.load.load_gguf",
     "specdec.model.load.load_tiny",
     "specdec.hardware.random_weights.load_random",
     "specdec.prompts.sets.builtin",
