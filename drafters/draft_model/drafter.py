@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from drafters.draft_model.recipe import is_student, load_student
+from drafters.shared.binding import Binding
 from drafters.shared.shipped import shipped_folder
 from specdec.decoding.grow_confident import DynamicTree
 from specdec.decoding.grow_fixed import TreeShape, already_read, level_q, level_q_among, over_all_tokens
@@ -89,7 +90,7 @@ class DraftModel:
         self._compare, self._tokens = vocabulary, SharedTokens()
         self._vocabulary: Tensor | None = None
         self._said: set[str] = set()  # warnings already given
-        self._target: TargetModel | None = None
+        self._binding = Binding()
         self.traits = Traits()
 
     @property
@@ -102,8 +103,7 @@ class DraftModel:
         return self.shape.nodes if self.dynamic is None else 1 + self.dynamic.beam * self.dynamic.depth
 
     def start(self, session: Session) -> None:
-        if session.target is not self._target:  # weights are read once, not for every batch
-            self._bind(session.target)
+        self._binding.to(session.target, self._bind)
         self._sampling = session.sampling
         self._cache = self.model.lend_cache(self, len(session.rows), session.capacity + self._most_read)
         self.model.prefill(self._cache, self._readable(session.rows))
@@ -140,7 +140,7 @@ class DraftModel:
         return tree.clip(on_device([max(r - 1, 0) for r in room], root.device))
 
     def _bind(self, target: TargetModel) -> None:
-        self._target, self._vocab = target, target.vocab_size
+        self._vocab = target.vocab_size
         if self._student is None:
             self._tokens = shared_tokens(target, self.model, self._compare)
             self._vocabulary = self._tokens.ids
@@ -152,11 +152,7 @@ class DraftModel:
             folder = shipped_folder(target, "draft_model", "drafter.model") if shipped else Path(student)
             student, tokens = load_student(folder, target), training_tokens(folder)
         self.traits = Traits(size=Size.of(student, tokens))
-        runtime = "stock" if target.runtime is None and target.device.type == "cpu" else "auto"
-        kernel, self._vocabulary = target.kernel.name, student.vocabulary
-        self.model = TargetModel(
-            student.as_model(target, self._storage), name="student", kernel=kernel, runtime=runtime
-        )
+        self._vocabulary, self.model = student.vocabulary, student.as_target(target, "student", self._storage)
 
     def _window_room(self, length: int) -> int:
         """Return how many tokens may follow a text of that length, counted as in `DraftState.room`.

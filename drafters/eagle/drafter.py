@@ -9,6 +9,7 @@ from torch import Tensor
 
 from drafters.eagle.head import DRAFTER, EagleHead, fresh_head, load_head
 from drafters.eagle.layers import EagleLayers
+from drafters.shared.binding import Binding
 from drafters.shared.shipped import shipped_folder
 from specdec.decoding.grow_confident import ConfidentTree
 from specdec.decoding.protocols import DraftState, Session, Size, Traits
@@ -44,7 +45,7 @@ class Eagle:
         storage: str = "stored",
     ) -> None:
         self.head, self.tree, self._storage = head, ConfidentTree(depth, beam, nodes, threshold, children), storage
-        self._target: TargetModel | None = None
+        self._binding = Binding()
         self.traits = Traits()
 
     @property
@@ -52,8 +53,7 @@ class Eagle:
         return self.tree.max_nodes
 
     def start(self, session: Session) -> None:
-        if session.target is not self._target:  # weights are read once, not for every batch
-            self._bind(session.target)
+        self._binding.to(session.target, self._bind)
         self._sampling = session.sampling
         self._layers.start(session, drafted=1 + self.tree.beam * self.tree.depth)
 
@@ -82,4 +82,4 @@ class Eagle:
             head, learnt = load_head(folder, target), training_tokens(folder)
         self.traits = Traits(size=Size.of(head, learnt))
         self._layers = EagleLayers(head, target, self._storage)
-        self._target, self._vocabulary, self._vocab = target, head.vocabulary, target.vocab_size
+        self._vocabulary, self._vocab = head.vocabulary, target.vocab_size

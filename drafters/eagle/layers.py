@@ -30,12 +30,8 @@ class EagleLayers:
 
     def __init__(self, head: EagleHead, target: TargetModel, storage: str = STORED) -> None:
         head = head.in_precision_of(target)
-        fast = target.runtime is not None
-        runtime = "stock" if target.device.type == "cpu" and not fast else "auto"
-        model, kernel = head.student.as_model(target, storage), target.kernel.name
-        # prove=False: the layers read joined entries instead of embeddings, so no stock forward can check them
-        self._layers = TargetModel(model, name="eagle", kernel=kernel, runtime=runtime, prove=False)
-        self._join = linear(head.join.weight, fast=fast, storage=storage)
+        self._layers = head.student.as_target(target, "eagle", storage, prove=False)  # they read joined entries
+        self._join = linear(head.join.weight, fast=target.runtime is not None, storage=storage)
         self._embed = target.model.get_input_embeddings()
 
     def start(self, session: Session, drafted: int = 0) -> None:

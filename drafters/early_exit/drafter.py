@@ -9,6 +9,7 @@ from torch import Tensor
 
 from drafters.early_exit.adapter import ExitAdapter, load_adapter
 from drafters.early_exit.exits import AdaptedExit, Exit, PlainExit
+from drafters.shared.binding import Binding
 from drafters.shared.shipped import shipped_folder
 from specdec.decoding.grow_confident import ConfidentTree
 from specdec.decoding.protocols import DraftState, Session, Size, Traits
@@ -53,7 +54,7 @@ class EarlyExit:
         self.exit_layer: int | None = exit_layer
         self.traits = Traits(exit_layer)
         self.adapter, self.tree = adapter, ConfidentTree(depth, beam, nodes, threshold, children)
-        self._target: TargetModel | None = None
+        self._binding = Binding()
 
     @property
     def max_nodes(self) -> int:
@@ -63,8 +64,7 @@ class EarlyExit:
 
     def start(self, session: Session) -> None:
         assert session.begin is not None, "early exit needs a verifier that lends its first layers"
-        if session.target is not self._target:  # weights are read once, not for every batch
-            self._exit, self._target = self._made_for(session.target), session.target
+        self._binding.to(session.target, self._bind)
         self._begin, self._sampling = session.begin, session.sampling
         self._exit.start(len(session.rows), session.capacity)
 
@@ -72,16 +72,18 @@ class EarlyExit:
     def propose(self, state: DraftState) -> TokenTree:
         self._exit.catch_up(state.kept)
 
-        assert self._target is not None
-
         def next_logits(known: TokenTree, level: int) -> Tensor:
             return self._exit.logits(known, self._begin(known, state.rows, level))
 
-        root = on_device([row[-1] for row in state.rows], self._target.device)
-        vocabulary, vocab = self._exit.vocabulary, self._target.vocab_size
+        target = self._binding.target
+        root = on_device([row[-1] for row in state.rows], target.device)
+        vocabulary, vocab = self._exit.vocabulary, target.vocab_size
         tree, read = self.tree.propose(root, next_logits, state, self._sampling, vocabulary, vocab, keep_read=True)
         self._exit.remember(read)
         return tree
+
+    def _bind(self, target: TargetModel) -> None:
+        self._exit = self._made_for(target)
 
     def _made_for(self, target: TargetModel) -> Exit:
         assert self.exit_layer is not None

@@ -81,16 +81,13 @@ class AdaptedExit:
     """
 
     def __init__(self, adapter: ExitAdapter, target: TargetModel) -> None:
-        fast = target.runtime is not None
         self._adapter, self.vocabulary, self._device = adapter, adapter.vocabulary, target.device
         self._layers: TargetModel | None = None
         if adapter.student is None:
-            self._output = linear(*output_rows(target, adapter.vocabulary), fast=fast)
+            self._output = linear(*output_rows(target, adapter.vocabulary), fast=target.runtime is not None)
         else:
-            runtime = "auto" if fast else "stock"
-            model = adapter.student.as_model(target)
-            # prove=False: the layers read the residual stream instead of embeddings, so no stock forward can check them
-            self._layers = TargetModel(model, name="adapter", kernel=target.kernel.name, runtime=runtime, prove=False)
+            # they read the residual stream instead of embeddings
+            self._layers = adapter.student.as_target(target, "adapter", prove=False)
 
     def start(self, batch: int, capacity: int) -> None:
         self._read: Tensor | None = None

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from drafters.eagle.layers import EagleLayers
 from drafters.hydra_heads.heads import DRAFTER, HydraHeads, load_heads
 from drafters.medusa.heads import fresh_heads, output_layer
+from drafters.shared.binding import Binding
 from drafters.shared.shipped import shipped_folder
 from specdec.decoding.grow_confident import ConfidentTree
 from specdec.decoding.protocols import DraftState, Session, Size, Traits
@@ -51,7 +52,7 @@ class Hydra:
         storage: str = "stored",
     ) -> None:
         self.heads, self.tree, self._storage = heads, ConfidentTree(depth, beam, nodes, threshold, children), storage
-        self._target: TargetModel | None = None
+        self._binding = Binding()
         self.traits = Traits()
 
     @property
@@ -59,8 +60,7 @@ class Hydra:
         return self.tree.max_nodes
 
     def start(self, session: Session) -> None:
-        if session.target is not self._target:  # weights are read once, not for every batch
-            self._bind(session.target)
+        self._binding.to(session.target, self._bind)
         self._sampling = session.sampling
         if self._prefix is not None:
             self._prefix.start(session)
@@ -98,7 +98,7 @@ class Hydra:
         if heads.prefix is not None:
             self._prefix = EagleLayers(heads.prefix, target, self._storage)
             self._mix = linear(heads.mix.to(target.dtype), fast=target.runtime is not None, storage=self._storage)
-        self._target, self._vocabulary, self._vocab = target, heads.vocabulary, target.vocab_size
+        self._vocabulary, self._vocab = heads.vocabulary, target.vocab_size
         self._embed = target.model.get_input_embeddings()
 
 

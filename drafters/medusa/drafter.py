@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from drafters.medusa.formats import HeadsFile, read_heads
 from drafters.medusa.heads import MedusaHeads, fresh_heads, output_layer
+from drafters.shared.binding import Binding
 from drafters.shared.shipped import shipped_folder
 from specdec.decoding.grow_fixed import choose_children, require_children
 from specdec.decoding.protocols import DraftState, Rows, Session, Size, Traits
@@ -55,7 +56,7 @@ class Medusa:
         self.children = children
         self._heads = heads
         self._tree = tree if isinstance(tree, int) else read_tree(tree) if isinstance(tree, str) else Topology.of(tree)
-        self._target: TargetModel | None = None
+        self._binding = Binding()
         self.traits = Traits()
         self._every_head: MedusaProducts | None = None  # made by the first call of `candidates`
         self._module: MedusaHeads
@@ -75,8 +76,7 @@ class Medusa:
 
     def start(self, session: Session) -> None:
         self._sampling = session.sampling
-        if session.target is not self._target:  # weights are read once, not for every batch
-            self._bind(session.target)
+        self._binding.to(session.target, self._bind)
 
     @torch.inference_mode()
     def propose(self, state: DraftState) -> TokenTree:
@@ -101,9 +101,8 @@ class Medusa:
         All heads are computed, whatever the tree uses.
         """
         if self._every_head is None:
-            assert self._target is not None
             chain = Topology.of([[0] * depth for depth in range(1, self.depths + 1)])
-            self._every_head = MedusaProducts(self._module, self._target, chain)
+            self._every_head = MedusaProducts(self._module, self._binding.target, chain)
         logits = self._every_head(hidden)
         best = logits.topk(ranks)
         return self._module.ids(best.indices), best.values - logits.logsumexp(-1, keepdim=True)
@@ -121,17 +120,16 @@ class Medusa:
             raise InputError("drafter.tree", expected=expected, got=got, fix="choose a narrower tree")
         self._products = MedusaProducts(heads, target, topology)
         self._every_head = None
-        self._module, self._topology, self._target = heads, topology, target
+        self._module, self._topology = heads, topology
         self.traits = Traits(size=Size.of(heads, None if file is None else file.training_tokens))
         self._parents, self._candidates = topology.parents.to(target.device), topology.candidates.to(target.device)
         self._drawn_from = topology.drawn_from.to(target.device)
 
     def _q(self, logits: Float[Tensor, "batch heads rows"], rows: Rows) -> Float[Tensor, "batch heads vocab"]:
         """Return the distributions that children are drawn from: one per depth, shared by its nodes."""
-        assert self._target is not None
         batch, heads, _ = logits.shape
         if self._module.vocabulary is not None:
-            whole = logits.new_full((batch, heads, self._target.vocab_size), -torch.inf)
+            whole = logits.new_full((batch, heads, self._binding.target.vocab_size), -torch.inf)
             logits = whole.index_copy(2, self._module.vocabulary, logits)
         histories = [row for row in rows for _ in range(heads)]
         return self._sampling.probabilities(logits.flatten(0, 1), histories, lenient=True).view_as(logits)

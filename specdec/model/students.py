@@ -138,6 +138,21 @@ class Student(nn.Module):
             pack(model, storage)
         return model
 
+    def as_target(self, target: TargetModel, name: str, storage: str = STORED, prove: bool = True) -> TargetModel:
+        """Return the student as a model with a cache, on the kernel and the runtime of the target it drafts for.
+
+        Args:
+            target: the model to draft for.
+            name: name of the student in messages.
+            storage: as in `specdec.model.runtime.linear`.
+            prove: as in `TargetModel`; False for layers that read something else than embeddings, which no stock
+                forward can check.
+        """
+        stock = target.runtime is None and target.device.type == "cpu"  # CUDA has captured forwards instead
+        runtime = "stock" if stock else "auto"
+        model, kernel = self.as_model(target, storage), target.kernel.name
+        return TargetModel(model, name=name, kernel=kernel, runtime=runtime, prove=prove)
+
     def in_precision_of(self, target: TargetModel) -> Student:
         """Return this student, or a copy in the target's dtype if that is not fp32 (in which students are trained)."""
         if target.dtype is torch.float32:
