@@ -310,7 +310,48 @@ def emission(rule: AcceptanceRule, widths: Sequence[int], p: Tables, q: Tables, 
     Raises:
         InputError: decisions or a verdict that no rule may make.
     """
-    parents = shape_of(widths)
+    return blocks_of(rule, shape_of(widths), p, q, how).completed(p)
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Every block of tokens that one step can emit.
+
+    Args:
+        texts: per length, the tokens of each outcome, [outcomes length].
+        weights: per length, the probability of each outcome, [outcomes].
+    """
+
+    texts: list[Tensor]
+    weights: list[Tensor]
+
+    def completed(self, p: Tables) -> Emission:
+        """Complete each block with tokens of the target to len(p.levels) tokens; longer ones are cut."""
+        joint, most = torch.zeros(p.vocab ** len(p.levels), dtype=torch.float64), len(p.levels)
+        for text, weight in zip(self.texts, self.weights, strict=True):
+            prefix = torch.zeros(len(text), dtype=torch.long)
+            for token in text[:, :most].unbind(1):
+                prefix = prefix * p.vocab + token
+            length = min(text.shape[1], most)
+            mass = torch.zeros(p.vocab**length, dtype=torch.float64).index_add_(0, prefix, weight)
+            for level in p.levels[length:]:
+                mass = (mass[:, None] * level).reshape(-1)
+            joint += mass
+        accepted = sum(float(w.sum()) * (text.shape[1] - 1) for text, w in zip(self.texts, self.weights, strict=True))
+        return Emission(joint, accepted, sum(map(len, self.weights)))
+
+
+def blocks_of(rule: AcceptanceRule, parents: Sequence[int], p: Tables, q: Tables, how: str) -> Blocks:
+    """Enumerate the blocks that one step of a rule emits.
+
+    Args:
+        rule: the rule under test.
+        parents: parents of the tree's nodes, level by level.
+        p, q, how: as in `emission`.
+
+    Raises:
+        InputError: decisions or a verdict that no rule may make.
+    """
 
     def drafted(draws: Draws, start: Tensor) -> tuple[Tensor, ...]:
         tree = draft(parents, q, how, draws, len(start))
@@ -329,19 +370,12 @@ def emission(rule: AcceptanceRule, widths: Sequence[int], p: Tables, q: Tables, 
 
     _, weight, (on_path, path, following) = every_outcome(accepted, len(weight), len(parents), weight)
     assert abs(float(weight.sum()) - 1) < 1e-12
-    lengths = (path >= 0).sum(-1) - 1
-    joint = torch.zeros(p.vocab ** len(p.levels), dtype=torch.float64)
+    lengths, found = (path >= 0).sum(-1) - 1, Blocks([], [])
     for length in lengths.unique().tolist():
         rows = lengths == length
-        text = torch.cat([on_path[rows, 1 : length + 1], following[rows, None]], 1)
-        prefix = torch.zeros(len(text), dtype=torch.long)
-        for token in text.unbind(1):
-            prefix = prefix * p.vocab + token
-        mass = torch.zeros(p.vocab ** (length + 1), dtype=torch.float64).index_add_(0, prefix, weight[rows])
-        for level in p.levels[length + 1 :]:
-            mass = (mass[:, None] * level).reshape(-1)
-        joint += mass
-    return Emission(joint, float((weight * lengths).sum()), len(weight))
+        found.texts.append(torch.cat([on_path[rows, 1 : length + 1], following[rows, None]], 1))
+        found.weights.append(weight[rows])
+    return found
 
 
 def require_path(rule: AcceptanceRule, tree: TokenTree, verdict: Verdict) -> None:

@@ -2,8 +2,9 @@
 
 A node adds its probability of being accepted to the expected tokens of a step, regardless of the other nodes, and never
 more than its parent adds. So the n most probable nodes up to a depth form a tree, and no other tree of that size and
-depth has a higher expectation. Sorting therefore finds what Sequoia finds by dynamic programming over size and depth
-(arXiv 2402.12374). `best_plan` then compares every size and depth by its cost.
+depth has a higher expectation. If acceptances fall from rank to rank, sorting therefore finds what Sequoia finds by
+dynamic programming over size and depth (arXiv 2402.12374). If they are by child number and do not fall, it does not:
+child j can only be drafted after child j - 1. `best_plan` then compares every size and depth by its cost.
 
 The result is the best of all trees if the cost of drafting a level does not depend on its width (heads, lookups, a
 memory-bound draft model). Otherwise it is the best of these trees by their true cost, but another tree may be better.
