@@ -28,6 +28,7 @@ from transformers import Cache
 
 from specdec.errors import InputError
 from specdec.model.attention.context import AttentionContext
+from specdec.model.cache_write import write
 from specdec.trees import transfer
 from specdec.trees.transfer import on_device
 
@@ -146,8 +147,7 @@ class TreeCache(Cache):
         assert self._slots is not None, "open_block() comes before a forward"
         assert self._tree is not None
         stored = self._layers[layer_idx]
-        for storage, new in zip(stored, (key_states, value_states), strict=True):
-            storage.scatter_(2, self._slots.expand_as(new), new)
+        write(*stored, key_states, value_states, self._slots)
         if layer_idx in self._kept:
             return key_states, value_states
         keys, values = (storage[:, :, : self._tree.slots] for storage in stored)
