@@ -30,4 +30,9 @@ def _write(keys: Tensor, values: Tensor, key: Tensor, value: Tensor, slots: Tens
     values.scatter_(2, slots.expand_as(value), value)
 
 
-_operator = torch.library.custom_op("specdec::write", _write, mutates_args=("keys", "values"))
+_operator = torch.library.custom_op(
+    "specdec::write",
+    _write,
+    mutates_args=("keys", "values"),
+    schema="(Tensor(a!) keys, Tensor(b!) values, Tensor key, Tensor value, Tensor slots) -> ()",
+)

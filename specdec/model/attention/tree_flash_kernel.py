@@ -13,6 +13,8 @@ With `MERGE` false it leaves them to a second launch, `merge_shares`.
 
 from __future__ import annotations
 
+from typing import no_type_check  # wrapped in run-time checks, a kernel's source could not be read
+
 import triton
 import triton.language as tl
 
@@ -20,12 +22,14 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
+@no_type_check
 def _exponent(top):
     """Return the reference of the exponents: 0 for rows that have seen no key, because inf - inf is NaN."""
     return tl.where(top == float("-inf"), 0.0, top)
 
 
 @triton.jit
+@no_type_check
 def _merged(part, stats, mine, active, M: tl.constexpr, D: tl.constexpr):
     """Return (highest score, sum of weights, weighted sum of values) over the `active` shares of a tile."""
     rows, d = tl.arange(0, M), tl.arange(0, D)
@@ -48,6 +52,7 @@ def _merged(part, stats, mine, active, M: tl.constexpr, D: tl.constexpr):
 
 
 @triton.jit
+@no_type_check
 def _finished(top, total, acc, sinks, head, real, HAS_SINKS: tl.constexpr):
     """Return the output of a tile: a sink adds weight and no value; a row that has seen no key gives zeros."""
     if HAS_SINKS:
@@ -59,6 +64,7 @@ def _finished(top, total, acc, sinks, head, real, HAS_SINKS: tl.constexpr):
 
 
 @triton.jit
+@no_type_check
 def _where(tile, group, kv_heads, new, GROUPS: tl.constexpr, M: tl.constexpr):
     """Return batch row, KV head, and per query row of a tile: its query head, its node, and whether it exists."""
     row = tile * M + tl.arange(0, M)
@@ -67,6 +73,7 @@ def _where(tile, group, kv_heads, new, GROUPS: tl.constexpr, M: tl.constexpr):
 
 
 @triton.jit
+@no_type_check
 def _shares(end, SPLITS: tl.constexpr, N: tl.constexpr, LEAST: tl.constexpr):
     """Return slots per share, and the number of shares: fewer than SPLITS if they would be under LEAST slots."""
     share = tl.maximum(tl.cdiv(tl.cdiv(end, SPLITS), N) * N, LEAST)
@@ -74,6 +81,7 @@ def _shares(end, SPLITS: tl.constexpr, N: tl.constexpr, LEAST: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["new", "block"])
+@no_type_check
 def tree_attention(
     q, k, v, bits, first, lengths, table, sinks, out, part, stats, arrived, scale, softcap,
     q_b, q_h, q_n, k_b, k_h, k_s, v_b, v_h, v_s, o_b, o_h, o_n, t_b, kv_heads, new, block, dim,
@@ -193,6 +201,7 @@ def tree_attention(
 
 
 @triton.jit(do_not_specialize=["new", "block"])
+@no_type_check
 def merge_shares(
     first, lengths, sinks, out, part, stats, o_b, o_h, o_n, kv_heads, new, block, dim,
     GROUPS: tl.constexpr, SPLITS: tl.constexpr, LEAST: tl.constexpr, WINDOW: tl.constexpr, SINKS: tl.constexpr,
@@ -215,6 +224,7 @@ def merge_shares(
 
 
 @triton.jit
+@no_type_check
 def pack_bits(mask, bits, block, m_b, m_n, new, WORDS: tl.constexpr):
     """Write the rows of a boolean mask as words of 64 bits.
 

@@ -70,7 +70,7 @@ class Seen:
     first: Int[Tensor, "batch new"] | None = None
 
 
-@torch.library.custom_op("specdec::pack_bits", mutates_args=())
+@torch.library.custom_op("specdec::pack_bits", mutates_args=(), schema="(Tensor mask) -> Tensor")
 def _packed(mask: Tensor) -> Tensor:
     batch, new, block = mask.shape
     words = (block + 63) // 64
@@ -181,7 +181,12 @@ def attend(
     return out
 
 
-@torch.library.custom_op("specdec::tree_flash", mutates_args=())
+@torch.library.custom_op(
+    "specdec::tree_flash",
+    mutates_args=(),
+    schema="(Tensor query, Tensor keys, Tensor values, Tensor lengths, SymInt block, Tensor? bits, Tensor? first, "
+    "float scale, float? softcap, Tensor? sinks, bool merge_in_launch) -> Tensor",
+)
 def _operator(
     query: Tensor,
     keys: Tensor,
