@@ -14,10 +14,12 @@ from specdec.decoding.protocols import Drafter
 from specdec.decoding.sampling import SamplingParams
 from specdec.decoding.stopping import StopRule
 from specdec.model.attention.context import AttentionContext
-from specdec.model.attention.dense import Dense
+from specdec.model.attention.dense import Dense, masked_attention
+from specdec.model.attention.tree_flash import TreeFlash, lacking
 from specdec.model.cache import TreeCache
 from specdec.model.load import load_tiny
 from specdec.model.target import TargetModel
+from specdec.trees.tree import TokenTree
 from tests.specdec.model.test_target import CAPACITY, SAMPLING, rows, tree_over
 from tests.support.families import build
 from verifiers.acceptance.exact import Exact
@@ -30,6 +32,31 @@ pytestmark = [
 ]
 needs_flash = pytest.mark.skipif(find_spec("flash_attn") is None, reason="flash-attn is not installed")
 BF16_TOLERANCE = 2e-2  # one bf16 rounding of values of order one, and a softmax
+
+
+@pytest.mark.skipif(bool(lacking()), reason=f"{lacking() or 'a'}: kernel=tree_flash needs 3.6 or newer")
+@pytest.mark.parametrize("merge_in_launch", [True, False])
+@pytest.mark.parametrize("nodes", [1, 8, 70])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_the_tree_kernel_equals_the_dense_reference(dtype: torch.dtype, nodes: int, merge_in_launch: bool) -> None:
+    """Many times over, with many shares: a race of their merge would show as another result."""
+    torch.manual_seed(0)
+    cuda = torch.device("cuda")
+    cache = TreeCache([(2, 64, 64)], 3, 8192, dtype, cuda)
+    keys, values = (storage.normal_() for storage in cache.layer(0))
+    cache.advance([7, 8000, 131])
+    tree = TokenTree.from_rows([range(nodes)] * 3, [[-1, *((i - 1) // 2 for i in range(1, nodes))]] * 3, cuda)
+    query = torch.randn(3, 6, nodes, 64, dtype=dtype, device=cuda)
+    positions = cache.lengths[:, None] + tree.depth
+    context = AttentionContext(
+        Dense(), cache, cache.lengths, cache.host_lengths, positions, nodes, tree.ancestor_mask.clone()
+    )
+    expected, _ = masked_attention(query, keys, values, context.visible(), 0.125)
+    kernel = TreeFlash(merge_in_launch)
+    for _ in range(100):
+        ours = kernel.attend(query, keys, values, context, 0.125)
+        assert ours is not None
+        torch.testing.assert_close(ours.float(), expected, atol=BF16_TOLERANCE, rtol=BF16_TOLERANCE)
 
 
 @needs_flash
