@@ -1,0 +1,1 @@
+"""Published figures that can be computed without the big models."""
