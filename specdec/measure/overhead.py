@@ -12,9 +12,10 @@ import torch
 from specdec.decoding.decoder import Decoder
 from specdec.decoding.protocols import Rows
 from specdec.intervals import Interval, bootstrap
+from specdec.model.halves import Halves
 from specdec.model.target import TargetModel
 
-FORWARDS = ("forward", "lower", "upper", "read_out")  # none of these methods calls another
+FORWARDS = ((TargetModel, "forward"), (Halves, "lower"), (Halves, "upper"), (Halves, "read_out"))  # none calls another
 Span = tuple[float, float]  # when something began and ended, by time.perf_counter
 
 
@@ -41,10 +42,10 @@ def timed_forwards() -> Iterator[list[Span]]:
     The device is synchronised before and after each forward.
     """
     spans: list[Span] = []
-    before = {name: getattr(TargetModel, name) for name in FORWARDS}
+    before = [(kind, name, getattr(kind, name)) for kind, name in FORWARDS]
 
     def timed(forward: Callable[..., Any]) -> Callable[..., Any]:
-        def call(self: TargetModel, *args: Any, **options: Any) -> Any:
+        def call(self: TargetModel | Halves, *args: Any, **options: Any) -> Any:
             begun = _now(self.device)
             out = forward(self, *args, **options)
             spans.append((begun, _now(self.device)))
@@ -52,13 +53,13 @@ def timed_forwards() -> Iterator[list[Span]]:
 
         return call
 
-    for name, forward in before.items():
-        setattr(TargetModel, name, timed(forward))
+    for kind, name, forward in before:
+        setattr(kind, name, timed(forward))
     try:
         yield spans
     finally:
-        for name, forward in before.items():
-            setattr(TargetModel, name, forward)
+        for kind, name, forward in before:
+            setattr(kind, name, forward)
 
 
 def _now(device: torch.device) -> float:

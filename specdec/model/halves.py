@@ -31,6 +31,10 @@ class Halves:
         self._upper_views: dict[int, Any] = {}
         self._captures: dict[tuple[str, int], CapturedForwards] = {}  # captured forwards, by half and depth
 
+    @property
+    def device(self) -> torch.device:
+        return self._target.device
+
     @torch.inference_mode()
     def lower(self, cache: TreeCache, block: Block, depth: int) -> Float[Tensor, "batch new dim"]:
         """Run the first `depth` layers. Return the residual stream after them.
