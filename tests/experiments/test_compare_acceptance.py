@@ -65,7 +65,7 @@ def test_an_unknown_way_of_drawing_is_named(call: Callable[..., tuple]) -> None:
 def test_an_unknown_rule_is_named(call: Callable[..., tuple]) -> None:
     status, _, out = call(compare_acceptance.main, "synthetic=true", "study.rules=[with_replacement/exakt]")
     assert status == 2
-    assert "error: rules: expected one of block, exact, greedy, " in out
+    assert "error: rules: expected one of block, exact, forced, greedy, " in out
 
 
 def test_a_study_too_large_to_enumerate_is_refused(call: Callable[..., tuple]) -> None:

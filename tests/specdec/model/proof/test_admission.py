@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from specdec.errors import InputError
 from specdec.model.attention import AttentionContext, masks, tree_attention
 from specdec.model.attention.aten_flash import AtenFlash
+from specdec.model.block import Block, TargetOutput
 from specdec.model.cache import TreeCache
 from specdec.model.load import load_tiny
 from specdec.model.proof import admission, memory
@@ -104,8 +106,9 @@ def test_what_changes_behind_a_named_length_is_found(monkeypatch: pytest.MonkeyP
     model.config.original_max_position_embeddings = length
     plain = TargetModel.forward
 
-    def forward(self: TargetModel, cache: TreeCache, tokens: Tensor, positions: Tensor, *rest: Any) -> Any:
-        return plain(self, cache, tokens, positions.where(positions < length, positions + 1), *rest)
+    def forward(self: TargetModel, cache: TreeCache, block: Block) -> TargetOutput:
+        positions = block.positions
+        return plain(self, cache, replace(block, positions=positions.where(positions < length, positions + 1)))
 
     TargetModel(model, name="llama")
     monkeypatch.setattr(TargetModel, "forward", forward)
