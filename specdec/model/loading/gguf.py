@@ -75,7 +75,7 @@ def convert(source: Path, folder: Path, option: str, expected: str, fix: str, to
         InputError: it cannot be read.
     """
     with quiet(), faults(source.name, option, expected=expected, fix=fix):
-        reader = gguf.GGUFReader(str(source))
+        reader = _BoundedReader(str(source))
         model: Any = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
         # Loading has turned the weights into plain fp32 tensors: the model is no longer quantised.
         del model.config.quantization_config
@@ -87,6 +87,20 @@ def convert(source: Path, folder: Path, option: str, expected: str, fix: str, to
         none = f"pass {group}.tokenizer=FOLDER or a hub id"
         with quiet(), faults(source.name, option, expected="a GGUF file with a tokenizer", fix=none):
             AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name).save_pretrained(folder)
+
+
+class _BoundedReader(gguf.GGUFReader):
+    """Reads nothing beyond the end of the file, where a damaged length would have `gguf` read for ever.
+
+    Raises:
+        ValueError: a field ends behind the file.
+    """
+
+    def _get(self, offset: Any, dtype: Any, count: Any = 1, override_order: Any = None) -> Any:
+        end = int(offset) + np.dtype(dtype).itemsize * int(count)
+        if end > len(self.data):
+            raise ValueError(f"a field that ends at byte {end:,} of {len(self.data):,}")
+        return super()._get(offset, dtype, count, override_order)
 
 
 def read_blocks(folder: Path) -> Blocks:
