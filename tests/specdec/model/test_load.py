@@ -98,7 +98,10 @@ def test_tiny_is_the_same_for_the_same_seed() -> None:
         ({"device": "cuda:7"}, "target.device: expected one of auto, cpu"),
         ({"device": "toaster"}, "got 'toaster'; use device=auto"),
         ({"dtype": "float99"}, "target.dtype: expected float32, bfloat16, float16, float64 or auto, got 'float99'"),
-        ({"kernel": "magic"}, "target.kernel: expected one of auto, aten_flash, tree_flash, flash_attn, dense, got 'magic'"),
+        (
+            {"kernel": "magic"},
+            "target.kernel: expected one of auto, aten_flash, tree_flash, flash_attn, dense, got 'magic'",
+        ),
     ],
 )
 def test_devices_dtypes_and_kernels_that_cannot_be_had(options: dict, message: str) -> None:
