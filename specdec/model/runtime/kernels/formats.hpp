@@ -13,8 +13,8 @@ struct Matrix {       // one weight matrix; few_rows.py and stored.py build thes
 };
 
 // A row of weights. `at` reads LANES weights as floats, `one` a single one; `finish` scales a sum. BLOCKED: see
-// blocks.hpp. PANELS: many rows are multiplied with weights that were widened into a panel first, which pays if widening
-// takes more than one instruction. STREAMS: weights come from memory and are prefetched.
+// blocks.hpp. PANELS: many rows are multiplied with weights that were widened into a panel first, which pays if
+// widening takes more than one instruction. STREAMS: weights come from memory and are prefetched.
 struct Float32 {
   const float* w;
   Float32(const Matrix& m, int64_t k, int64_t o) : w((const float*)m.w + o * k) {}
