@@ -1,4 +1,4 @@
-"""What only a CUDA device can show; skipped, with the reason, elsewhere."""
+"""Tests that need a CUDA device; skipped, with the reason, elsewhere."""
 
 from __future__ import annotations
 

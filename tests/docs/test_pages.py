@@ -1,4 +1,4 @@
-"""What the pages of docs/ tell the reader to type does what they say."""
+"""The commands and code that the pages of docs/ print do what the pages say."""
 
 from __future__ import annotations
 

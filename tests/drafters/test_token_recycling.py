@@ -1,4 +1,4 @@
-"""What token recycling keeps of a verify, and what it drafts from it."""
+"""Token recycling keeps what the target said at every node, and drafts from it."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ def test_where_nothing_pays_nothing_is_drafted(call: Callable[..., tuple], tmp_p
 
 
 def test_measured_acceptances(call: Callable[..., tuple], tmp_path: Path) -> None:
-    """Of any run: two children under the root, one under the first; right in 3, 1 of 5 steps, and 2 of 3."""
+    """A run with two children under the root, one under the first; right in 3, 1 of 5 steps, and 2 of 3."""
     run = tmp_path / "run"
     run.mkdir()
     paths = [[0, 1, 3], [0, 1, 3], [0, 1], [0, 2], [0]]

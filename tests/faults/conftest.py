@@ -1,4 +1,4 @@
-"""What the faults are injected into, made once; and the count of what was tried and survived."""
+"""Make once what the faults are injected into; count what was tried and survived."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def folder(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def whole(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Whole]:
-    """What a scenario's run comes to if nothing disturbs it; each is run once."""
+    """Return the result of a scenario's run that nothing disturbs; each is run once."""
 
     @functools.cache
     def of(name: str) -> Whole:

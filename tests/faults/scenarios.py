@@ -1,4 +1,4 @@
-"""What each entry point is run with, and what must be true of its folder whatever happened."""
+"""The options of each entry point's run, and what must be true of its folder whatever happened."""
 
 from __future__ import annotations
 

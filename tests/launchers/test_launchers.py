@@ -51,7 +51,7 @@ def test_a_launcher_runs_all_jobs_and_lists_the_one_that_failed(launcher: str, t
 
 
 def test_a_job_that_is_killed_and_started_again_starts_clean(tmp_path: Path) -> None:
-    """What Slurm does when it takes a node away: SIGKILL, then the same task in the same folder."""
+    """Slurm takes a node away: SIGKILL, then the same task in the same folder."""
     task, folder = ["generation.max_new_tokens=48", "prompts.limit=10", "repeats=4"], tmp_path / "0"
     first = subprocess.Popen(command(tmp_path, *task), cwd=ROOT, env=environment(), stderr=subprocess.DEVNULL)
     begun = time.monotonic()

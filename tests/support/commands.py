@@ -22,7 +22,7 @@ class Done:
 def command(
     main: Callable[[], None], folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> Callable[..., Done]:
-    """What calls `main` with overrides; the run folder is `folder`."""
+    """Return a function that calls `main` with overrides; the run folder is `folder`."""
 
     def call(*overrides: str, flags: Sequence[str] = ()) -> Done:
         monkeypatch.setenv("HYDRA_FULL_ERROR", "1")

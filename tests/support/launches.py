@@ -34,7 +34,7 @@ READS = ("tolist", "item", "__bool__", "__int__", "__float__", "cpu", "numpy")  
 
 @dataclass
 class Launches:
-    """What all steps of a text launch together.
+    """Launches and waits of all steps of a text together.
 
     Attributes:
         steps: number of steps.

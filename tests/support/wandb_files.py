@@ -26,7 +26,7 @@ def whole_file(folder: Path) -> Path:
 
 
 def wandb_records(file: Path) -> list[pb.Record]:
-    """What W&B wrote, from its file: records in blocks of 32 KiB, in the format of LevelDB's log."""
+    """Read what W&B wrote from its file: records in blocks of 32 KiB, in the format of LevelDB's log."""
     data, place, records, whole = file.read_bytes(), 7, [], b""
     while place + 7 <= len(data):
         if 2**15 - place % 2**15 < 7:  # no room for a header at the end of a block

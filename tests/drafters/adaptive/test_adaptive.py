@@ -341,7 +341,7 @@ def test_bad_input(tiny: TargetModel) -> None:
 def test_a_replay_makes_the_steps_of_a_run(
     tiny: TargetModel, monkeypatch: pytest.MonkeyPatch, kind: str, rows: int
 ) -> None:
-    """Of one that always drafts as deep as it can, at the same costs."""
+    """Return the same for a drafter that always drafts as deep as it can, at the same costs."""
     monkeypatch.setattr(DepthChoice, "choose", lambda *_: None)
     prompts = [[5, 6, 7], [8, 9], [40, 41, 42, 43, 44], [200]]
     drafter: Drafter = Medusa(random_heads(tiny), 15) if kind == "medusa" else Ngram(3, 1, 6, 3, 12)

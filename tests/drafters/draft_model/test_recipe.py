@@ -110,7 +110,7 @@ PLACED = ("afmoe", "deepseek_v2", "deepseek_v3", "llama4_text")  # their config 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_student_of_all_layers_is_the_target(family: str) -> None:
-    """Of every architecture; it shares embeddings and output layer, and nothing else."""
+    """A student of any architecture shares embeddings and output layer, and nothing else."""
     target = TargetModel(build(family), name=family, runtime="stock")
     count = target.depth
     model = student_of(target, list(range(count)))

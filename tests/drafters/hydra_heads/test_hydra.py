@@ -57,7 +57,7 @@ def made(
 
 
 def entering_by_hand(heads: HydraHeads, target: TargetModel, row: list[int]) -> Tensor:
-    """What the heads read behind a text, its last token the root: from a forward over all of it."""
+    """Return the input of the heads behind a text whose last token is the root, from a forward over all of it."""
     ids = torch.tensor([row])
     hidden = teacher_forced(target, ids, ["hidden"])["hidden"][:, :-1]
     if heads.prefix is None:
@@ -68,7 +68,7 @@ def entering_by_hand(heads: HydraHeads, target: TargetModel, row: list[int]) -> 
 
 
 def logits_by_hand(heads: HydraHeads, target: TargetModel, hidden: Tensor, path: list[int]) -> Tensor:
-    """Of the head that reads so many tokens, over the tokens it knows; one token after the other."""
+    """Return q of the head that reads so many tokens, over the tokens it knows, one token after the other."""
     head, x = len(path) - 1, hidden.clone()
     for place, token in enumerate(path):
         x += heads.join[head * (head + 1) // 2 + place] @ target.model.get_input_embeddings().weight[token]

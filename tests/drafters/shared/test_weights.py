@@ -1,4 +1,4 @@
-"""What drafters add to their target, what they were trained on, and the trained ones that come with the repository."""
+"""Drafters state their size and training; the shipped ones load and fit their target."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def weights(drafter: Drafter, target: TargetModel) -> Size:
 
 
 def adapter(target: TargetModel, folder: Path) -> EarlyExit:
-    """Of one residual block, read from a folder."""
+    """Return heads of one residual block, read from a folder."""
     folder.mkdir()
     save_adapter(fresh_adapter(target, 1, blocks=1), target, folder)
     return EarlyExit(1, str(folder))

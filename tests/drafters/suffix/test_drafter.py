@@ -1,4 +1,4 @@
-"""What the suffix drafter proposes from the text, from learnt texts and from a corpus."""
+"""The suffix drafter proposes from the text, from learnt texts and from a corpus."""
 
 from __future__ import annotations
 

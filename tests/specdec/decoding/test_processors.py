@@ -1,4 +1,4 @@
-"""What a model's generation config asks for, and a caller's processors: text is that of `generate`, drafted or not."""
+"""With a model's generation config and a caller's processors, text is that of `generate`, drafted or not."""
 
 from __future__ import annotations
 

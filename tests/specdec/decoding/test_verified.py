@@ -1,4 +1,4 @@
-"""What the target said at every node of the last tree, as a drafter is told."""
+"""A drafter is told what the target said at every node of the last tree."""
 
 from __future__ import annotations
 

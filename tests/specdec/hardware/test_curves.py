@@ -17,7 +17,7 @@ GRID = {(n, p, b): 1e3 * (n + p / 100 + 10 * b) for n in (1, 4, 8) for p in (100
 
 
 def profile(folder: Path, ms: Mapping[tuple[int, int, int], float]) -> Path:
-    """Of points (tokens, prefix, batch)."""
+    """Return the profile of points (tokens, prefix, batch)."""
     points = [{"tokens": n, "prefix": p, "batch": b, "ms": {"quartiles": [m, 2 * m]}} for (n, p, b), m in ms.items()]
     head = {"target": "tiny", "device": "cpu", "dtype": "float32", "ceilings": {}, "provenance": {}}
     file = folder / "profile.json"

@@ -1,4 +1,4 @@
-"""What configs say, against counts by hand, model cards, loaded weights, and PyTorch's counter of operations."""
+"""Costs from configs, against counts by hand, model cards, loaded weights, and PyTorch's counter of operations."""
 
 from __future__ import annotations
 

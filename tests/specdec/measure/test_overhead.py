@@ -1,4 +1,4 @@
-"""What is counted as outside the forwards, by a clock that only goes on where the test says so."""
+"""Time outside the forwards, by a clock that only goes on where the test says so."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a drafter is worth, and the number that a search gets."""
+"""The worth of a drafter, and the number that a search gets."""
 
 from __future__ import annotations
 

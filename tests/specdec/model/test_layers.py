@@ -65,7 +65,7 @@ def test_two_halves_are_a_whole_forward(family: str, runtime: str) -> None:
 
 @pytest.mark.parametrize("runtime", ["fast", "stock"])
 def test_reading_out_is_the_models_own_norm_and_output_layer(family: str, runtime: str) -> None:
-    """Of the k-th hidden state as transformers gives it, by the modules called by name, soft caps and all."""
+    """Return the logits of the k-th hidden state of transformers, by the modules called by name, soft caps and all."""
     target = target_of(family, runtime)
     cache, ids = target.new_cache(1, 8), torch.tensor([[3, 1, 4, 1, 5]])
     with target.stock() as model, torch.inference_mode():

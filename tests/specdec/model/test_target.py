@@ -97,7 +97,7 @@ def test_long_prompts_are_read_in_chunks(monkeypatch: pytest.MonkeyPatch, kernel
 
 
 def test_growing_a_tree_level_by_level_equals_one_forward() -> None:
-    """What a draft model does: the block's first nodes are cached by earlier forwards."""
+    """A draft model's forwards: the block's first nodes are cached by earlier ones."""
     target = TargetModel(build("llama"), name="llama")
     prompts = rows([4, 13, 2])
     tree = tree_over(prompts[:1] * 3)

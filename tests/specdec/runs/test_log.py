@@ -1,4 +1,4 @@
-"""What a run leaves behind: whole files, never mixed, and no tracker that kills a run."""
+"""A run leaves whole files, never mixed, and no tracker kills a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run records about its origin."""
+"""A run records its origin."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every rule promises besides its distribution: rows do not touch each other, greedy stays greedy, the
+"""Every rule keeps its promises besides its distribution: rows do not touch each other, greedy stays greedy, the
 torch path at a real vocabulary draws from p."""
 
 from __future__ import annotations

@@ -203,7 +203,7 @@ def released_flash_attn(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _fwd_kvcache(q, k_cache, v_cache, k, v, seqlens, cos, sin, batch_idx, leftpad, table, alibi, out, scale, causal,
                  left, right, softcap, interleaved, splits):  # fmt: skip
-    """What the CUDA function of flash-attn 2.8 computes, for the arguments we pass; layout [batch seq heads dim]."""
+    """Compute what flash-attn 2.8 computes on CUDA, for the arguments we pass; layout [batch seq heads dim]."""
     unused = (k, v, cos, sin, batch_idx, leftpad, table, alibi, out)
     assert all(x is None for x in unused)
     assert (left, right, softcap, splits) == (-1, -1, 0.0, 0)

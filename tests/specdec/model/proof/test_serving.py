@@ -1,4 +1,4 @@
-"""What serves each layer is observed, not derived."""
+"""The code that serves each layer is observed, not derived."""
 
 from __future__ import annotations
 

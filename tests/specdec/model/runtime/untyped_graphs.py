@@ -1,4 +1,4 @@
-"""What a CUDA graph needs, shown on a CPU: a verify forward is one graph without a break, it reads nothing on the
+"""The needs of a CUDA graph, shown on a CPU: a verify forward is one graph without a break, it reads nothing on the
 host that changes from step to step, and its memory stays where it is. The stand-in for a captured graph is
 `torch.compile(fullgraph=True)`, forbidden to compile again."""
 
