@@ -12,6 +12,7 @@ from tests.support.places import ROOT
 
 PACKAGES = ("specdec", "drafters", "verifiers", "experiments")
 SOURCES = [file for package in PACKAGES for file in sorted((ROOT / package).rglob("*.py"))]
+TESTS = [file for folder in ("tests", "family_tests") for file in sorted((ROOT / folder).rglob("*.py"))]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "drafters").rglob("*.md"))]
 RIDDLES = ("Of ", "What ", "Whose ", "Itself")  # a docstring begins with a verb or a plain noun
 MOST_PARAMETERS, WIDEST = 3, 100
@@ -29,7 +30,7 @@ def name_of(node: Documented) -> str:
     return "module" if isinstance(node, ast.Module) else f"{node.name}, line {node.lineno}"
 
 
-@pytest.mark.parametrize("file", SOURCES, ids=lambda file: str(file.relative_to(ROOT)))
+@pytest.mark.parametrize("file", SOURCES + TESTS, ids=lambda file: str(file.relative_to(ROOT)))
 def test_docstrings_begin_plainly(file: Path) -> None:
     assert [name_of(node) for node, text in documented(file) if text.startswith(RIDDLES)] == []
 
